@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Options of the tracker, declared once: node parameters and command line are made from them."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+
+def _option(
+    default: Any,
+    help: str,  # noqa: A002  (the word users look for)
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    choices: tuple[str, ...] = (),
+) -> Any:
+    metadata = {'help': help, 'min': low, 'max': high, 'choices': choices}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class TrackerConfig:
+    """
+    Options of :class:`drift_ros.Tracker`.
+
+    Each field's metadata holds ``help``, ``min``, ``max`` (inclusive, None where open) and
+    ``choices``. The defaults are those of the embedded model.
+    """
+
+    resolution: int = _option(
+        240, "Pixels of the frame's shorter side as the model sees it.", low=32, high=2048
+    )
+    timestep: int = _option(
+        1, 'Noise level tau the U-Net is told (0: clean, 999: pure noise).', low=0, high=999
+    )
+    layers: tuple[str, ...] = _option(
+        (),
+        'Self-attention layers to use, by name or part of it (up_blocks.2.attentions.0). Empty: '
+        'the first one of the last up block.',
+    )
+    radius: int = _option(
+        12,
+        'A token looks for matches at most this many tokens away, on the finest grid used. '
+        '0: everywhere.',
+        low=0,
+        high=512,
+    )
+    top_k: int = _option(
+        0, 'Keep only this many matches per token. 0: all.', low=0, high=100_000
+    )
+    temperature: float = _option(
+        1.0, "Divides the attention logits; below 1 is sharper than the network's own.",
+        low=0.01, high=100.0,
+    )
+    memory_frames: int = _option(
+        3, 'Last frames kept as references, besides the seed frames.', low=0, high=64
+    )
+    max_seed_frames: int = _option(
+        8, 'Seed frames kept at once; a seed beyond is refused.', low=1, high=64
+    )
+    max_objects: int = _option(
+        64, 'Objects followed at once; a seed beyond is refused.', low=1, high=1024
+    )
+    normalize: bool = _option(
+        True,
+        "Stretch each object's probability over the frame to [0, 1] before objects compete "
+        '(helps small objects).',
+    )
+    refinement: str = _option(
+        'guided',
+        "Sharpen masks at the image's edges: guided (edge-aware filter) or none.",
+        choices=('guided', 'none'),
+    )
+    confidence_threshold: float = _option(
+        0.3, 'An object less confident than this counts as occluded.', low=0.0, high=1.0
+    )
+    recovery_threshold: float = _option(
+        0.5, 'Confidence at which an occluded or lost object counts as found again.',
+        low=0.0, high=1.0,
+    )
+    lost_after: int = _option(
+        10, 'Frames in a row an object may be occluded before it is lost.', low=1, high=100_000
+    )
+
+    def validate(self) -> None:
+        """
+        Check every field.
+
+        Raises
+        ------
+        ValueError
+            Naming the field, its value and what is allowed.
+
+        """
+        for field in dataclasses.fields(self):
+            value, meta = getattr(self, field.name), field.metadata
+            kind = type(field.default)
+            if kind is float and type(value) is int:
+                value = float(value)
+            if type(value) is not kind:
+                raise ValueError(f'{field.name} is {value!r}; it must be of type {kind.__name__}')
+            low, high, choices = meta['min'], meta['max'], meta['choices']
+            if low is not None and not low <= value <= high:
+                raise ValueError(f'{field.name} is {value}; it must lie in [{low}, {high}]')
+            if choices and value not in choices:
+                raise ValueError(f'{field.name} is {value!r}; choose from {", ".join(choices)}')

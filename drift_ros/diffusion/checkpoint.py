@@ -1,0 +1,258 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Load the parts of a Stable-Diffusion-style diffusers folder that the tracker needs."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from drift_ros.errors import CheckpointError
+
+EMBEDDED = Path(__file__).resolve().parent.parent / 'checkpoints'
+
+_AUTOENCODERS = ('AutoencoderKL', 'AutoencoderTiny')
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """
+    A diffusion model ready for feature extraction; all parts in evaluation mode.
+
+    Attributes
+    ----------
+    name : str
+        The folder or hub id it was loaded from.
+    unet : diffusers.UNet2DConditionModel
+    vae : diffusers.AutoencoderKL or diffusers.AutoencoderTiny
+    scheduler : diffusers.DDIMScheduler
+        Made from the folder's scheduler settings, whatever scheduler they name.
+    prompt : Tensor
+        (1, tokens, cross-attention width), the text encoder's states of the empty prompt.
+    added_conditions : dict of str to Tensor
+        SDXL's pooled text embedding and time ids, else empty.
+
+    """
+
+    name: str
+    unet: torch.nn.Module
+    vae: torch.nn.Module
+    scheduler: object
+    prompt: Tensor
+    added_conditions: dict[str, Tensor]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.unet.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights."""
+        return next(self.unet.parameters()).dtype
+
+
+def load_checkpoint(
+    checkpoint: str | Path | None = None,
+    *,
+    device: str | torch.device = 'auto',
+    prompt: str = '',
+    allow_download: bool = False,
+) -> Checkpoint:
+    """
+    Load a checkpoint from a local folder, or from the hub's local cache.
+
+    Parameters
+    ----------
+    checkpoint : str or Path, optional
+        A diffusers folder (``unet``, ``vae``, ``scheduler``, ``tokenizer``, ``text_encoder``), or
+        a hub id ``owner/name``. None or '': the embedded model.
+    device : str or torch.device
+        'auto' is the first GPU, else the CPU. Weights are float16 on a GPU, float32 on a CPU.
+    prompt : str
+        Text that conditions the U-Net.
+    allow_download : bool
+        Whether a hub id that is not in the local cache may be fetched.
+
+    Raises
+    ------
+    CheckpointError
+        When the folder is missing, lacks a component, or holds no safetensors weights. Pickled
+        weights are never loaded.
+
+    """
+    from diffusers import DDIMScheduler, UNet2DConditionModel
+
+    folder = _locate(checkpoint, allow_download)
+    components = _check_components(folder)
+    target = resolve_device(device)
+    dtype = torch.float16 if target.type == 'cuda' else torch.float32
+    unet = _load_weights(UNet2DConditionModel, folder, 'unet', dtype)
+    vae = _load_weights(_autoencoder_class(components), folder, 'vae', dtype)
+    states, added = _encode_prompt(folder, components, prompt, unet)
+    for model in (unet, vae):
+        # Convolutions on CPUs are about three times faster with channels last.
+        model.eval().requires_grad_(False).to(target, memory_format=torch.channels_last)
+    return Checkpoint(
+        name=str(checkpoint or 'embedded'),
+        unet=unet,
+        vae=vae,
+        scheduler=DDIMScheduler.from_pretrained(folder, subfolder='scheduler'),
+        prompt=states.to(target, dtype),
+        added_conditions={key: value.to(target, dtype) for key, value in added.items()},
+    )
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """
+    Turn 'auto', 'cpu' or 'cuda[:n]' into a device.
+
+    Raises
+    ------
+    CheckpointError
+        When the device is unknown or torch sees no such device.
+
+    """
+    if str(device) == 'auto':
+        return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+    try:
+        target = torch.device(device)
+    except RuntimeError as error:
+        raise CheckpointError(f'device {device!r} is unknown; use auto, cpu or cuda') from error
+    if target.type == 'cuda' and not torch.cuda.is_available():
+        raise CheckpointError(f'device {device!r}: torch sees no CUDA GPU; use auto or cpu')
+    return target
+
+
+def _locate(checkpoint: str | Path | None, allow_download: bool) -> Path:
+    if checkpoint is None or str(checkpoint) == '':
+        checkpoint = EMBEDDED
+    folder = Path(checkpoint).expanduser()
+    if folder.is_dir():
+        return folder
+    name = str(checkpoint)
+    if folder.is_absolute() or name.startswith(('.', '~')) or name.count('/') != 1:
+        raise CheckpointError(
+            f'checkpoint folder {name} does not exist; give a local diffusers folder, a hub id '
+            "'owner/name', or nothing for the embedded model"
+        )
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(
+            snapshot_download(
+                name,
+                local_files_only=not allow_download,
+                allow_patterns=['*.json', '*.txt', '*/*.safetensors', '*/*.model'],
+            )
+        )
+    except Exception as error:  # the hub client raises many kinds; the remedy is the same
+        raise CheckpointError(
+            f'checkpoint {name} is neither a local folder nor in the local hub cache; download it '
+            f'once (hf download {name}) or give a local diffusers folder'
+        ) from error
+
+
+def _check_components(folder: Path) -> dict[str, str]:
+    """Map each component's name to its class name; raise when one is missing."""
+    try:
+        index = json.loads((folder / 'model_index.json').read_text())
+    except FileNotFoundError:
+        raise CheckpointError(
+            f'{folder} has no model_index.json: it is not a diffusers checkpoint folder; save the '
+            "model with a pipeline's save_pretrained"
+        ) from None
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f'{folder / "model_index.json"} is not JSON: {error}') from error
+    required = ['unet', 'vae', 'scheduler', 'tokenizer', 'text_encoder']
+    if index.get('text_encoder_2', [None])[0]:
+        required += ['tokenizer_2', 'text_encoder_2']
+    files = {'scheduler': 'scheduler_config.json', 'tokenizer': 'tokenizer_config.json'}
+    files['tokenizer_2'] = files['tokenizer']
+    missing = [
+        name
+        for name in required
+        if not (folder / name / files.get(name, 'config.json')).is_file()
+    ]
+    if missing:
+        raise CheckpointError(
+            f'{folder} lacks {", ".join(missing)}; a Stable-Diffusion-style checkpoint has '
+            f'{", ".join(required)}: copy or download the whole folder'
+        )
+    return {name: entry[1] for name, entry in index.items() if isinstance(entry, list)}
+
+
+def _autoencoder_class(components: dict[str, str]) -> type:
+    import diffusers
+
+    name = components.get('vae', 'AutoencoderKL')
+    if name not in _AUTOENCODERS:
+        raise CheckpointError(
+            f'the autoencoder {name} is not supported; use one of {", ".join(_AUTOENCODERS)}'
+        )
+    return getattr(diffusers, name)
+
+
+def _load_weights(cls: type, folder: Path, component: str, dtype: torch.dtype) -> torch.nn.Module:
+    """Load one component from safetensors; a half-precision variant is taken where it is alone."""
+    names = [path.name for path in (folder / component).glob('*.safetensors')]
+    if not names:
+        raise CheckpointError(
+            f'{folder / component} has no safetensors weights; pickled weights are not loaded: '
+            'convert them with save_pretrained(..., safe_serialization=True)'
+        )
+    variant = 'fp16' if all('.fp16' in name for name in names) else None
+    key = 'dtype' if component.startswith('text_encoder') else 'torch_dtype'
+    try:
+        return cls.from_pretrained(
+            folder,
+            subfolder=component,
+            use_safetensors=True,
+            local_files_only=True,
+            variant=variant,
+            **{key: dtype},
+        )
+    except Exception as error:  # diffusers and transformers raise many kinds for broken files
+        raise CheckpointError(
+            f'{folder / component} could not be loaded as {cls.__name__}: {error}'
+        ) from error
+
+
+def _encode_prompt(
+    folder: Path, components: dict[str, str], prompt: str, unet: torch.nn.Module
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Encode one prompt with the folder's text encoders, which are not kept in memory."""
+    import transformers
+
+    states, pooled = [], None
+    suffixes = ('', '_2') if 'text_encoder_2' in components else ('',)
+    for suffix in suffixes:
+        tokenizer = transformers.CLIPTokenizer.from_pretrained(
+            folder, subfolder=f'tokenizer{suffix}', local_files_only=True
+        )
+        cls = getattr(transformers, components.get(f'text_encoder{suffix}', 'CLIPTextModel'))
+        encoder = _load_weights(cls, folder, f'text_encoder{suffix}', torch.float32).eval()
+        tokens = tokenizer(
+            prompt,
+            padding='max_length',
+            max_length=min(
+                tokenizer.model_max_length, encoder.config.max_position_embeddings
+            ),
+            truncation=True,
+            return_tensors='pt',
+        ).input_ids
+        with torch.inference_mode():
+            output = encoder(tokens, output_hidden_states=True)
+        # SDXL takes the last but one layer of both encoders, without the final norm.
+        states.append(output.hidden_states[-2] if len(suffixes) > 1 else output[0])
+        pooled = output[0]
+    added = {}
+    if unet.config.addition_embed_type == 'text_time':
+        size = float(unet.config.sample_size * 8)
+        added = {
+            'text_embeds': pooled,
+            # Original size, crop corner and target size, as SDXL was trained.
+            'time_ids': torch.tensor([[size, size, 0.0, 0.0, size, size]]),
+        }
+    return torch.cat(states, dim=-1), added

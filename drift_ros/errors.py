@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Errors a caller can act on. Every message names the cause and the remedy."""
+
+from collections.abc import Mapping
+
+
+class DriftRosError(ValueError):
+    """Base of all errors raised for bad input; the tracker's state is as it was before."""
+
+
+class FrameError(DriftRosError):
+    """A frame has the wrong shape, type or size."""
+
+
+class SeedError(DriftRosError):
+    """
+    A seed mask was refused.
+
+    Attributes
+    ----------
+    reasons : dict of int to str
+        Why, for every label of the mask at fault; empty when the mask as a whole is at fault.
+
+    """
+
+    def __init__(self, message: str, reasons: Mapping[int, str] | None = None) -> None:
+        """Keep the message and the reason of each label."""
+        super().__init__(message)
+        self.reasons = dict(reasons or {})
+
+
+class UnknownObjectError(DriftRosError):
+    """No live object has this id."""
+
+
+class CheckpointError(DriftRosError):
+    """A checkpoint is missing, lacks a component or does not fit the configuration."""

@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reference memory: what the tracker remembers of earlier frames, bounded in size."""
+
+import math
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from drift_ros.config import TrackerConfig
+from drift_ros.diffusion.features import FrameFeatures, LayerFeatures
+from drift_ros.propagation import propagate
+
+# Global matches look at every second token in both frames: a sixteenth of the work.
+_COARSE = 2
+
+
+@dataclass
+class Reference:
+    """
+    A remembered frame.
+
+    Attributes
+    ----------
+    features : FrameFeatures
+        Half precision.
+    labels : Tensor
+        (h, w, 1 + objects) float32, distribution over background and objects on the finest grid.
+    owners : set of int
+        Ids of the objects a person marked here; empty for frames the tracker labelled itself.
+
+    """
+
+    features: FrameFeatures
+    labels: Tensor
+    owners: set[int]
+
+
+class ReferenceMemory:
+    """
+    Seed frames, pinned, and the last frames, rolling; and the reading of labels out of them.
+
+    ``object_ids`` gives the objects of label channels 1, 2, ...; channel 0 is background.
+    """
+
+    def __init__(self, config: TrackerConfig) -> None:
+        """Start empty."""
+        self._config = config
+        self.object_ids: list[int] = []
+        self.pinned: list[Reference] = []
+        self.recent: deque[Reference] = deque(maxlen=config.memory_frames)
+
+    @property
+    def references(self) -> list[Reference]:
+        """All remembered frames, seed frames first."""
+        return [*self.pinned, *self.recent]
+
+    def read(self, features: FrameFeatures) -> Tensor:
+        """
+        Propagate the labels of all references to a frame, each within the window.
+
+        Returns
+        -------
+        Tensor
+            (h, w, 1 + objects) float32, sums to 1.
+
+        """
+        return self._attend(features, self.references, self._config.radius or None)
+
+    def search(self, features: FrameFeatures) -> Tensor:
+        """Propagate the labels of the seed frames from wherever they match: as :meth:`read`."""
+        return self._match_anywhere(features, self.pinned)
+
+    def push(self, features: FrameFeatures, labels: Tensor) -> None:
+        """Remember a frame with labels (h, w, 1 + objects); the oldest unpinned one goes."""
+        self.recent.append(Reference(_half(features), labels, set()))
+
+    def pin(self, features: FrameFeatures, masks: Tensor, object_ids: Sequence[int]) -> None:
+        """
+        Remember a seed frame for good and add its objects.
+
+        Parameters
+        ----------
+        features : FrameFeatures
+        masks : Tensor
+            (h, w, K) float32 in [0, 1], share of each token that each new object covers.
+        object_ids : sequence of int
+            Ids of the K objects.
+
+        """
+        rest = 1.0 - masks.sum(dim=-1, keepdim=True)
+        before = self.read(features) if self.references else torch.ones_like(rest)
+        seed = Reference(_half(features), torch.cat([before * rest, masks], -1), set(object_ids))
+        # To older references the new objects are background so far. The same kernel, run
+        # backwards, tells where they were, so that old frames do not vote against them.
+        new = slice(-len(object_ids), None)
+        for reference in self.pinned:
+            _add_objects(reference, self._match_anywhere(reference.features, [seed])[..., new])
+        for reference in self.recent:
+            found = self._attend(reference.features, [seed], self._config.radius or None)
+            _add_objects(reference, found[..., new])
+        self.pinned.append(seed)
+        self.object_ids.extend(object_ids)
+
+    def remove(self, object_id: int) -> None:
+        """Give an object's labels to the background; seed frames of no other object go."""
+        channel = 1 + self.object_ids.index(object_id)
+        self.object_ids.remove(object_id)
+        for reference in self.references:
+            kept = [c for c in range(reference.labels.shape[-1]) if c != channel]
+            background = reference.labels[..., channel]
+            reference.labels = reference.labels[..., kept].clone()
+            reference.labels[..., 0] += background
+            reference.owners.discard(object_id)
+        self.pinned = [reference for reference in self.pinned if reference.owners]
+        if not self.pinned:
+            self.clear()
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self.object_ids.clear()
+        self.pinned.clear()
+        self.recent.clear()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held by features and labels."""
+        tensors = [reference.labels for reference in self.references]
+        for reference in self.references:
+            for layer in reference.features.layers:
+                tensors += [layer.query, layer.key]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+    def _attend(
+        self, features: FrameFeatures, references: Sequence[Reference], radius: int | None
+    ) -> Tensor:
+        """Average the kernels of all layers and heads on the finest grid: (h, w, C)."""
+        grid = features.grid
+        labels = torch.stack([reference.labels for reference in references])  # (R, h, w, C)
+        total, heads = torch.zeros_like(labels[0]), 0
+        for index, layer in enumerate(features.layers):
+            keys = torch.stack([r.features.layers[index].key for r in references])
+            size = layer.query.shape[1:3]
+            layer_radius = radius and math.ceil(radius * size[0] / grid[0])
+            propagated = propagate(
+                layer.query.float(),
+                keys,
+                _resize(labels, size, 'area'),
+                radius=layer_radius,
+                top_k=self._config.top_k,
+                temperature=self._config.temperature,
+            )
+            total += len(layer.query) * _resize(propagated[None], grid, 'bilinear')[0]
+            heads += len(layer.query)
+        return total / heads
+
+    def _match_anywhere(self, features: FrameFeatures, references: Sequence[Reference]) -> Tensor:
+        coarse = [
+            Reference(_thin(r.features), _resize(r.labels[None], _thin(r.features).grid, 'area')[0],
+                      r.owners)
+            for r in references
+        ]
+        found = self._attend(_thin(features), coarse, None)
+        return _resize(found[None], features.grid, 'bilinear')[0]
+
+
+def _add_objects(reference: Reference, found: Tensor) -> None:
+    rest = 1.0 - found.sum(dim=-1, keepdim=True)
+    reference.labels = torch.cat([reference.labels * rest, found], dim=-1)
+
+
+def _half(features: FrameFeatures) -> FrameFeatures:
+    return FrameFeatures(
+        tuple(LayerFeatures(la.query.half(), la.key.half()) for la in features.layers)
+    )
+
+
+def _thin(features: FrameFeatures) -> FrameFeatures:
+    """Keep every second token of each axis."""
+    step = slice(None, None, _COARSE)
+    return FrameFeatures(
+        tuple(LayerFeatures(la.query[:, step, step], la.key[:, step, step])
+              for la in features.layers)
+    )
+
+
+def _resize(labels: Tensor, size: Sequence[int], mode: str) -> Tensor:
+    """(R, h, w, C) to (R, *size, C)."""
+    if labels.shape[1:3] == tuple(size):
+        return labels
+    options = {} if mode == 'area' else {'align_corners': False}
+    resized = F.interpolate(labels.permute(0, 3, 1, 2), tuple(size), mode=mode, **options)
+    return resized.permute(0, 2, 3, 1)

@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Temporal propagation kernel: self-attention across frames whose values are labels.
+
+Source: DRIFT (arXiv 2511.19936), section 3. For the current frame t, references r and one
+attention head, ``A = softmax(Q^t [K^1 .. K^R]^T / sqrt(d))``, the softmax taken jointly over the
+positions of all references, and the labels of the current frame are ``A [Y^1 .. Y^R]``. The
+labels take the place of the attention's values, so the N x RN affinity is never stored.
+"""
+
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+# Queries are handled in square tiles: the smaller a tile, the fewer keys outside the window are
+# computed in vain; the larger, the better the matrix products. 12 to 16 is best on CPUs.
+_TILE = 16
+# Rows of the affinity held at once when there is no window.
+_CHUNK = 1024
+
+
+def propagate(
+    query: Tensor,
+    keys: Tensor,
+    labels: Tensor,
+    *,
+    radius: int | None = None,
+    top_k: int = 0,
+    temperature: float = 1.0,
+    head_weights: Tensor | None = None,
+) -> Tensor:
+    """
+    Propagate the labels of reference frames to the current frame by attention.
+
+    Parameters
+    ----------
+    query : Tensor
+        (heads, h, w, d) floating point, queries of the current frame.
+    keys : Tensor
+        (R, heads, h, w, d), keys of the R references, same device as ``query``; half precision is
+        widened to the query's.
+    labels : Tensor
+        (R, h, w, C) in [0, 1], one distribution over background and objects per position.
+    radius : int, optional
+        A query sees only the keys of the square window of ``2 radius + 1`` positions around its
+        own place, in every reference. None: every position.
+    top_k : int
+        Keep only the ``top_k`` largest affinities of each query, over all references jointly, and
+        renormalise. 0: keep all.
+    temperature : float
+        Divides the logits; below 1 the kernel is sharper than the network's own attention.
+    head_weights : Tensor, optional
+        (heads,) non-negative, sum 1. None: uniform.
+
+    Returns
+    -------
+    Tensor
+        (h, w, C) in [0, 1], float of ``query``'s type; sums to 1 over C where the labels do.
+
+    Raises
+    ------
+    ValueError
+        When shapes do not fit, or ``temperature`` is not positive.
+
+    """
+    heads, height, width, dim = query.shape
+    if keys.shape[1:] != query.shape or labels.shape[:3] != (keys.shape[0], height, width):
+        raise ValueError(
+            f'shapes do not fit: query {tuple(query.shape)}, keys {tuple(keys.shape)}, '
+            f'labels {tuple(labels.shape)}'
+        )
+    if temperature <= 0:
+        raise ValueError(f'temperature is {temperature}; it must be above 0')
+    if head_weights is None:
+        head_weights = query.new_full((heads,), 1.0 / heads)
+    keys, labels = keys.to(query.dtype), labels.to(query.dtype)
+    scale = dim**-0.5 / temperature
+    if radius is None or radius >= max(height, width):
+        return _propagate_everywhere(query, keys, labels, scale, top_k, head_weights)
+
+    # A window that holds one label vector only returns that vector whatever the affinities are:
+    # tiles far from every object cost nothing.
+    out = labels[0].clone()
+    for y0, y1, ya, yb in _spans(height, radius):
+        for x0, x1, xa, xb in _spans(width, radius):
+            values = labels[:, ya:yb, xa:xb].flatten(0, 2)  # (R * rows * columns, C)
+            if bool((values == values[0]).all()):
+                out[y0:y1, x0:x1] = values[0]
+                continue
+            tile_query = query[:, y0:y1, x0:x1].flatten(1, 2)  # (heads, tile, d)
+            tile_keys = keys[:, :, ya:yb, xa:xb].transpose(0, 1).flatten(1, 3)
+            bias = _window_bias(
+                (y1 - y0, x1 - x0), (yb - ya, xb - xa), (y0 - ya, x0 - xa), radius, query.device
+            ).to(query.dtype)
+            propagated = _attend(
+                tile_query, tile_keys, values, scale, top_k, bias.repeat(1, keys.shape[0])
+            )  # (heads, tile, C)
+            out[y0:y1, x0:x1] = torch.einsum('hnc,h->nc', propagated, head_weights).view(
+                y1 - y0, x1 - x0, -1
+            )
+    return out
+
+
+def _propagate_everywhere(
+    query: Tensor, keys: Tensor, labels: Tensor, scale: float, top_k: int, head_weights: Tensor
+) -> Tensor:
+    _, height, width, _ = query.shape
+    flat_query = query.flatten(1, 2)  # (heads, N, d)
+    flat_keys = keys.transpose(0, 1).flatten(1, 3)  # (heads, R * N, d)
+    values = labels.flatten(0, 2)  # (R * N, C)
+    rows = [
+        torch.einsum(
+            'hnc,h->nc', _attend(chunk, flat_keys, values, scale, top_k, None), head_weights
+        )
+        for chunk in flat_query.split(_CHUNK, dim=1)
+    ]
+    return torch.cat(rows).view(height, width, -1)
+
+
+def _attend(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, top_k: int, bias: Tensor | None
+) -> Tensor:
+    """Attend from (heads, n, d) to (heads, m, d) with values (m, C) of all heads: (heads, n, C)."""
+    if not 0 < top_k < key.shape[1]:
+        # The fused kernels want values as wide as the keys: pad, or take the channels in groups.
+        dim = query.shape[-1]
+        parts = []
+        for group in value.split(dim, dim=-1):
+            padded = F.pad(group, (0, dim - group.shape[-1])).expand(key.shape[0], -1, -1)
+            attended = F.scaled_dot_product_attention(
+                query[None], key[None], padded[None], attn_mask=bias, scale=scale
+            )[0]
+            parts.append(attended[..., : group.shape[-1]])
+        return torch.cat(parts, dim=-1)
+    logits = torch.matmul(query * scale, key.transpose(1, 2))  # (heads, n, m)
+    if bias is not None:
+        logits += bias
+    best, index = logits.topk(top_k, dim=-1)  # (heads, n, top_k)
+    return torch.einsum('hnk,hnkc->hnc', best.softmax(dim=-1), value[index])
+
+
+def _spans(length: int, radius: int) -> list[tuple[int, int, int, int]]:
+    """Tiles of one axis: first and last query (exclusive), first and last key (exclusive)."""
+    return [
+        (
+            start,
+            min(start + _TILE, length),
+            max(start - radius, 0),
+            min(start + _TILE + radius, length),
+        )
+        for start in range(0, length, _TILE)
+    ]
+
+
+@lru_cache(maxsize=64)
+def _window_bias(
+    tile: tuple[int, int],
+    region: tuple[int, int],
+    offset: tuple[int, int],
+    radius: int,
+    device: torch.device,
+) -> Tensor:
+    """Give 0 inside the window and -inf outside: (tile rows * columns, region rows * columns)."""
+    inside = []
+    for axis in range(2):
+        queries = torch.arange(tile[axis], device=device) + offset[axis]
+        keys = torch.arange(region[axis], device=device)
+        inside.append((queries[:, None] - keys[None]).abs() <= radius)  # (tile, region)
+    both = inside[0][:, None, :, None] & inside[1][None, :, None, :]
+    bias = torch.zeros(both.shape, device=device).masked_fill_(~both, float('-inf'))
+    return bias.view(tile[0] * tile[1], region[0] * region[1])

@@ -1,0 +1,398 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The online algorithm: seed, step, remove. It imports no ROS."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from drift_ros.config import TrackerConfig
+from drift_ros.diffusion.features import FrameFeatures
+from drift_ros.memory import ReferenceMemory
+from drift_ros.objects import (
+    ObjectEstimate,
+    ObjectInfo,
+    ObjectRegistry,
+    ObjectState,
+    SeedRequest,
+    TrackedObject,
+    box_of,
+)
+from drift_ros.refinement import FrameRefiner, make_refiner
+
+
+class FeatureExtractor(Protocol):
+    """Anything that turns a frame into queries and keys."""
+
+    def extract(self, frame: np.ndarray) -> FrameFeatures:
+        """Extract features of a (H, W, 3) uint8 RGB frame."""
+
+
+@dataclass(frozen=True)
+class TrackResult:
+    """
+    What the tracker says of one frame.
+
+    Attributes
+    ----------
+    labels : np.ndarray
+        (H, W) uint8, uint16 once an id exceeds 255; pixel = object id, 0 = background.
+    objects : tuple of ObjectEstimate
+        Every live object, by ascending id.
+    timings : dict of str to float
+        Milliseconds spent: 'features', 'propagation', 'refinement', 'total'.
+
+    """
+
+    labels: np.ndarray
+    objects: tuple[ObjectEstimate, ...]
+    timings: dict[str, float]
+    _coarse: dict[int, np.ndarray] = field(repr=False)
+    _refiner: FrameRefiner | None = field(repr=False)
+
+    def probability(self, object_id: int) -> np.ndarray:
+        """Give the refined probability of an object: (H, W) float32 in [0, 1]; 0 if not found."""
+        if object_id not in self._coarse:
+            return np.zeros(self.labels.shape, np.float32)
+        return _render(self._coarse[object_id], self.labels.shape, self._refiner)
+
+
+class Tracker:
+    """
+    Follow objects through frames, one frame at a time, in bounded time and memory.
+
+    >>> tracker = Tracker()
+    >>> (cup,) = tracker.seed(first_frame, mask, names=['cup'])
+    >>> result = tracker.step(next_frame)
+    >>> result.labels == cup, result.objects[0].box
+
+    One thread may call :meth:`seed`, :meth:`step`, :meth:`remove` and :meth:`reset`;
+    :meth:`prepare_seed`, :meth:`check_object` and :attr:`objects` may be used from others.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str | Path | None = None,
+        config: TrackerConfig | None = None,
+        *,
+        device: str | torch.device = 'auto',
+        features: FeatureExtractor | None = None,
+    ) -> None:
+        """
+        Load the model.
+
+        Parameters
+        ----------
+        checkpoint : str or Path, optional
+            See :func:`drift_ros.diffusion.checkpoint.load_checkpoint`. None: embedded model.
+        config : TrackerConfig, optional
+        device : str or torch.device
+            'auto', 'cpu' or 'cuda[:n]'.
+        features : FeatureExtractor, optional
+            Used in place of a diffusion model.
+
+        Raises
+        ------
+        CheckpointError
+            When the checkpoint cannot be used.
+        ValueError
+            When an option is out of range.
+
+        """
+        self.config = config or TrackerConfig()
+        self.config.validate()
+        self._features = features or _diffusion_features(checkpoint, self.config, device)
+        self._refiner = make_refiner(self.config.refinement)
+        self._memory = ReferenceMemory(self.config)
+        self._registry = ObjectRegistry(self.config)
+        self._tracked: dict[int, TrackedObject] = {}
+
+    @property
+    def objects(self) -> tuple[ObjectInfo, ...]:
+        """Live objects, those of prepared seeds included, by ascending id."""
+        return self._registry.objects
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes the reference memory holds."""
+        return self._memory.nbytes
+
+    def seed(
+        self,
+        frame: np.ndarray,
+        label_mask: np.ndarray,
+        names: Sequence[str] | Mapping[int, str] | None = None,
+    ) -> list[int]:
+        """
+        Start to follow the objects of a mask; at any time, in any frame of the same size.
+
+        Parameters
+        ----------
+        frame : np.ndarray
+            (H, W, 3) uint8 RGB.
+        label_mask : np.ndarray
+            (H, W) integer; 0 = background, every other label is one new object.
+        names : sequence or mapping, optional
+            One name a label, in ascending order of labels, or a mapping from label to name.
+
+        Returns
+        -------
+        list of int
+            The new objects' ids, in ascending order of labels. Ids are never reused.
+
+        Raises
+        ------
+        FrameError, SeedError
+            Nothing was seeded, and tracking is as it was.
+
+        """
+        request = self.prepare_seed(frame, label_mask, names)
+        self.apply_seed(request)
+        return list(request.object_ids)
+
+    def prepare_seed(
+        self,
+        frame: np.ndarray,
+        label_mask: np.ndarray,
+        names: Sequence[str] | Mapping[int, str] | None = None,
+    ) -> SeedRequest:
+        """Check a seed and reserve its ids, without the network; from any thread."""
+        return self._registry.reserve(frame, label_mask, names)
+
+    def cancel_seed(self, request: SeedRequest) -> None:
+        """Give up a prepared seed."""
+        for object_id in request.object_ids:
+            self._registry.drop(object_id)
+        self._registry.set_seed_frames(len(self._memory.pinned))
+
+    def apply_seed(self, request: SeedRequest) -> None:
+        """Carry out a prepared seed; objects removed or reset since are left out."""
+        live = {info.id for info in self._registry.objects}
+        chosen = [
+            (label, ObjectInfo(object_id, name))
+            for label, object_id, name in zip(
+                request.labels, request.object_ids, request.names, strict=True
+            )
+            if object_id in live
+        ]
+        if not chosen:
+            return
+        try:
+            features = self._features.extract(request.frame)
+            masks = np.stack([(request.mask == label) for label, _ in chosen], axis=-1)
+            shares = _token_shares(masks, features.grid).to(features.layers[0].key.device)
+            self._memory.pin(features, shares, [info.id for _, info in chosen])
+        except Exception:
+            self.cancel_seed(request)
+            raise
+        self._tracked.update({info.id: TrackedObject(info) for _, info in chosen})
+
+    def check_object(self, object_id: int) -> None:
+        """Raise UnknownObjectError unless the object is live; from any thread."""
+        self._registry.check(object_id)
+
+    def remove(self, object_id: int) -> None:
+        """
+        Stop following an object.
+
+        Raises
+        ------
+        UnknownObjectError
+
+        """
+        self._registry.check(object_id)
+        self._registry.drop(object_id)
+        if self._tracked.pop(object_id, None):
+            self._memory.remove(object_id)
+        self._registry.set_seed_frames(len(self._memory.pinned))
+
+    def reset(self) -> None:
+        """Forget all objects and frames; a new frame size may follow."""
+        self._memory.clear()
+        self._tracked.clear()
+        self._registry.clear()
+
+    def step(self, frame: np.ndarray) -> TrackResult:
+        """
+        Find the objects in the next frame.
+
+        Parameters
+        ----------
+        frame : np.ndarray
+            (H, W, 3) uint8 RGB, of the size the objects were seeded in.
+
+        Returns
+        -------
+        TrackResult
+
+        Raises
+        ------
+        FrameError
+            The frame is not usable; tracking is as it was.
+
+        """
+        self._registry.check_size(frame)
+        clock = _Stopwatch()
+        if not self._tracked:
+            return TrackResult(np.zeros(frame.shape[:2], np.uint8), (), clock.stop(), {}, None)
+        features = self._features.extract(frame)
+        clock.lap('features')
+
+        soft = self._memory.read(features)  # (h, w, 1 + objects), sums to 1
+        if any(entry.state is not ObjectState.TRACKING for entry in self._tracked.values()):
+            soft = self._recover(features, soft)
+        confidences = self._update_states(soft)
+        self._memory.push(features, soft)
+        clock.lap('propagation')
+
+        coarse = self._compete(soft)
+        refiner = self._refiner.begin(frame) if self._refiner and coarse else None
+        labels = self._assign(coarse, frame.shape[:2], refiner)
+        objects = tuple(
+            _estimate(entry, confidences[object_id], labels)
+            for object_id, entry in sorted(self._tracked.items())
+        )
+        clock.lap('refinement')
+        return TrackResult(labels, objects, clock.stop(), coarse, refiner)
+
+    def _recover(self, features: FrameFeatures, soft: Tensor) -> Tensor:
+        """Take missing objects from a search of the whole frame, where it finds them."""
+        found = self._memory.search(features)
+        for channel, object_id in enumerate(self._memory.object_ids, start=1):
+            if self._tracked[object_id].state is ObjectState.TRACKING:
+                continue
+            mass = max(soft[..., channel], found[..., channel], key=_confidence)
+            if _confidence(mass) < self.config.recovery_threshold:
+                mass = torch.zeros_like(mass)
+            others = soft.clone()
+            others[..., channel] = 0.0
+            others /= others.sum(dim=-1, keepdim=True).clamp_min(1e-6)
+            soft = others * (1.0 - mass[..., None])
+            soft[..., channel] = mass
+        return soft
+
+    def _update_states(self, soft: Tensor) -> dict[int, float]:
+        """Decide which objects were found; those that were not leave no trace in ``soft``."""
+        confidences = {}
+        for channel, object_id in enumerate(self._memory.object_ids, start=1):
+            confidence = _confidence(soft[..., channel])
+            found = confidence >= self.config.confidence_threshold
+            if not found:
+                soft[..., 0] += soft[..., channel]
+                soft[..., channel] = 0.0
+            self._tracked[object_id].update(found, self.config.lost_after)
+            confidences[object_id] = confidence
+        return confidences
+
+    def _compete(self, soft: Tensor) -> dict[int, np.ndarray]:
+        """Scale probabilities for the argmax: background (key 0) and found objects, (h, w) each."""
+        channels = soft.permute(2, 0, 1).cpu().numpy()
+        ids = [0, *self._memory.object_ids]
+        shown = {
+            number: channel
+            for number, channel in zip(ids, channels, strict=True)
+            if number == 0 or self._tracked[number].state is ObjectState.TRACKING
+        }
+        if len(shown) == 1:
+            return {}
+        if self.config.normalize:
+            shown = {number: _stretch(channel) for number, channel in shown.items()}
+        total = np.maximum(sum(shown.values()), 1e-6)
+        return {number: channel / total for number, channel in shown.items()}
+
+    def _assign(
+        self, coarse: dict[int, np.ndarray], size: tuple[int, int], refiner: FrameRefiner | None
+    ) -> np.ndarray:
+        """Give each pixel to the most probable object, or to the background."""
+        wide = max(self._tracked, default=0) > 255
+        labels = np.zeros(size, np.uint16 if wide else np.uint8)
+        best = None
+        for number, channel in coarse.items():  # the background comes first
+            probability = _render(channel, size, refiner)
+            if best is None:
+                best = probability
+                continue
+            ahead = probability > best
+            labels[ahead] = number
+            best[ahead] = probability[ahead]
+        return labels
+
+
+def _diffusion_features(
+    checkpoint: str | Path | None, config: TrackerConfig, device: str | torch.device
+) -> FeatureExtractor:
+    from drift_ros.diffusion.checkpoint import load_checkpoint
+    from drift_ros.diffusion.features import DiffusionFeatures
+
+    return DiffusionFeatures(
+        load_checkpoint(checkpoint, device=device),
+        layers=config.layers,
+        timestep=config.timestep,
+        resolution=config.resolution,
+    )
+
+
+def _token_shares(masks: np.ndarray, grid: tuple[int, int]) -> Tensor:
+    """Share of each token covered: (H, W, K) bool to (h, w, K) float32 in [0, 1]."""
+    height, width = grid
+    shares = [
+        cv2.resize(channel, (width, height), interpolation=cv2.INTER_AREA)
+        for channel in np.moveaxis(masks.astype(np.float32), -1, 0)
+    ]
+    return torch.from_numpy(np.stack(shares, axis=-1))
+
+
+def _confidence(mass: Tensor) -> float:
+    """Mean of an object's probability (h, w), weighted by itself: 1 crisp, near 0 diffuse."""
+    total = float(mass.sum())
+    return float(mass.square().sum()) / total if total > 0 else 0.0
+
+
+def _stretch(channel: np.ndarray) -> np.ndarray:
+    """Min-max normalise (h, w), as DINO's video segmentation evaluation does."""
+    low, high = float(channel.min()), float(channel.max())
+    return (channel - low) / (high - low) if high > low else channel
+
+
+def _render(
+    coarse: np.ndarray, size: tuple[int, ...], refiner: FrameRefiner | None
+) -> np.ndarray:
+    """Upsample (h, w) to the frame's (H, W), and refine."""
+    height, width = size
+    probability = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_LINEAR)
+    return refiner.refine(probability) if refiner else probability
+
+
+def _estimate(entry: TrackedObject, confidence: float, labels: np.ndarray) -> ObjectEstimate:
+    mask = labels == entry.info.id
+    return ObjectEstimate(
+        id=entry.info.id,
+        name=entry.info.name,
+        state=entry.state,
+        confidence=confidence,
+        box=box_of(mask),
+        area=int(np.count_nonzero(mask)),
+        age=entry.age,
+    )
+
+
+class _Stopwatch:
+    """Milliseconds between laps."""
+
+    def __init__(self) -> None:
+        self._start = self._last = time.perf_counter()
+        self._laps: dict[str, float] = {}
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self._laps[name] = 1e3 * (now - self._last)
+        self._last = now
+
+    def stop(self) -> dict[str, float]:
+        return {**self._laps, 'total': 1e3 * (time.perf_counter() - self._start)}
