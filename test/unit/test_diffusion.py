@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints load, and captured queries and keys are the network's own."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from diffusers.models.attention_processor import AttnProcessor
+from tiny_models import FAMILIES, save_checkpoint
+
+from drift_ros.diffusion.checkpoint import load_checkpoint
+from drift_ros.diffusion.features import DiffusionFeatures, self_attention_layers
+from drift_ros.errors import CheckpointError
+from drift_ros.propagation import propagate
+
+
+@pytest.fixture(scope='module', params=sorted(FAMILIES))
+def folder(request, tmp_path_factory):
+    return save_checkpoint(tmp_path_factory.mktemp(request.param), request.param)
+
+
+@pytest.fixture(scope='module')
+def sd1(tmp_path_factory):
+    return save_checkpoint(tmp_path_factory.mktemp('sd1'), 'sd1')
+
+
+@pytest.fixture
+def broken(sd1, tmp_path):
+    """Copy of a good folder, for tests to break."""
+    return shutil.copytree(sd1, tmp_path / 'broken')
+
+
+def frame(height=96, width=128):
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+
+
+class RecordProbabilities(AttnProcessor):
+    """diffusers' plain processor; keeps the probabilities the network itself computes."""
+
+    def __call__(self, attn, hidden_states, *args, **kwargs):
+        original = attn.get_attention_scores
+
+        def spy(query, key, mask=None):
+            self.probabilities = original(query, key, mask)
+            return self.probabilities
+
+        attn.get_attention_scores = spy
+        try:
+            return super().__call__(attn, hidden_states, *args, **kwargs)
+        finally:
+            del attn.get_attention_scores
+
+
+def test_kernel_is_the_networks_own_self_attention(folder):
+    """With the reference equal to the current frame, for every layer and head (DESIGN 3.1)."""
+    checkpoint = load_checkpoint(folder, device='cpu')
+    names = self_attention_layers(checkpoint.unet)
+    extractor = DiffusionFeatures(checkpoint, layers=names, timestep=30, resolution=96)
+    features = extractor.extract(frame())
+    assert extractor.layers == tuple(names)
+
+    recorders = {}
+    for name in names:
+        recorders[name] = checkpoint.unet.get_submodule(name).processor = RecordProbabilities()
+    with torch.inference_mode():
+        checkpoint.unet(
+            extractor.encode(frame()) * float(checkpoint.scheduler.alphas_cumprod[30]) ** 0.5,
+            30,
+            checkpoint.prompt,
+            added_cond_kwargs=checkpoint.added_conditions,
+        )
+    for name, layer in zip(names, features.layers, strict=True):
+        heads, height, width, _ = layer.query.shape
+        tokens = height * width
+        # With the identity as labels, propagation returns the affinity itself.
+        identity = torch.eye(tokens).view(1, height, width, tokens)
+        for head in range(heads):
+            kernel = propagate(
+                layer.query[head : head + 1], layer.key[None, head : head + 1], identity
+            ).view(tokens, tokens)
+            torch.testing.assert_close(
+                kernel, recorders[name].probabilities[head], atol=1e-5, rtol=0
+            )
+
+
+def test_the_pass_stops_after_the_last_layer(sd1):
+    checkpoint = load_checkpoint(sd1, device='cpu')
+    reached = []
+    for name, block in checkpoint.unet.named_modules():
+        if name in ('down_blocks.1', 'mid_block', 'up_blocks.0'):
+            block.register_forward_hook(lambda *_, name=name: reached.append(name))
+    names = self_attention_layers(checkpoint.unet)
+    DiffusionFeatures(checkpoint, layers=names[:1], resolution=64).extract(frame())
+    assert reached == []
+    DiffusionFeatures(checkpoint, layers=['up_blocks.1'], resolution=64).extract(frame())
+    assert reached == ['down_blocks.1', 'mid_block', 'up_blocks.0']
+
+
+def test_stock_processors_are_put_back(sd1):
+    checkpoint = load_checkpoint(sd1, device='cpu')
+    before = {name: type(p) for name, p in checkpoint.unet.attn_processors.items()}
+    DiffusionFeatures(checkpoint, resolution=64).extract(frame())
+    assert {name: type(p) for name, p in checkpoint.unet.attn_processors.items()} == before
+
+
+def test_default_layer_is_the_first_of_the_last_up_block(folder):
+    checkpoint = load_checkpoint(folder, device='cpu')
+    (layer,) = DiffusionFeatures(checkpoint).layers
+    blocks = [n.split('.')[1] for n in self_attention_layers(checkpoint.unet) if 'up_' in n]
+    assert layer == f'up_blocks.{blocks[-1]}.attentions.0.transformer_blocks.0.attn1'
+
+
+def test_layers_are_chosen_by_parts_of_names(sd1):
+    checkpoint = load_checkpoint(sd1, device='cpu')
+    chosen = DiffusionFeatures(checkpoint, layers=['up_blocks.2', 'mid_block']).layers
+    assert [name.split('.attentions')[0] for name in chosen] == [
+        'mid_block', 'up_blocks.2', 'up_blocks.2',
+    ]
+    with pytest.raises(CheckpointError, match=r"no self-attention layer 'up_blocks.9'.*mid_block"):
+        DiffusionFeatures(checkpoint, layers=['up_blocks.9'])
+
+
+def test_timestep_out_of_range(sd1):
+    with pytest.raises(CheckpointError, match='timestep is 1000'):
+        DiffusionFeatures(load_checkpoint(sd1, device='cpu'), timestep=1000)
+
+
+@pytest.mark.parametrize('size', [(96, 128), (97, 131), (480, 854)])
+def test_any_frame_size(sd1, size):
+    features = DiffusionFeatures(load_checkpoint(sd1, device='cpu'), resolution=64)
+    height, width = features.working_size(*size)
+    assert height % 32 == width % 32 == 0
+    assert features.extract(frame(*size)).grid == (height // 8, width // 8)
+
+
+def test_extraction_is_deterministic(sd1):
+    features = DiffusionFeatures(load_checkpoint(sd1, device='cpu'), resolution=64)
+    first, second = features.extract(frame()), features.extract(frame())
+    assert torch.equal(first.layers[0].query, second.layers[0].query)
+
+
+@pytest.mark.parametrize(
+    'component', ['unet', 'vae', 'scheduler', 'tokenizer', 'text_encoder']
+)
+def test_a_missing_component_is_named(broken, component):
+    shutil.rmtree(broken / component)
+    with pytest.raises(CheckpointError, match=rf'lacks {component};.*copy or download'):
+        load_checkpoint(broken, device='cpu')
+
+
+def test_no_model_index(broken):
+    (broken / 'model_index.json').unlink()
+    with pytest.raises(CheckpointError, match='no model_index.json'):
+        load_checkpoint(broken, device='cpu')
+
+
+def test_pickled_weights_are_never_loaded(broken):
+    weights = broken / 'unet' / 'diffusion_pytorch_model.safetensors'
+    weights.rename(weights.with_suffix('.bin'))
+    with pytest.raises(CheckpointError, match='no safetensors weights'):
+        load_checkpoint(broken, device='cpu')
+
+
+def test_truncated_weights(broken):
+    weights = broken / 'unet' / 'diffusion_pytorch_model.safetensors'
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match='could not be loaded as UNet2DConditionModel'):
+        load_checkpoint(broken, device='cpu')
+
+
+def test_unknown_autoencoder(broken):
+    index = json.loads((broken / 'model_index.json').read_text())
+    index['vae'] = ['diffusers', 'VQModel']
+    (broken / 'model_index.json').write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match='VQModel is not supported'):
+        load_checkpoint(broken, device='cpu')
+
+
+def test_half_precision_variant(broken):
+    for component in ('unet', 'vae'):
+        weights = broken / component / 'diffusion_pytorch_model.safetensors'
+        weights.rename(weights.with_name('diffusion_pytorch_model.fp16.safetensors'))
+    assert load_checkpoint(broken, device='cpu').dtype == torch.float32
+
+
+def test_missing_folder_and_uncached_hub_id(tmp_path, monkeypatch):
+    monkeypatch.setenv('HF_HUB_OFFLINE', '1')
+    with pytest.raises(CheckpointError, match='does not exist'):
+        load_checkpoint(tmp_path / 'nowhere', device='cpu')
+    with pytest.raises(CheckpointError, match='neither a local folder nor in the local hub cache'):
+        load_checkpoint('nobody/nothing', device='cpu')
+
+
+def test_unknown_device(sd1):
+    with pytest.raises(CheckpointError, match='is unknown'):
+        load_checkpoint(sd1, device='toaster')

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The propagation kernel agrees with a deliberately plain, dense implementation."""
+
+import pytest
+import torch
+
+from drift_ros.propagation import propagate
+
+
+def dense(query, keys, labels, radius, top_k, temperature, head_weights):
+    """Every affinity, one query at a time, in double precision: slow and obvious."""
+    heads, height, width, dim = query.shape
+    out = torch.zeros(height, width, labels.shape[-1], dtype=torch.float64)
+    for head in range(heads):
+        for y in range(height):
+            for x in range(width):
+                logits, values = [], []
+                for reference in range(len(keys)):
+                    for v in range(height):
+                        for u in range(width):
+                            if radius is not None and max(abs(v - y), abs(u - x)) > radius:
+                                continue
+                            product = query[head, y, x].double() @ keys[reference, head, v, u].double()
+                            logits.append(product / dim**0.5 / temperature)
+                            values.append(labels[reference, v, u].double())
+                logits = torch.stack(logits)
+                if top_k:
+                    kept = logits.topk(min(top_k, len(logits))).indices
+                    logits, values = logits[kept], [values[i] for i in kept]
+                out[y, x] += head_weights[head] * (
+                    logits.softmax(0)[:, None] * torch.stack(values)
+                ).sum(0)
+    return out
+
+
+def example(heads=2, height=5, width=7, dim=6, references=2, channels=3):
+    generator = torch.Generator().manual_seed(0)
+    query = torch.randn(heads, height, width, dim, generator=generator)
+    keys = torch.randn(references, heads, height, width, dim, generator=generator)
+    labels = torch.rand(references, height, width, channels, generator=generator).softmax(-1)
+    return query, keys, labels
+
+
+@pytest.mark.parametrize('radius', [None, 0, 1, 2, 3, 50])
+@pytest.mark.parametrize('top_k', [0, 1, 5, 1000])
+def test_agrees_with_the_dense_implementation(radius, top_k):
+    query, keys, labels = example()
+    weights = torch.tensor([0.3, 0.7])
+    got = propagate(
+        query, keys, labels, radius=radius, top_k=top_k, temperature=0.7, head_weights=weights
+    )
+    want = dense(query, keys, labels, radius, top_k, 0.7, weights)
+    torch.testing.assert_close(got.double(), want, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(('height', 'width', 'radius'), [(33, 20, 3), (17, 35, 6), (40, 16, 20)])
+def test_tiles_join_without_seams(height, width, radius):
+    """Grids of several tiles equal one masked attention over everything."""
+    query, keys, labels = example(1, height, width, 8, 2, 2)
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing='ij')
+    y, x = y.flatten(), x.flatten()
+    near = torch.maximum((y[:, None] - y).abs(), (x[:, None] - x).abs()) <= radius
+    logits = query.flatten(1, 2)[0] @ keys.transpose(0, 1).flatten(1, 3)[0].T / 8**0.5
+    logits = logits.masked_fill(~near.repeat(1, 2), float('-inf'))
+    want = (logits.softmax(-1) @ labels.flatten(0, 2)).view(height, width, 2)
+    got = propagate(query, keys, labels, radius=radius)
+    torch.testing.assert_close(got, want, atol=1e-5, rtol=0)
+
+
+def test_uniform_windows_are_skipped_without_changing_the_result():
+    """Where every label in reach is background, the answer is background, exactly."""
+    query, keys, _ = example(1, 48, 64, 4, 2)
+    labels = torch.zeros(2, 48, 64, 2)
+    labels[..., 0] = 1
+    labels[:, 5:9, 5:9] = torch.tensor([0.0, 1.0])
+    got = propagate(query, keys, labels, radius=2)
+    assert (got[20:, 20:, 0] == 1).all()
+    assert got[5:9, 5:9, 1].min() > 0
+    torch.testing.assert_close(got.sum(-1), torch.ones(48, 64))
+
+
+def test_more_objects_than_head_channels():
+    query, keys, labels = example(dim=4, channels=11)
+    weights = torch.tensor([0.5, 0.5])
+    got = propagate(query, keys, labels, radius=2)
+    want = dense(query, keys, labels, 2, 0, 1.0, weights)
+    torch.testing.assert_close(got.double(), want, atol=1e-5, rtol=0)
+
+
+def test_half_precision_keys():
+    query, keys, labels = example()
+    got = propagate(query, keys.half(), labels)
+    torch.testing.assert_close(got, propagate(query, keys, labels), atol=2e-3, rtol=0)
+
+
+def test_shapes_that_do_not_fit_are_refused():
+    query, keys, labels = example()
+    with pytest.raises(ValueError, match='shapes do not fit'):
+        propagate(query, keys[:, :1], labels)
+    with pytest.raises(ValueError, match='temperature'):
+        propagate(query, keys, labels, temperature=0)
