@@ -1,0 +1,292 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Parameters of all nodes, declared once as data.
+
+A node's parameters are the fields of dataclasses (:class:`NodeConfig` and the engine's
+``TrackerConfig`` for the tracker). Their metadata give the ROS descriptors and ranges, the
+checks, ``config/tracker.yaml`` and the tables of ``docs/nodes.md``. After a change, write the
+latter two again::
+
+    python -m drift_ros.nodes.parameters
+"""
+from __future__ import annotations
+
+import array
+from collections.abc import Iterable
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+import sys
+from typing import Any, get_args, get_origin, get_type_hints, TypeVar
+
+from drift_ros.config import TrackerConfig
+
+_MODES = {
+    'configure': 'configure',
+    'activate': 'activate',
+    'now': 'at once',
+    'start': 'start',
+}
+
+
+def _parameter(default: Any, help: str, applies: str, *, low: float | None = None,  # noqa: A002
+               high: float | None = None, choices: tuple[str, ...] = ()) -> Any:
+    return dataclasses.field(default=default, metadata={
+        'help': help, 'min': low, 'max': high, 'choices': choices, 'applies': applies})
+
+
+@dataclass(frozen=True)
+class NodeConfig:
+    """Parameters of the tracker node besides the engine's."""
+
+    model: str = _parameter(
+        '', 'Folder or hub id of a diffusers checkpoint. Empty: the embedded model.', 'configure')
+    device: str = _parameter(
+        'auto', 'Where the network runs: auto, cpu, cuda or cuda:N.', 'configure')
+    image_transport: str = _parameter(
+        'raw', 'raw: sensor_msgs/Image on image; compressed: sensor_msgs/CompressedImage on '
+        'image/compressed.', 'activate', choices=('raw', 'compressed'))
+    replay: bool = _parameter(
+        False, 'Subscribe reliably, drop no frame and keep their order, instead of taking the '
+        'newest frame only.', 'activate')
+    replay_queue_mb: int = _parameter(
+        256, 'Replay: megabytes of frames that may wait before reception is held back.',
+        'activate', low=1, high=65536)
+    buffer_frames: int = _parameter(
+        30, 'Received frames kept for masks that refer to them by stamp.', 'activate',
+        low=1, high=10000)
+    buffer_mb: int = _parameter(
+        128, 'Megabytes those frames may take; the newest is always kept.', 'activate',
+        low=1, high=65536)
+    overlay_opacity: float = _parameter(
+        0.5, 'Opacity of the masks in the overlay; 0 draws outlines only.', 'now',
+        low=0.0, high=1.0)
+    diagnostics_period: float = _parameter(
+        1.0, 'Seconds between two messages on /diagnostics.', 'now', low=0.1, high=60.0)
+    input_timeout: float = _parameter(
+        5.0, 'Seconds without a frame after which diagnostics warn.', 'now',
+        low=0.1, high=3600.0)
+
+
+@dataclass(frozen=True)
+class PlayerConfig:
+    """Parameters of the player node."""
+
+    source: str = _parameter(
+        '', 'Video file, folder of images or DAVIS sequence to publish.', 'start')
+    start: int = _parameter(0, 'Frames to leave out at the beginning.', 'start',
+                            low=0, high=10**9)
+    count: int = _parameter(0, 'Frames to publish at most; 0: all.', 'start', low=0, high=10**9)
+    rate: float = _parameter(0.0, "Frames per second; 0: the source's own rate.", 'start',
+                             low=0.0, high=1000.0)
+    loop: bool = _parameter(False, 'Start again at the end; stamps go on ascending.', 'start')
+    frame_id: str = _parameter('camera', 'frame_id of the headers.', 'start')
+    image_transport: str = _parameter(
+        'raw', 'raw: sensor_msgs/Image on image; compressed: JPEG on image/compressed.', 'start',
+        choices=('raw', 'compressed'))
+    wait_for_subscribers: int = _parameter(
+        1, 'Subscribers to wait for before the first frame.', 'start', low=0, high=100)
+    lockstep: bool = _parameter(
+        False, 'Publish a frame only after an image with the stamp of the one before arrived on '
+        'answer (remap it to a mask topic): nothing is ever dropped.', 'start')
+    lockstep_timeout: float = _parameter(
+        30.0, 'Lockstep: seconds to wait for the answer before giving up.', 'start',
+        low=0.1, high=3600.0)
+    hold_at: tuple[int, ...] = _parameter(
+        (), 'Indices of published frames after which to pause until ~/resume is called.', 'start')
+
+
+@dataclass(frozen=True)
+class RecorderConfig:
+    """Parameters of the recorder node."""
+
+    output: str = _parameter('', 'Folder of the bag to write; it must not exist yet.', 'start')
+    topics: tuple[str, ...] = _parameter(
+        (), 'Topics to record; relative names are resolved in the namespace of the node.',
+        'start')
+
+
+NODES: dict[str, tuple[type, ...]] = {
+    'tracker': (NodeConfig, TrackerConfig),
+    'player': (PlayerConfig,),
+    'recorder': (RecorderConfig,),
+}
+"""The dataclasses that make up each node's parameters."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter: what a field of one of the dataclasses says."""
+
+    name: str
+    kind: str
+    """bool, int, float, str, list[int] or list[str]."""
+    default: Any
+    help: str
+    low: float | None
+    high: float | None
+    choices: tuple[str, ...]
+    applies: str
+    """When a value takes effect: configure, activate, now, start."""
+
+    def range_text(self) -> str:
+        """What is allowed, for people; empty when everything of the type is."""
+        if self.choices:
+            return ', '.join(self.choices)
+        if self.low is None and self.high is None:
+            return ''
+        return f'{"" if self.low is None else self.low} to {"" if self.high is None else self.high}'
+
+    def check(self, value: Any) -> str:
+        """Say why a value is refused; empty when it is fine."""
+        if self.kind.startswith('list'):
+            item = int if self.kind == 'list[int]' else str
+            if not isinstance(value, (list, tuple, array.array)) or not all(
+                    type(entry) is item for entry in value):
+                return f'{self.name} is {value!r}; it must be a {self.kind}'
+        if self.choices and value not in self.choices:
+            return f'{self.name} is {value!r}; choose from {", ".join(self.choices)}'
+        if self.kind in ('int', 'float'):
+            if ((self.low is not None and not value >= self.low)
+                    or (self.high is not None and not value <= self.high)):
+                return f'{self.name} is {value}; it must lie in [{self.low}, {self.high}]'
+        return ''
+
+
+def parameters(*configs: type) -> tuple[Parameter, ...]:
+    """List the parameters that the fields of dataclasses declare."""
+    result = []
+    for config in configs:
+        hints = get_type_hints(config)
+        for field in dataclasses.fields(config):
+            hint = hints[field.name]
+            kind = (f'list[{get_args(hint)[0].__name__}]' if get_origin(hint) is tuple
+                    else hint.__name__)
+            meta = field.metadata
+            result.append(Parameter(
+                field.name, kind, field.default, meta['help'], meta['min'], meta['max'],
+                tuple(meta['choices']), meta.get('applies', 'configure')))
+    return tuple(result)
+
+
+Config = TypeVar('Config')
+
+
+def declare(node: Any, *configs: type) -> None:
+    """
+    Declare parameters on an rclpy node, with descriptors, ranges and values given at start.
+
+    :raises rclpy.exceptions.ParameterException: a value given at start is refused
+    """
+    from rcl_interfaces.msg import (FloatingPointRange, IntegerRange, ParameterDescriptor,
+                                    SetParametersResult)
+    from rclpy.parameter import Parameter as RosParameter
+    kinds = {'bool': RosParameter.Type.BOOL, 'int': RosParameter.Type.INTEGER,
+             'float': RosParameter.Type.DOUBLE, 'str': RosParameter.Type.STRING,
+             'list[int]': RosParameter.Type.INTEGER_ARRAY,
+             'list[str]': RosParameter.Type.STRING_ARRAY}
+    table = {item.name: item for item in parameters(*configs)}
+
+    def check(changes: Iterable[Any]) -> SetParametersResult:
+        for change in changes:
+            if change.name in table:
+                reason = table[change.name].check(change.value)
+                if reason:
+                    return SetParametersResult(successful=False, reason=reason)
+        return SetParametersResult(successful=True)
+
+    node.add_on_set_parameters_callback(check)
+    for item in table.values():
+        descriptor = ParameterDescriptor(
+            name=item.name, type=kinds[item.kind].value, description=item.help,
+            read_only=item.applies == 'start',
+            # to rclpy an empty list is one of bytes: the type of lists is checked above
+            dynamic_typing=item.kind.startswith('list'),
+            additional_constraints='one of ' + item.range_text() if item.choices else '')
+        if item.low is not None and item.high is not None:
+            if item.kind == 'int':
+                descriptor.integer_range = [IntegerRange(
+                    from_value=int(item.low), to_value=int(item.high), step=1)]
+            elif item.kind == 'float':
+                descriptor.floating_point_range = [FloatingPointRange(
+                    from_value=float(item.low), to_value=float(item.high))]
+        value = list(item.default) if isinstance(item.default, tuple) else item.default
+        node.declare_parameter(
+            item.name, RosParameter(item.name, kinds[item.kind], value).value, descriptor)
+
+
+def read(node: Any, config: type[Config]) -> Config:
+    """Make a dataclass of a node's present parameter values."""
+    values = {}
+    for item in parameters(config):
+        value = node.get_parameter(item.name).value
+        values[item.name] = tuple(value) if item.kind.startswith('list') else value
+    return config(**values)
+
+
+def _yaml_value(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (tuple, list)):
+        return '[' + ', '.join(_yaml_value(item) for item in value) + ']'
+    return f"'{value}'" if isinstance(value, str) else str(value)
+
+
+def tracker_yaml() -> str:
+    """Write the parameter file of the tracker node, every value at its default."""
+    import textwrap
+    lines = ['# SPDX-License-Identifier: Apache-2.0',
+             '# Parameters of the tracker node, all at their defaults.',
+             '# Written by: python -m drift_ros.nodes.parameters',
+             '/**:', '  tracker:', '    ros__parameters:']
+    for item in parameters(*NODES['tracker']):
+        allowed = item.range_text()
+        text = item.help + (f' Allowed: {allowed}.' if allowed else '')
+        lines += [f'      # {line}' for line in textwrap.wrap(text, 88)]
+        value = _yaml_value(item.default)
+        if item.default == ():  # an empty list has no type in a parameter file
+            lines.append(f"      # {item.name}: ['...']")
+        else:
+            lines.append(f'      {item.name}: {value}')
+    return '\n'.join(lines) + '\n'
+
+
+def markdown_table(name: str) -> str:
+    """Write the parameter table of a node."""
+    lines = ['| parameter | type | default | allowed | takes effect | meaning |',
+             '|---|---|---|---|---|---|']
+    for item in parameters(*NODES[name]):
+        default = _yaml_value(item.default)
+        help_text = item.help.replace('|', '\\|')
+        lines.append(f'| `{item.name}` | {item.kind} | `{default}` | {item.range_text()} | '
+                     f'{_MODES[item.applies]} | {help_text} |')
+    return '\n'.join(lines)
+
+
+def fill_tables(text: str) -> str:
+    """
+    Put the parameter tables into a page.
+
+    Each goes between the lines ``<!-- parameters: NODE -->`` and ``<!-- end parameters -->``.
+    """
+    for name in NODES:
+        begin, end = f'<!-- parameters: {name} -->', '<!-- end parameters -->'
+        head, _, rest = text.partition(begin)
+        if not rest:
+            continue
+        _, _, tail = rest.partition(end)
+        text = f'{head}{begin}\n{markdown_table(name)}\n{end}{tail}'
+    return text
+
+
+def main() -> int:
+    """Write config/tracker.yaml and the tables of docs/nodes.md of a checkout again."""
+    root = Path(__file__).resolve().parents[2]
+    page = root / 'docs' / 'nodes.md'
+    (root / 'config' / 'tracker.yaml').write_text(tracker_yaml(), encoding='utf-8')
+    page.write_text(fill_tables(page.read_text(encoding='utf-8')), encoding='utf-8')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

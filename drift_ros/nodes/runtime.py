@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Run a node as a process that ends in time.
+
+SIGINT and SIGTERM are handled here and not by rclpy: they only set an event the main thread
+waits for, so no KeyboardInterrupt can come up in the middle of anything, and the node is taken
+down in order. A thread that is inside a network pass cannot be interrupted; if it has not
+returned after :data:`GRACE` seconds the process ends without waiting for it.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from typing import Any, NoReturn
+
+GRACE = 1.0
+"""Seconds work in progress may take to end after a signal. Shutdown as a whole stays below 2 s."""
+
+
+def run(factory: Callable[[], Any], args: Sequence[str] | None = None, threads: int = 4) -> NoReturn:
+    """
+    Spin a node until SIGINT, SIGTERM or until it sets its ``finished`` event; then exit.
+
+    :param factory: makes the node. It may have ``finished`` (threading.Event), ``exit_code``
+        (int), and ``stop()``, called first at the end: it makes the node's own threads return
+        and blocking callbacks give way, without waiting for them; ``join(timeout) -> bool``
+        waits for them and releases what they used.
+    :param args: command line, with ROS arguments; default ``sys.argv``
+    :param threads: executor threads
+
+    Exit codes: 0 after a signal or when done, 1 when the node could not be made or a callback
+    raised.
+    """
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    import rclpy
+    from rclpy.exceptions import ParameterException
+    from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
+    from rclpy.signals import SignalHandlerOptions
+
+    rclpy.init(args=list(sys.argv if args is None else args),
+               signal_handler_options=SignalHandlerOptions.NO)
+    try:
+        node = factory()
+    except (ParameterException, ValueError) as error:
+        print(f'{os.path.basename(sys.argv[0])}: {error}', file=sys.stderr)
+        rclpy.shutdown()
+        _exit(1)
+    executor = MultiThreadedExecutor(threads)
+    executor.add_node(node)
+    finished = getattr(node, 'finished', threading.Event())
+    failed = threading.Event()
+
+    def spin() -> None:
+        try:
+            while not stop.is_set():
+                executor.spin_once(timeout_sec=0.2)
+        except ExternalShutdownException:
+            stop.set()
+        except Exception:  # a callback's error: say it, end with 1
+            if not stop.is_set():
+                traceback.print_exc()
+                failed.set()
+                stop.set()
+
+    spinner = threading.Thread(target=spin, name='executor', daemon=True)
+    spinner.start()
+    while not stop.is_set() and not finished.is_set():
+        stop.wait(0.05)
+    deadline = time.monotonic() + GRACE
+    stop.set()
+    getattr(node, 'stop', lambda: None)()
+    executor.wake()
+    spinner.join(max(0.0, deadline - time.monotonic()))
+    idle = not spinner.is_alive()
+    idle = getattr(node, 'join', lambda timeout: True)(
+        max(0.1, deadline - time.monotonic())) and idle
+    code = 1 if failed.is_set() else getattr(node, 'exit_code', 0)
+    if idle:
+        # callbacks that are still running (a model being loaded) keep the node alive
+        idle = executor.shutdown(timeout_sec=max(0.05, deadline - time.monotonic()),
+                                 wait_for_threads=False)
+    if idle:
+        node.destroy_node()
+    rclpy.try_shutdown()
+    _exit(code)
+
+
+def _exit(code: int) -> NoReturn:
+    """
+    Leave without the interpreter's own shutdown.
+
+    It would wait for threads inside a network pass, and torch's threads do not always survive
+    an interpreter that is being taken down under them.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
