@@ -45,12 +45,12 @@ class TrackerConfig:
         low=0,
         high=512,
     )
-    top_k: int = _option(
-        0, 'Keep only this many matches per token. 0: all.', low=0, high=100_000
-    )
+    top_k: int = _option(0, 'Keep only this many matches per token. 0: all.', low=0, high=100_000)
     temperature: float = _option(
-        1.0, "Divides the attention logits; below 1 is sharper than the network's own.",
-        low=0.01, high=100.0,
+        1.0,
+        "Divides the attention logits; below 1 is sharper than the network's own.",
+        low=0.01,
+        high=100.0,
     )
     memory_frames: int = _option(
         3, 'Last frames kept as references, besides the seed frames.', low=0, high=64
@@ -75,8 +75,10 @@ class TrackerConfig:
         0.3, 'An object less confident than this counts as occluded.', low=0.0, high=1.0
     )
     recovery_threshold: float = _option(
-        0.5, 'Confidence at which an occluded or lost object counts as found again.',
-        low=0.0, high=1.0,
+        0.5,
+        'Confidence at which an occluded or lost object counts as found again.',
+        low=0.0,
+        high=1.0,
     )
     lost_after: int = _option(
         10, 'Frames in a row an object may be occluded before it is lost.', low=1, high=100_000

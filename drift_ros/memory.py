@@ -159,8 +159,11 @@ class ReferenceMemory:
 
     def _match_anywhere(self, features: FrameFeatures, references: Sequence[Reference]) -> Tensor:
         coarse = [
-            Reference(_thin(r.features), _resize(r.labels[None], _thin(r.features).grid, 'area')[0],
-                      r.owners)
+            Reference(
+                _thin(r.features),
+                _resize(r.labels[None], _thin(r.features).grid, 'area')[0],
+                r.owners,
+            )
             for r in references
         ]
         found = self._attend(_thin(features), coarse, None)
@@ -182,8 +185,9 @@ def _thin(features: FrameFeatures) -> FrameFeatures:
     """Keep every second token of each axis."""
     step = slice(None, None, _COARSE)
     return FrameFeatures(
-        tuple(LayerFeatures(la.query[:, step, step], la.key[:, step, step])
-              for la in features.layers)
+        tuple(
+            LayerFeatures(la.query[:, step, step], la.key[:, step, step]) for la in features.layers
+        )
     )
 
 

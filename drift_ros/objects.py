@@ -106,7 +106,7 @@ class ObjectRegistry:
     def __init__(self, config: TrackerConfig) -> None:
         """Start empty."""
         self._config = config
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._next_id = 1
         self._objects: dict[int, ObjectInfo] = {}
         self._seed_frames = 0
@@ -132,30 +132,13 @@ class ObjectRegistry:
         FrameError, SeedError
 
         """
-        check_frame(frame)
-        size = frame.shape[:2]
-        if label_mask.ndim != 2 or not np.issubdtype(label_mask.dtype, np.integer):
-            raise SeedError(
-                f'the mask has shape {label_mask.shape} and type {label_mask.dtype}; it must be '
-                'one channel of integer labels, 0 = background'
-            )
-        if label_mask.shape != size:
-            raise SeedError(
-                f'the mask is {_size(label_mask.shape)} and the image {_size(size)}; give the mask '
-                "at the image's size (resize it with nearest-neighbour interpolation)"
-            )
-        labels, areas = np.unique(label_mask, return_counts=True)
-        areas = areas[labels != 0]
-        labels = labels[labels != 0]
-        if not labels.size:
-            raise SeedError('the mask is empty; mark each object with its own label from 1 up')
-        if labels[0] < 0:
-            raise SeedError(f'the mask has the negative label {labels[0]}; use labels from 1 up')
-        named = _names(labels.tolist(), names)
         with self._lock:
-            self._check_room(len(labels), size)
+            self.check_size(frame)
+            labels, areas = _distinct_labels(label_mask, frame.shape[:2])
+            named = _names(labels.tolist(), names)
+            self._check_room(len(labels))
             # A token of a stride-4 grid covers this many pixels of the frame.
-            least = max(round((4 * min(size) / self._config.resolution) ** 2), 1)
+            least = max(round((4 * min(label_mask.shape) / self._config.resolution) ** 2), 1)
             reasons = {
                 int(label): f'{area} pixels; at resolution {self._config.resolution} an object '
                 f'needs {least}: mark more of it, or raise the resolution'
@@ -173,7 +156,7 @@ class ObjectRegistry:
             ]
             self._objects.update({info.id: info for info in infos})
             self._seed_frames += 1
-            self._frame_size = size
+            self._frame_size = frame.shape[:2]
         return SeedRequest(
             frame=frame,
             mask=label_mask,
@@ -194,7 +177,11 @@ class ObjectRegistry:
         check_frame(frame)
         with self._lock:
             if self._objects and frame.shape[:2] != self._frame_size:
-                raise FrameError(self._size_message(frame.shape[:2]))
+                raise FrameError(
+                    f'the frame is {_size(frame.shape)}, the objects were seeded in '
+                    f'{_size(self._frame_size)}; reset the tracker and seed again, or resize the '
+                    'frames'
+                )
 
     def drop(self, object_id: int) -> None:
         """Forget an object; its id is not given again."""
@@ -212,10 +199,8 @@ class ObjectRegistry:
             self._objects.clear()
             self._seed_frames = 0
 
-    def _check_room(self, count: int, size: tuple[int, int]) -> None:
+    def _check_room(self, count: int) -> None:
         config = self._config
-        if self._objects and size != self._frame_size:
-            raise FrameError(self._size_message(size))
         room = config.max_objects - len(self._objects)
         if count > room:
             raise SeedError(
@@ -228,12 +213,6 @@ class ObjectRegistry:
                 f'{config.max_seed_frames}); seed several objects in one mask, remove objects, or '
                 'raise max_seed_frames'
             )
-
-    def _size_message(self, size: tuple[int, int]) -> str:
-        return (
-            f'the frame is {_size(size)}, the objects were seeded in {_size(self._frame_size)}; '
-            'reset the tracker and seed again, or resize the frames'
-        )
 
 
 def check_frame(frame: np.ndarray) -> None:
@@ -258,6 +237,30 @@ def box_of(mask: np.ndarray) -> tuple[int, int, int, int] | None:
     """Bounding box (x_min, y_min, x_max, y_max) of a (H, W) mask, maxima exclusive."""
     x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
     return (x, y, x + width, y + height) if width else None
+
+
+def _distinct_labels(
+    label_mask: np.ndarray, size: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Non-zero labels of a mask, ascending, and their pixel counts; SeedError when unusable."""
+    if label_mask.ndim != 2 or not np.issubdtype(label_mask.dtype, np.integer):
+        raise SeedError(
+            f'the mask has shape {label_mask.shape} and type {label_mask.dtype}; it must be one '
+            'channel of integer labels, 0 = background'
+        )
+    if label_mask.shape != size:
+        raise SeedError(
+            f'the mask is {_size(label_mask.shape)} and the image {_size(size)}; give the mask at '
+            "the image's size (resize it with nearest-neighbour interpolation)"
+        )
+    labels, areas = np.unique(label_mask, return_counts=True)
+    areas = areas[labels != 0]
+    labels = labels[labels != 0]
+    if not labels.size:
+        raise SeedError('the mask is empty; mark each object with its own label from 1 up')
+    if labels[0] < 0:
+        raise SeedError(f'the mask has the negative label {labels[0]}; use labels from 1 up')
+    return labels, areas
 
 
 def _size(shape: tuple[int, ...] | None) -> str:

@@ -360,9 +360,7 @@ def _stretch(channel: np.ndarray) -> np.ndarray:
     return (channel - low) / (high - low) if high > low else channel
 
 
-def _render(
-    coarse: np.ndarray, size: tuple[int, ...], refiner: FrameRefiner | None
-) -> np.ndarray:
+def _render(coarse: np.ndarray, size: tuple[int, ...], refiner: FrameRefiner | None) -> np.ndarray:
     """Upsample (h, w) to the frame's (H, W), and refine."""
     height, width = size
     probability = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_LINEAR)

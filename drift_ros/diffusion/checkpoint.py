@@ -171,9 +171,7 @@ def _check_components(folder: Path) -> dict[str, str]:
     files = {'scheduler': 'scheduler_config.json', 'tokenizer': 'tokenizer_config.json'}
     files['tokenizer_2'] = files['tokenizer']
     missing = [
-        name
-        for name in required
-        if not (folder / name / files.get(name, 'config.json')).is_file()
+        name for name in required if not (folder / name / files.get(name, 'config.json')).is_file()
     ]
     if missing:
         raise CheckpointError(
@@ -236,9 +234,7 @@ def _encode_prompt(
         tokens = tokenizer(
             prompt,
             padding='max_length',
-            max_length=min(
-                tokenizer.model_max_length, encoder.config.max_position_embeddings
-            ),
+            max_length=min(tokenizer.model_max_length, encoder.config.max_position_embeddings),
             truncation=True,
             return_tensors='pt',
         ).input_ids

@@ -243,7 +243,6 @@ class _QueryKeyCapture:
             attn, hidden_states, encoder_hidden_states, attention_mask, temb, **kwargs
         )
 
-
     def _split_heads(
         self, attn: torch.nn.Module, projected: Tensor, norm: torch.nn.Module | None
     ) -> Tensor:

@@ -116,7 +116,9 @@ def test_layers_are_chosen_by_parts_of_names(sd1):
     checkpoint = load_checkpoint(sd1, device='cpu')
     chosen = DiffusionFeatures(checkpoint, layers=['up_blocks.2', 'mid_block']).layers
     assert [name.split('.attentions')[0] for name in chosen] == [
-        'mid_block', 'up_blocks.2', 'up_blocks.2',
+        'mid_block',
+        'up_blocks.2',
+        'up_blocks.2',
     ]
     with pytest.raises(CheckpointError, match=r"no self-attention layer 'up_blocks.9'.*mid_block"):
         DiffusionFeatures(checkpoint, layers=['up_blocks.9'])
@@ -141,9 +143,7 @@ def test_extraction_is_deterministic(sd1):
     assert torch.equal(first.layers[0].query, second.layers[0].query)
 
 
-@pytest.mark.parametrize(
-    'component', ['unet', 'vae', 'scheduler', 'tokenizer', 'text_encoder']
-)
+@pytest.mark.parametrize('component', ['unet', 'vae', 'scheduler', 'tokenizer', 'text_encoder'])
 def test_a_missing_component_is_named(broken, component):
     shutil.rmtree(broken / component)
     with pytest.raises(CheckpointError, match=rf'lacks {component};.*copy or download'):

@@ -20,7 +20,9 @@ def dense(query, keys, labels, radius, top_k, temperature, head_weights):
                         for u in range(width):
                             if radius is not None and max(abs(v - y), abs(u - x)) > radius:
                                 continue
-                            product = query[head, y, x].double() @ keys[reference, head, v, u].double()
+                            product = (
+                                query[head, y, x].double() @ keys[reference, head, v, u].double()
+                            )
                             logits.append(product / dim**0.5 / temperature)
                             values.append(labels[reference, v, u].double())
                 logits = torch.stack(logits)

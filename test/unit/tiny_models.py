@@ -40,7 +40,9 @@ FAMILIES = {
             'projection_class_embeddings_input_dim': 6 * 8 + 32,
             'cross_attention_dim': 64,
             'down_block_types': (
-                'DownBlock2D', 'CrossAttnDownBlock2D', 'CrossAttnDownBlock2D',
+                'DownBlock2D',
+                'CrossAttnDownBlock2D',
+                'CrossAttnDownBlock2D',
             ),
             'up_block_types': ('CrossAttnUpBlock2D', 'CrossAttnUpBlock2D', 'UpBlock2D'),
         },

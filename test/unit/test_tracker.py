@@ -1,0 +1,344 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the tracker promises its callers."""
+
+import dataclasses
+import threading
+
+import numpy as np
+import pytest
+from scenes import BLUE, GREEN, RED, ColourFeatures, overlap, scene, square_mask
+
+from drift_ros import (
+    FrameError,
+    ObjectState,
+    SeedError,
+    Tracker,
+    TrackerConfig,
+    UnknownObjectError,
+)
+
+
+def make(**options):
+    defaults = {'resolution': 96, 'radius': 6, 'refinement': 'none', 'lost_after': 3}
+    return Tracker(config=TrackerConfig(**{**defaults, **options}), features=ColourFeatures())
+
+
+def test_follows_a_moving_object():
+    tracker = make()
+    assert tracker.seed(scene((16, 16, 24, RED)), square_mask((16, 16, 24)), ['cup']) == [1]
+    for step in range(1, 12):
+        x = 16 + 5 * step
+        result = tracker.step(scene((x, 16 + step, 24, RED)))
+        truth = square_mask((x, 16 + step, 24)) == 1
+        assert overlap(result.labels == 1, truth) > 0.75
+        (cup,) = result.objects
+        assert (cup.id, cup.name, cup.state, cup.age) == (1, 'cup', ObjectState.TRACKING, step)
+        assert np.abs(np.subtract(cup.box, (x, 16 + step, x + 24, 40 + step))).max() <= 4
+        assert cup.area == (result.labels == 1).sum()
+        assert 0.5 < cup.confidence <= 1
+    assert set(result.timings) == {'features', 'propagation', 'refinement', 'total'}
+
+
+def test_objects_join_while_others_are_tracked():
+    tracker = make()
+    tracker.seed(scene((16, 16, 24, RED), (80, 40, 20, GREEN)), square_mask((16, 16, 24)))
+    for x in (18, 20, 22):
+        tracker.step(scene((x, 16, 24, RED), (80, 40, 20, GREEN)))
+    frame = scene((24, 16, 24, RED), (80, 40, 20, GREEN))
+    assert tracker.seed(frame, square_mask((80, 40, 20)), ['green']) == [2]
+    for x in (26, 28, 30, 32, 34):
+        result = tracker.step(scene((x, 16, 24, RED), (80, 40 + x - 24, 20, GREEN)))
+    assert overlap(result.labels == 1, square_mask((34, 16, 24)) == 1) > 0.75
+    assert overlap(result.labels == 2, square_mask((80, 50, 20)) == 1) > 0.75
+    assert [entry.age for entry in result.objects] == [8, 5]
+
+
+def test_a_seed_may_lie_in_an_earlier_frame():
+    """References older than the seed must not vote the new object away."""
+    tracker = make(memory_frames=4)
+    frames = [scene((16, 16, 24, RED), (70 + 2 * i, 40, 20, GREEN)) for i in range(8)]
+    tracker.seed(frames[0], square_mask((16, 16, 24)))
+    for frame in frames[1:5]:
+        tracker.step(frame)
+    tracker.seed(frames[2], square_mask((74, 40, 20)))
+    result = tracker.step(frames[5])
+    assert overlap(result.labels == 2, square_mask((80, 40, 20)) == 1) > 0.7
+
+
+def test_labels_of_any_value_and_names_by_label():
+    tracker = make()
+    mask = np.array([0, 40, 7000])[square_mask((16, 16, 24), (60, 40, 20))]
+    frame = scene((16, 16, 24, RED), (60, 40, 20, BLUE))
+    assert tracker.seed(frame, mask, {7000: 'blue', 40: 'red'}) == [1, 2]
+    assert [info.name for info in tracker.objects] == ['red', 'blue']
+
+
+def test_probabilities():
+    tracker = make(refinement='guided')
+    frame = scene((16, 16, 24, RED), (60, 40, 20, BLUE))
+    tracker.seed(frame, square_mask((16, 16, 24), (60, 40, 20)))
+    result = tracker.step(frame)
+    for object_id in (1, 2):
+        probability = result.probability(object_id)
+        assert probability.shape == frame.shape[:2] and probability.dtype == np.float32
+        assert 0 <= probability.min() and probability.max() <= 1
+        assert probability[result.labels == object_id].mean() > 0.7
+        assert probability[result.labels == 0].mean() < 0.1
+    assert not result.probability(99).any()
+
+
+def test_refinement_sharpens_edges():
+    mask = square_mask((18, 18, 25))
+    frame = scene((18, 18, 25, RED))
+    scores = {}
+    for refinement in ('none', 'guided'):
+        tracker = make(refinement=refinement)
+        tracker.seed(frame, mask)
+        scores[refinement] = overlap(tracker.step(frame).labels == 1, mask == 1)
+    assert scores['guided'] > scores['none']
+
+
+def test_occluded_then_lost_then_found_elsewhere():
+    tracker = make()
+    tracker.seed(scene((16, 16, 24, RED)), square_mask((16, 16, 24)))
+    tracker.step(scene((16, 16, 24, RED)))
+    states = []
+    for _ in range(6):
+        result = tracker.step(scene())
+        (entry,) = result.objects
+        assert entry.box is None and entry.area == 0 and not result.labels.any()
+        states.append(entry.state)
+    assert states == [ObjectState.OCCLUDED] * 2 + [ObjectState.LOST] * 4
+    # It comes back far outside the window of its last place.
+    result = tracker.step(scene((92, 60, 24, RED)))
+    assert result.objects[0].state is ObjectState.TRACKING
+    assert overlap(result.labels == 1, square_mask((92, 60, 24)) == 1) > 0.5  # a coarse match
+    result = tracker.step(scene((94, 60, 24, RED)))
+    assert overlap(result.labels == 1, square_mask((94, 60, 24)) == 1) > 0.75
+
+
+def test_a_lost_object_leaves_the_others_alone():
+    tracker = make()
+    tracker.seed(
+        scene((16, 16, 24, RED), (60, 40, 20, GREEN)), square_mask((16, 16, 24), (60, 40, 20))
+    )
+    for _ in range(6):
+        result = tracker.step(scene((60, 40, 20, GREEN)))
+    assert [entry.state for entry in result.objects] == [ObjectState.LOST, ObjectState.TRACKING]
+    assert overlap(result.labels == 2, square_mask((60, 40, 20)) == 1) > 0.75
+
+
+def test_remove_and_ids_never_reused():
+    tracker = make()
+    frame = scene((16, 16, 24, RED), (60, 40, 20, GREEN))
+    assert tracker.seed(frame, square_mask((16, 16, 24), (60, 40, 20))) == [1, 2]
+    tracker.step(frame)
+    tracker.remove(1)
+    result = tracker.step(frame)
+    assert [entry.id for entry in result.objects] == [2]
+    assert set(np.unique(result.labels)) == {0, 2}
+    with pytest.raises(UnknownObjectError, match='no object 1; live objects: 2'):
+        tracker.remove(1)
+    assert tracker.seed(frame, square_mask((16, 16, 24))) == [3]
+    tracker.reset()
+    assert tracker.objects == () and tracker.memory_bytes == 0
+    assert tracker.seed(frame, square_mask((16, 16, 24))) == [4]
+
+
+def test_memory_does_not_grow_with_the_video():
+    tracker = make(memory_frames=2)
+    frame = scene((16, 16, 24, RED))
+    tracker.seed(frame, square_mask((16, 16, 24)))
+    sizes = []
+    for _ in range(8):
+        tracker.step(frame)
+        sizes.append(tracker.memory_bytes)
+    assert sizes[1] == sizes[-1] > 0
+
+
+def test_seed_frames_are_bounded_and_removal_makes_room():
+    tracker = make(max_seed_frames=2)
+    frame = scene((16, 16, 24, RED))
+    tracker.seed(frame, square_mask((16, 16, 24)))
+    tracker.seed(frame, square_mask((60, 16, 24)))
+    with pytest.raises(SeedError, match='2 seed frames are kept.*raise max_seed_frames'):
+        tracker.seed(frame, square_mask((60, 60, 24)))
+    tracker.remove(1)
+    assert tracker.seed(frame, square_mask((60, 60, 24))) == [3]
+
+
+def test_sixteen_bits_past_255_ids():
+    tracker = make(max_seed_frames=64)
+    frame = scene((16, 16, 24, RED), (60, 40, 20, GREEN))
+    while tracker.seed(frame, square_mask((16, 16, 24)))[0] < 255:
+        assert tracker.step(frame).labels.dtype == np.uint8
+        tracker.remove(tracker.objects[0].id)
+    tracker.seed(frame, square_mask((60, 40, 20)))
+    labels = tracker.step(frame).labels
+    assert labels.dtype == np.uint16 and labels.max() == 256
+
+
+def test_stepping_without_objects_costs_no_inference():
+    tracker = make()
+    result = tracker.step(scene())
+    assert not result.labels.any() and result.objects == ()
+    assert tracker._features.calls == 0
+
+
+def snapshot(tracker):
+    return (
+        tracker.objects,
+        tracker.memory_bytes,
+        [r.labels.clone() for r in tracker._memory.references],
+        {k: dataclasses.replace(v) for k, v in tracker._tracked.items()},
+    )
+
+
+def many_labels():
+    mask = np.zeros((96, 128), np.uint16)
+    for index in range(300):
+        y, x = divmod(index, 20)
+        mask[6 * y : 6 * y + 6, 6 * x : 6 * x + 6] = index + 1
+    return mask
+
+
+@pytest.mark.parametrize(
+    ('mask', 'names', 'message'),
+    [
+        (
+            np.zeros((50, 60), np.uint8),
+            None,
+            '60x50 and the image 128x96; give the mask at the im',
+        ),
+        (np.zeros((96, 128), np.uint8), None, 'the mask is empty; mark each object'),
+        (np.ones((96, 128), np.float32), None, 'one channel of integer labels'),
+        (np.ones((96, 128, 3), np.uint8), None, 'one channel of integer labels'),
+        (-square_mask((60, 40, 20)).astype(np.int16), None, 'negative label'),
+        (square_mask((60, 40, 2)), None, 'label 1: 4 pixels.* needs 16: mark more'),
+        (many_labels(), None, '300 objects in the mask and room for 63.*raise max_objects'),
+        (square_mask((60, 40, 20)), ['a', 'b'], 'does not name the 1 objects'),
+        (square_mask((60, 40, 20)), 'a', 'does not name'),
+    ],
+)
+def test_bad_seeds_leave_tracking_as_it_was(mask, names, message):
+    tracker = make()
+    frame = scene((16, 16, 24, RED))
+    tracker.seed(frame, square_mask((16, 16, 24)))
+    tracker.step(frame)
+    before = snapshot(tracker)
+    with pytest.raises(SeedError, match=message):
+        tracker.seed(frame, mask, names)
+    after = snapshot(tracker)
+    assert before[:2] == after[:2] and before[3] == after[3]
+    assert all((a == b).all() for a, b in zip(before[2], after[2], strict=True))
+    assert tracker.step(frame).objects[0].state is ObjectState.TRACKING
+    assert tracker.seed(frame, square_mask((60, 40, 20))) == [2]
+
+
+def test_reasons_name_each_label_and_nothing_is_seeded_by_halves():
+    tracker = make()
+    with pytest.raises(SeedError) as caught:
+        tracker.seed(scene(), square_mask((16, 16, 24), (60, 40, 2), (80, 60, 1)))
+    assert sorted(caught.value.reasons) == [2, 3]
+    assert tracker.objects == ()
+
+
+@pytest.mark.parametrize(
+    ('frame', 'message'),
+    [
+        (np.zeros((96, 128), np.uint8), r'\(height, width, 3\) RGB'),
+        (np.zeros((96, 128, 4), np.uint8), r'\(height, width, 3\) RGB'),
+        (np.zeros((96, 128, 3), np.float32), 'must be uint8'),
+        (np.zeros((8, 8, 3), np.uint8), 'at least 16x16'),
+        (np.zeros((48, 64, 3), np.uint8), 'is 64x48, the objects were seeded in 128x96; reset'),
+    ],
+)
+def test_bad_frames_leave_tracking_as_it_was(frame, message):
+    tracker = make()
+    tracker.seed(scene((16, 16, 24, RED)), square_mask((16, 16, 24)))
+    with pytest.raises(FrameError, match=message):
+        tracker.step(frame)
+    with pytest.raises(FrameError, match=message):
+        tracker.seed(frame, square_mask((60, 40, 20)))
+    result = tracker.step(scene((18, 16, 24, RED)))
+    assert result.objects[0].age == 1 and result.objects[0].state is ObjectState.TRACKING
+
+
+def test_a_new_size_may_follow_a_reset():
+    tracker = make()
+    tracker.seed(scene((16, 16, 24, RED)), square_mask((16, 16, 24)))
+    tracker.reset()
+    size = (64, 96)
+    tracker.seed(scene((16, 16, 24, RED), size=size), square_mask((16, 16, 24), size=size))
+    assert tracker.step(scene((16, 16, 24, RED), size=size)).labels.shape == size
+
+
+def test_seeds_are_prepared_from_another_thread_during_a_step():
+    tracker = make()
+    frame = scene((16, 16, 24, RED), (60, 40, 20, GREEN))
+    tracker.seed(frame, square_mask((16, 16, 24)))
+    extract, requests = tracker._features.extract, []
+
+    def while_inferring(image):
+        thread = threading.Thread(
+            target=lambda: requests.append(
+                tracker.prepare_seed(frame, square_mask((60, 40, 20)), ['late'])
+            )
+        )
+        thread.start()
+        thread.join(timeout=10)
+        return extract(image)
+
+    tracker._features.extract = while_inferring
+    assert [entry.id for entry in tracker.step(frame).objects] == [1]
+    tracker._features.extract = extract
+    assert requests[0].object_ids == (2,)
+    tracker.apply_seed(requests[0])
+    assert [entry.name for entry in tracker.step(frame).objects] == ['object 1', 'late']
+
+
+def test_prepared_seeds_can_be_given_up_or_overtaken():
+    tracker = make()
+    frame = scene((16, 16, 24, RED))
+    request = tracker.prepare_seed(frame, square_mask((16, 16, 24)))
+    tracker.cancel_seed(request)
+    tracker.apply_seed(request)
+    assert tracker.objects == () and tracker.step(frame).objects == ()
+    request = tracker.prepare_seed(frame, square_mask((16, 16, 24), (60, 40, 20)))
+    tracker.remove(request.object_ids[0])
+    tracker.apply_seed(request)
+    assert [entry.id for entry in tracker.step(frame).objects] == [request.object_ids[1]]
+
+
+def test_a_seed_that_fails_inside_the_network_reserves_nothing():
+    tracker = make()
+
+    def fail(frame):
+        raise RuntimeError('out of memory')
+
+    tracker._features.extract = fail
+    with pytest.raises(RuntimeError, match='out of memory'):
+        tracker.seed(scene(), square_mask((16, 16, 24)))
+    assert tracker.objects == ()
+
+
+@pytest.mark.parametrize(
+    ('option', 'value', 'message'),
+    [
+        ('radius', -1, r'radius is -1; it must lie in \[0, 512\]'),
+        ('temperature', 0.0, 'temperature is 0.0'),
+        ('refinement', 'magic', "refinement is 'magic'; choose from guided, none"),
+        ('resolution', 1.5, 'resolution is 1.5; it must be of type int'),
+        ('normalize', 1, 'normalize is 1; it must be of type bool'),
+        ('temperature', float('nan'), 'temperature is nan'),
+    ],
+)
+def test_bad_options_are_refused_with_a_reason(option, value, message):
+    with pytest.raises(ValueError, match=message):
+        make(**{option: value})
+
+
+def test_every_option_is_described():
+    for field in dataclasses.fields(TrackerConfig):
+        assert field.metadata['help'].endswith('.')
+    TrackerConfig().validate()
