@@ -300,6 +300,33 @@ def detections(objects: Iterable[Any], header: Header) -> Detection2DArray:
     return result
 
 
+def tracks(objects: Iterable[Any], timings: Mapping[str, float], latency: int,
+           header: Header) -> TrackArray:
+    """
+    Make a drift_ros_msgs/TrackArray of all objects, those that are not seen included.
+
+    :param objects: engine ``ObjectEstimate``
+    :param timings: stage -> milliseconds
+    :param latency: nanoseconds from the image's stamp to now; may be negative
+    :param header: the input image's own header
+    """
+    from builtin_interfaces.msg import Duration
+    from drift_ros_msgs.msg import Track, TrackArray
+    from sensor_msgs.msg import RegionOfInterest
+    whole = max(-2**31, min(2**31 - 1, latency // 10**9))
+    result = TrackArray(
+        header=header, latency=Duration(sec=whole, nanosec=latency % 10**9),
+        stages=list(timings), stage_times=[value / 1e3 for value in timings.values()])
+    for item in objects:
+        x_min, y_min, x_max, y_max = item.box or (0, 0, 0, 0)
+        result.tracks.append(Track(
+            id=item.id, name=item.name, state=int(item.state),
+            confidence=float(item.confidence), area=item.area, age=item.age,
+            box=RegionOfInterest(x_offset=x_min, y_offset=y_min, width=x_max - x_min,
+                                 height=y_max - y_min)))
+    return result
+
+
 def _set_box(box: Any, corners: tuple[int, int, int, int]) -> Any:
     """Fill a vision_msgs/BoundingBox2D from x_min, y_min, x_max, y_max (max exclusive)."""
     x_min, y_min, x_max, y_max = corners
