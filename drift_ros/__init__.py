@@ -28,7 +28,7 @@ _EXPORTS = {
     'TrackerConfig': 'config',
     'UnknownObjectError': 'errors',
 }
-__all__ = sorted(_EXPORTS)
+__all__ = [*_EXPORTS]  # noqa: PLE0604
 __version__ = '0.1.0'
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 def _option(
     default: Any,
-    help: str,  # noqa: A002  (the word users look for)
+    help: str,
     *,
     low: float | None = None,
     high: float | None = None,

@@ -11,7 +11,7 @@ labels take the place of the attention's values, so the N x RN affinity is never
 from functools import lru_cache
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor
 
 # Queries are handled in square tiles: the smaller a tile, the fewer keys outside the window are

@@ -200,7 +200,7 @@ def select_layers(unet: torch.nn.Module, wanted: Sequence[str]) -> tuple[str, ..
     return tuple(name for name in available if name in chosen)
 
 
-class _LastLayerReached(Exception):  # noqa: N818  (control flow, not an error)
+class _LastLayerReached(Exception):
     """Ends the forward pass: nothing after the last captured layer is needed."""
 
 
@@ -221,7 +221,7 @@ class _QueryKeyCapture:
         self._latent_size = latent_size
         self._last = last
 
-    def __call__(  # noqa: D102
+    def __call__(
         self,
         attn: torch.nn.Module,
         hidden_states: Tensor,
