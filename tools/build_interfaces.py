@@ -42,7 +42,8 @@ def check_system() -> None:
     """Stop with the name of the missing system package if this machine cannot compile."""
     if sys.prefix == sys.base_prefix:
         stop('run this with the Python of the virtual environment (make setup does)')
-    for variable, candidates in (('CC', ('cc', 'gcc', 'clang')), ('CXX', ('c++', 'g++', 'clang++'))):
+    compilers = {'CC': ('cc', 'gcc', 'clang'), 'CXX': ('c++', 'g++', 'clang++')}
+    for variable, candidates in compilers.items():
         named = os.environ.get(variable, '').split()
         if not any(shutil.which(name) for name in (named[:1] or candidates)):
             stop('no C and C++ compiler found. Install one: sudo apt install build-essential')

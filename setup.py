@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Package description for colcon (ament_python) and pip."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+package = 'drift_ros'
+root = Path(__file__).parent
+
+
+def requirements(name):
+    """Return the requirements listed in one of the files, without comments."""
+    lines = (line.partition('#')[0].strip() for line in (root / name).read_text().splitlines())
+    return [line for line in lines if line]
+
+
+def files(folder):
+    """Return (destination, files) for a folder below share/ and all folders in it."""
+    folders = [Path(folder), *sorted(p for p in (root / folder).rglob('*') if p.is_dir())]
+    found = []
+    for path in (root / f for f in folders):
+        names = sorted(str(p.relative_to(root)) for p in path.iterdir() if p.is_file())
+        if names:
+            found.append((f'share/{package}/{path.relative_to(root)}', names))
+    return found
+
+
+setup(
+    name=package,
+    version='0.1.0',
+    description='Follow any object in a camera stream from one mask, with the self-attention of '
+                'an image diffusion model, in ROS 2.',
+    author='drift_ros maintainers',
+    author_email='drift_ros@users.noreply.github.com',
+    license='Apache-2.0',
+    packages=find_packages(include=[package, f'{package}.*']),
+    package_data={package: ['checkpoints/*', 'checkpoints/**/*', 'py.typed']},
+    data_files=[
+        ('share/ament_index/resource_index/packages', [f'resource/{package}']),
+        (f'share/{package}', ['package.xml']),
+        *files('launch'),
+        *files('config'),
+    ],
+    python_requires='>=3.10,<3.14',
+    install_requires=requirements('requirements.txt'),
+    extras_require={
+        'dev': requirements('requirements-dev.txt'),
+        'ros': requirements('requirements-ros.txt'),
+    },
+    zip_safe=False,
+    entry_points={
+        'console_scripts': [
+            'drift_ros = drift_ros.cli:main',
+            'tracker = drift_ros.nodes.tracker:main',
+            'player = drift_ros.nodes.player:main',
+            'recorder = drift_ros.nodes.recorder:main',
+        ],
+    },
+)
