@@ -25,7 +25,8 @@ from rcl_interfaces.msg import SetParametersResult
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup, ReentrantCallbackGroup
 from rclpy.clock import Clock, ClockType
 from rclpy.event_handler import SubscriptionEventCallbacks
-from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.lifecycle import LifecycleNodeMixin, LifecycleState, TransitionCallbackReturn
+from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
@@ -59,7 +60,7 @@ def memory_in_use() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-class TrackerNode(LifecycleNode):
+class TrackerNode(LifecycleNodeMixin, Node):
     """
     Lifecycle node ``tracker``; topics, services and parameters are described in docs/nodes.md.
 
@@ -69,7 +70,10 @@ class TrackerNode(LifecycleNode):
 
     def __init__(self, **kwargs: Any) -> None:
         self._services_group = ReentrantCallbackGroup()
-        super().__init__('tracker', callback_group=self._services_group, **kwargs)
+        # LifecycleNode's own __init__ would put the lifecycle services into a group in which
+        # get_state waits for a configure that loads a model
+        Node.__init__(self, 'tracker', **kwargs)
+        LifecycleNodeMixin.__init__(self, callback_group=self._services_group)
         self._images_group = MutuallyExclusiveCallbackGroup()
         self._tracker: Tracker | None = None
         self._worker: threading.Thread | None = None

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+The player node: publish a video or a folder of images as a camera would.
+
+Stamps start at the node's clock and advance by one frame period a frame, whatever the actual
+pace, and go on ascending when the source is looped.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+import itertools
+import threading
+import time
+from typing import Any
+
+import numpy as np
+from rclpy.duration import Duration
+from rclpy.node import Node
+from rclpy.qos import QoSProfile
+from rclpy.time import Time
+from sensor_msgs.msg import CompressedImage, Image
+from std_msgs.msg import Header
+from std_srvs.srv import Trigger
+
+from drift_ros.nodes import conversions, parameters, runtime
+from drift_ros.nodes.parameters import PlayerConfig
+from drift_ros.video import VideoError, VideoReader
+
+
+class PlayerNode(Node):
+    """Node ``player``; see docs/nodes.md. ``finished`` is set when the last frame is out."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        """
+        Open the source and start to play.
+
+        :raises ValueError: no source, or one that cannot be read
+        """
+        super().__init__('player', **kwargs)
+        parameters.declare(self, PlayerConfig)
+        self._config = parameters.read(self, PlayerConfig)
+        if not self._config.source:
+            raise VideoError("nothing to play: set the parameter 'source' (-p source:=FILE)")
+        self._reader = VideoReader(self._config.source, self._config.start, self._config.count)
+        self.finished = threading.Event()
+        self.exit_code = 0
+        self._stopping = threading.Event()
+        self._condition = threading.Condition()
+        self._answered = -1
+        self._holding = False
+        compressed = self._config.image_transport == 'compressed'
+        topic = self.resolve_topic_name('image') + ('/compressed' if compressed else '')
+        self._publisher = self.create_publisher(
+            CompressedImage if compressed else Image, topic, QoSProfile(depth=10))
+        if self._config.lockstep:
+            self.create_subscription(Image, 'answer', self._answer, QoSProfile(depth=10))
+        self.create_service(Trigger, '~/resume', self._resume)
+        self._thread = threading.Thread(target=self._play, name='player', daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop playing."""
+        self._stopping.set()
+        with self._condition:
+            self._condition.notify_all()
+
+    def join(self, timeout: float) -> bool:
+        """Wait for the playing thread."""
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def _answer(self, message: Image) -> None:
+        with self._condition:
+            self._answered = max(self._answered, message.header.stamp.sec * 10**9
+                                 + message.header.stamp.nanosec)
+            self._condition.notify_all()
+
+    def _resume(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        with self._condition:
+            response.success = self._holding
+            response.message = '' if self._holding else 'the player is not on hold'
+            self._holding = False
+            self._condition.notify_all()
+        return response
+
+    def _frames(self) -> Iterator[np.ndarray]:
+        for _ in itertools.count() if self._config.loop else range(1):
+            yield from self._reader
+
+    def _wait(self, condition: Any, timeout: float | None = None) -> bool:
+        """Wait for a condition that callbacks change; False when time is up or at the end."""
+        with self._condition:
+            self._condition.wait_for(lambda: self._stopping.is_set() or condition(), timeout)
+            return not self._stopping.is_set() and condition()
+
+    def _play(self) -> None:
+        try:
+            published = self._publish_all()
+            if not self._stopping.is_set():
+                self._publisher.wait_for_all_acked(Duration(seconds=5))
+            self.get_logger().info(f'published {published} frames')
+        except Exception as error:  # this thread has nobody above it
+            if not self._stopping.is_set():
+                self.exit_code = 1
+                self.get_logger().error(str(error))
+        self.finished.set()
+
+    def _publish_all(self) -> int:
+        config = self._config
+        while not self._stopping.is_set() and (
+                self._publisher.get_subscription_count() < config.wait_for_subscribers
+                or (config.lockstep and not self.count_publishers('answer'))):
+            time.sleep(0.02)
+        rate = config.rate or self._reader.rate
+        start, clock = self.get_clock().now().nanoseconds, time.monotonic()
+        published = 0
+        for index, frame in enumerate(self._frames()):
+            delay = clock + index / rate - time.monotonic()
+            if self._stopping.wait(delay) if delay > 0 else self._stopping.is_set():
+                break
+            stamp = start + round(index * 1e9 / rate)
+            if index in config.hold_at:
+                with self._condition:
+                    self._holding = True
+            header = Header(stamp=Time(nanoseconds=stamp).to_msg(), frame_id=config.frame_id)
+            self._publisher.publish(
+                conversions.rgb_to_compressed(frame, header)
+                if config.image_transport == 'compressed'
+                else conversions.rgb_to_image(frame, header))
+            published += 1
+            if config.lockstep and not self._wait(lambda: self._answered >= stamp,
+                                                  config.lockstep_timeout):
+                if self._stopping.is_set():
+                    break
+                raise VideoError(f'no answer to frame {index} within {config.lockstep_timeout} '
+                                 's: is the tracker active, and answer remapped to its mask?')
+            if index in config.hold_at:
+                held = time.monotonic()
+                if not self._wait(lambda: not self._holding):
+                    break
+                clock += time.monotonic() - held
+        return published
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the node as a process: ``ros2 run drift_ros player --ros-args -p source:=FILE``."""
+    runtime.run(PlayerNode, args)
+
+
+if __name__ == '__main__':
+    main()
