@@ -1,0 +1,324 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+What the tracker is measured against, and the choice of engines for a run.
+
+Three floors: repeating the first mask, warping it by optical flow, and the tracker's own
+propagation on raw colour patches in place of a diffusion model's queries and keys.
+"""
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+import dataclasses
+import time
+from typing import Any, Protocol
+
+import cv2
+import numpy as np
+
+from drift_ros.config import TrackerConfig
+
+
+class Result(Protocol):
+    """What an engine says of a frame; :class:`drift_ros.TrackResult` has it all."""
+
+    labels: np.ndarray
+    timings: dict[str, float]
+
+
+class Engine(Protocol):
+    """Anything that follows masks through frames, as :class:`drift_ros.Tracker` does."""
+
+    def seed(self, frame: np.ndarray, label_mask: np.ndarray) -> list[int]:
+        """Take the objects of a label image (H, W); return one id per label, ascending."""
+
+    def step(self, frame: np.ndarray) -> Result:
+        """Find the objects in the next frame (H, W, 3) uint8 RGB."""
+
+
+@dataclass(frozen=True)
+class BaselineResult:
+    """Label image (H, W) uint8 or uint16, pixel = object id; milliseconds spent ('total')."""
+
+    labels: np.ndarray
+    timings: dict[str, float] = field(default_factory=dict)
+
+
+class FirstMask:
+    """Every object stays where its seed was. The floor for any tracker."""
+
+    def __init__(self) -> None:
+        self._labels: np.ndarray | None = None
+        self._count = 0
+
+    def seed(self, frame: np.ndarray, label_mask: np.ndarray) -> list[int]:
+        """Remember the masks; ids count up from 1, in ascending order of labels."""
+        if self._labels is None:
+            self._labels = np.zeros(label_mask.shape, np.uint16)
+        ids = []
+        for label in np.unique(label_mask[label_mask != 0]):
+            self._count += 1
+            self._labels[label_mask == label] = self._count
+            ids.append(self._count)
+        return ids
+
+    def step(self, frame: np.ndarray) -> BaselineResult:
+        """Return the seeds again."""
+        start = time.perf_counter()
+        labels = self._advance(frame)
+        return BaselineResult(labels, {'total': 1e3 * (time.perf_counter() - start)})
+
+    def _advance(self, frame: np.ndarray) -> np.ndarray:
+        if self._labels is None:
+            return np.zeros(frame.shape[:2], np.uint16)
+        return self._labels.copy()
+
+
+class OpticalFlow(FirstMask):
+    """
+    Masks warped from frame to frame by dense optical flow (DIS, Kroeger et al., ECCV 2016).
+
+    The flow runs from the new frame to the last one, so that each new pixel takes the label of
+    the place it came from (nearest neighbour; labels never mix).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+        self._last: np.ndarray | None = None
+
+    def seed(self, frame: np.ndarray, label_mask: np.ndarray) -> list[int]:
+        """Remember masks and frame."""
+        self._last = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
+        return super().seed(frame, label_mask)
+
+    def _advance(self, frame: np.ndarray) -> np.ndarray:
+        if self._labels is None or self._last is None:
+            return np.zeros(frame.shape[:2], np.uint16)
+        grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
+        flow = self._flow.calc(grey, self._last, None)
+        rows, columns = np.indices(grey.shape, dtype=np.float32)
+        self._labels = cv2.remap(self._labels, columns + flow[..., 0], rows + flow[..., 1],
+                                 cv2.INTER_NEAREST, borderMode=cv2.BORDER_REPLICATE)
+        self._last = grey
+        return self._labels.copy()
+
+
+class ColourPatches:
+    """
+    Raw colour as a feature extractor for :class:`drift_ros.Tracker`: no learning at all.
+
+    The frame is resized as for the diffusion model and averaged over cells of
+    ``stride`` x ``stride`` pixels in CIE Lab. A token is the block of ``cells`` x ``cells`` cells
+    around it, scaled to unit length: query times key is the cosine of two patches, divided by
+    ``temperature``.
+    """
+
+    def __init__(self, stride: int = 4, cells: int = 5, temperature: float = 0.07,
+                 resolution: int = 240) -> None:
+        if stride < 1 or cells < 1 or cells % 2 == 0 or temperature <= 0:
+            raise ValueError(f'stride is {stride}, cells {cells}, temperature {temperature}; '
+                             'needed are a stride of 1 or more, an odd number of cells, and a '
+                             'temperature above 0')
+        self._stride, self._cells, self._temperature = stride, cells, temperature
+        self._resolution = resolution
+
+    def extract(self, frame: np.ndarray) -> Any:
+        """Turn a frame (H, W, 3) uint8 RGB into FrameFeatures: one layer, one head."""
+        import torch
+
+        from drift_ros.diffusion.features import FrameFeatures, LayerFeatures
+
+        patches = torch.from_numpy(self.patches(frame))[None]
+        scale = patches.shape[-1] ** 0.5 / self._temperature
+        return FrameFeatures((LayerFeatures(patches * scale, patches),))
+
+    def patches(self, frame: np.ndarray) -> np.ndarray:
+        """Return unit-length colour patches (h, w, 3 * cells^2) float32 of a frame."""
+        ratio = self._resolution / min(frame.shape[:2])
+        height, width = (max(round(side * ratio / self._stride), 1) * self._stride
+                         for side in frame.shape[:2])
+        shrink = height * width < frame.shape[0] * frame.shape[1]
+        resized = cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA if shrink
+                             else cv2.INTER_LINEAR)
+        lab = cv2.cvtColor(resized.astype(np.float32) / 255, cv2.COLOR_RGB2LAB) / 100
+        lab[..., 0] -= 0.5  # mid grey is the origin: dark and light are opposite directions
+        small = cv2.resize(lab, (width // self._stride, height // self._stride),
+                           interpolation=cv2.INTER_AREA)
+        margin = self._cells // 2
+        padded = np.pad(small, ((margin, margin), (margin, margin), (0, 0)), mode='edge')
+        blocks = np.lib.stride_tricks.sliding_window_view(
+            padded, (self._cells, self._cells), axis=(0, 1))  # (h, w, 3, cells, cells)
+        flat = blocks.reshape(*small.shape[:2], -1)
+        return flat / np.maximum(np.linalg.norm(flat, axis=-1, keepdims=True), 1e-6)
+
+
+ENGINES: dict[str, str] = {
+    'tracker': 'the tracker with a diffusion model (the embedded one unless --model is given)',
+    'first-mask': 'the first mask repeated on every frame',
+    'flow': 'the mask warped from frame to frame by DIS optical flow',
+    'colour4': 'the tracker on raw colour patches of stride 4, without a network',
+    'colour8': 'the tracker on raw colour patches of stride 8, without a network',
+}
+"""Engines by name, with a line of help."""
+
+# Window and temperature are the best ones found on the dev sequences (docs/evaluation.md).
+_COLOUR: dict[str, dict[str, Any]] = {
+    'colour4': {'stride': 4, 'cells': 5, 'colour_temperature': 0.07, 'radius': 12},
+    'colour8': {'stride': 8, 'cells': 3, 'colour_temperature': 0.07, 'radius': 7},
+}
+_COLOUR_OPTIONS = {'stride': int, 'cells': int, 'colour_temperature': float}
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """
+    An engine and its options, as plain data: it travels to worker processes and into reports.
+
+    ``label`` names it in folders and tables. ``options`` holds *all* options in force, defaults
+    included, so that a report tells the whole configuration.
+    """
+
+    label: str
+    name: str
+    options: Mapping[str, Any]
+    model: str | None = None
+    device: str = 'auto'
+
+    def make(self) -> Engine:
+        """Build the engine; loads the model where one is needed."""
+        if self.name == 'first-mask':
+            return FirstMask()
+        if self.name == 'flow':
+            return OpticalFlow()
+        from drift_ros.tracker import Tracker
+
+        fields = {item.name for item in dataclasses.fields(TrackerConfig)}
+        config = TrackerConfig(**{key: tuple(value) if isinstance(value, list) else value
+                                  for key, value in self.options.items() if key in fields})
+        if self.name == 'tracker':
+            return Tracker(self.model, config, device=self.device)
+        extractor = ColourPatches(self.options['stride'], self.options['cells'],
+                                  self.options['colour_temperature'], config.resolution)
+        return Tracker(config=config, device=self.device, features=extractor)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON."""
+        return {'label': self.label, 'name': self.name, 'model': self.model,
+                'device': self.device, 'options': dict(self.options)}
+
+
+def parse_engine(text: str, settings: Mapping[str, Any] | None = None,
+                 model: str | None = None, device: str = 'auto') -> EngineSpec:
+    """
+    Read an engine from the command line: ``[label=]name[:option=value,...]``.
+
+    ``settings`` are tracker options for all engines of the run; those in ``text`` come on top.
+    For colour patches, window and temperature are their own and only changed in ``text``.
+
+    >>> parse_engine('wide=colour4:radius=16,top_k=15').options['radius']
+    16
+
+    Raises ValueError that names the unknown engine or option, or the value out of range.
+    """
+    head, _, tail = text.partition(':')
+    label, _, name = head.rpartition('=')
+    if name not in ENGINES:
+        raise ValueError(f'there is no engine {name!r}; choose from {", ".join(ENGINES)}')
+    label = label or (name if not tail else text)
+    label = label.replace('/', '_').replace(':', '_').replace(' ', '')
+    own = _split_options(tail)
+    if name in ('first-mask', 'flow'):
+        if own:
+            raise ValueError(f'the engine {name} has no options, got {", ".join(own)}')
+        return EngineSpec(label, name, {})
+    values = {item.name: item.default for item in dataclasses.fields(TrackerConfig)}
+    values.update(settings or {})
+    values.update(_COLOUR.get(name, {}))
+    extra = _COLOUR_OPTIONS if name in _COLOUR else {}
+    for key, value in own.items():
+        values[key] = extra[key](value) if key in extra else parse_option(key, value)
+    checked = {key: value for key, value in values.items() if key not in _COLOUR_OPTIONS}
+    TrackerConfig(**checked).validate()
+    return EngineSpec(label, name, values, model if name == 'tracker' else None, device)
+
+
+def parse_option(name: str, text: str) -> Any:
+    """
+    Turn the text of a tracker option into its value, by the type of the option's default.
+
+    Raises ValueError naming the option, the text and what is expected.
+    """
+    by_name = {item.name: item for item in dataclasses.fields(TrackerConfig)}
+    if name not in by_name:
+        raise ValueError(f'there is no tracker option {name!r}; there are '
+                         f'{", ".join(by_name)}')
+    default = by_name[name].default
+    if isinstance(default, bool):
+        words = {'true': True, 'yes': True, '1': True, 'false': False, 'no': False, '0': False}
+        if text.lower() not in words:
+            raise ValueError(f'{name} is {text!r}; it must be true or false')
+        return words[text.lower()]
+    if isinstance(default, tuple):
+        return tuple(part.strip() for part in text.split(',') if part.strip())
+    try:
+        return type(default)(text)
+    except ValueError:
+        raise ValueError(
+            f'{name} is {text!r}; it must be of type {type(default).__name__}') from None
+
+
+def load_params_file(path: str) -> dict[str, Any]:
+    """
+    Read tracker options from a ROS 2 parameter file, such as ``config/tracker.yaml``.
+
+    Parameters that are not options of the engine (topics, rates) are left out, those of every
+    node in the file are taken.
+    """
+    from pathlib import Path
+
+    import yaml
+
+    names = {item.name: item for item in dataclasses.fields(TrackerConfig)}
+    try:
+        data = yaml.safe_load(Path(path).read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(f'cannot read the parameter file {path}: {error}') from None
+    found: dict[str, Any] = {}
+    for section in (data or {}).values() if isinstance(data, dict) else ():
+        parameters = section.get('ros__parameters') if isinstance(section, dict) else None
+        for key, value in (parameters or {}).items():
+            if key in names:
+                wanted = type(names[key].default)
+                found[key] = wanted(value) if wanted in (tuple, float) else value
+    if not found:
+        raise ValueError(f'{path} holds no option of the tracker; expected a ROS 2 parameter '
+                         'file (node name, then ros__parameters)')
+    return found
+
+
+def split_settings(pairs: Sequence[str]) -> dict[str, Any]:
+    """Read ``--set option=value`` arguments."""
+    values = {}
+    for pair in pairs:
+        key, equals, text = pair.partition('=')
+        if not equals:
+            raise ValueError(f'--set {pair}: expected option=value')
+        values[key.strip()] = parse_option(key.strip(), text.strip())
+    return values
+
+
+def _split_options(text: str) -> dict[str, str]:
+    """Split ``a=1,layers=x,y`` at the commas that start a new ``key=``."""
+    found: dict[str, str] = {}
+    last = ''
+    for piece in filter(None, text.split(',')):
+        key, equals, value = piece.partition('=')
+        if equals:
+            last = key.strip()
+            found[last] = value.strip()
+        elif last:
+            found[last] += f',{piece.strip()}'
+        else:
+            raise ValueError(f'engine options {text!r}: expected option=value')
+    return found
