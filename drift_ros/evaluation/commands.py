@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Command lines of the evaluation: ``drift_ros eval`` and ``drift_ros bag``."""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+import contextlib
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from drift_ros.config import TrackerConfig
+from drift_ros.evaluation.baselines import (
+    EngineSpec, ENGINES, load_params_file, parse_engine, split_settings)
+
+
+def _tracker_options() -> str:
+    """Help for all tracker options, made from their declaration."""
+    lines = []
+    for item in dataclasses.fields(TrackerConfig):
+        default = ','.join(item.default) if isinstance(item.default, tuple) else item.default
+        lines.append(f'  {item.name}={default}  {item.metadata["help"]}')
+    return '\b\nTracker options for --set, with their defaults:\n' + '\n'.join(lines)
+
+
+def _engine_options(function: Callable) -> Callable:
+    """Add the options that choose and configure engines, common to all evaluations."""
+    engines = ', '.join(f'{name} ({text})' for name, text in ENGINES.items())
+    for option in reversed([
+        click.option('--engine', '-e', 'engines', multiple=True, default=('tracker',),
+                     show_default=True, metavar='[LABEL=]NAME[:OPTION=VALUE,...]',
+                     help=f'What to run; may be repeated. {engines}.'),
+        click.option('--set', 'settings', multiple=True, metavar='OPTION=VALUE',
+                     help='A tracker option for all engines; may be repeated.'),
+        click.option('--params-file', type=click.Path(exists=True, dir_okay=False),
+                     help='Tracker options from a ROS 2 parameter file (config/tracker.yaml).'),
+        click.option('--model', help='Folder or hub id of a diffusers checkpoint '
+                                     '[default: the embedded model].'),
+        click.option('--device', default='auto', show_default=True, help='auto, cpu, cuda[:N].'),
+        click.option('--out', type=click.Path(file_okay=False, path_type=Path),
+                     help='Folder of results; finished parts of an earlier run are kept.'),
+        click.option('--workers', type=click.IntRange(1), default=1, show_default=True,
+                     help='Processes.'),
+        click.option('--threads', type=click.IntRange(0), default=0, show_default=True,
+                     help='Threads per process; 0: processors shared among the workers.'),
+        click.option('--late-objects', is_flag=True,
+                     help='Seed and score objects that appear after the first mask, too '
+                          '(not in the official protocol).'),
+        click.option('--report/--no-report', default=True, show_default=True,
+                     help='Write report.html with overlays and videos.'),
+    ]):
+        function = option(function)
+    return function
+
+
+@click.group()
+def evaluate() -> None:
+    """Measure tracking accuracy on datasets and bags."""
+
+
+@evaluate.command(epilog=_tracker_options())
+@click.argument('root', type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option('--resolution', help='Folder level below JPEGImages, where there is one '
+                                   '[default: the only one, or 480p].')
+@click.option('--subset', help='List in ImageSets, such as val [default: all sequences found].')
+@click.option('--year', help='Folder of that list, where several have one.')
+@click.option('--sequences', help='Names, separated by commas.')
+@click.option('--task', type=click.Choice(['auto', 'multi', 'single']), default='auto',
+              show_default=True, help='single: whatever is not background is one object (DAVIS '
+                                      '2016). auto: so where masks hold 0 and 255 only.')
+@click.option('--max-frames', type=click.IntRange(0), default=0, show_default=True,
+              help='Use only the first frames of each sequence (0: all).')
+@_engine_options
+def davis(root: Path, resolution: str | None, subset: str | None, year: str | None,
+          sequences: str | None, task: str, max_frames: int, **options: Any) -> None:
+    """
+    Score engines on the DAVIS-layout folder ROOT (semi-supervised protocol).
+
+    The first annotation of each sequence seeds the engine. Prints J and F; writes masks the
+    official tools can score, CSV, JSON, a chart and an HTML report.
+    """
+    from drift_ros.evaluation.davis import find_sequences
+
+    with _errors():
+        found = find_sequences(
+            root, resolution=resolution, subset=subset, year=year, task=task,
+            names=[name for name in (sequences or '').split(',') if name], max_frames=max_frames)
+        data = {'kind': 'davis', 'root': str(root), 'resolution': resolution, 'subset': subset,
+                'year': year, 'task': task, 'max_frames': max_frames,
+                'sequences': [item.name for item in found]}
+        _evaluate(found, data, Path('out', 'eval', f'davis-{root.resolve().name}'), options)
+
+
+@contextlib.contextmanager
+def _errors() -> Iterator[None]:
+    """Show the user's mistakes as messages, not as tracebacks."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+
+
+def _specs(options: dict[str, Any]) -> list[EngineSpec]:
+    settings: dict[str, Any] = {}
+    if options['params_file']:
+        settings.update(load_params_file(options['params_file']))
+    settings.update(split_settings(options['settings']))
+    specs = [parse_engine(text, settings, options['model'], options['device'])
+             for text in options['engines']]
+    labels = [spec.label for spec in specs]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise ValueError(f'two engines are named {label!r}; tell them apart with LABEL=NAME')
+    return specs
+
+
+def _evaluate(sequences: Sequence[Any], data: dict[str, Any], default_out: Path,
+              options: dict[str, Any]) -> None:
+    """Run, show and write an evaluation; exits with 1 if a job failed."""
+    # Threads that wait must not spin: several processes share the processors.
+    os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
+    from drift_ros.evaluation import runner
+
+    specs = _specs(options)
+    folder = options['out'] or default_out
+    run_options = runner.RunOptions(options['late_objects'], options['threads'])
+    description = runner.describe_run(specs, run_options,
+                                      {**data, 'workers': options['workers'],
+                                       'threads': options['threads']})
+    console = Console()
+    total = sum(len(sequence) for sequence in sequences) * len(specs)
+    with Progress(TextColumn('{task.description:40.40}'), BarColumn(), MofNCompleteColumn(),
+                  TextColumn('frames'), TimeRemainingColumn(), console=console) as bar:
+        task = bar.add_task('', total=total)
+
+        def progress(engine: str, name: str, count: int) -> None:
+            bar.update(task, advance=count, description=f'{engine} {name}')
+
+        results, errors = runner.run(specs, sequences, folder, options=run_options,
+                                     workers=options['workers'], progress=progress)
+        bar.update(task, description='done')
+    runner.write_results(folder, description, results, errors)
+    if results:
+        console.print(score_table(results))
+        from drift_ros.evaluation import report
+
+        report.write_chart(folder / 'scores.png', results)
+        if options['report']:
+            with Progress(TextColumn('report {task.description:33.33}'), BarColumn(),
+                          MofNCompleteColumn(), TextColumn('sequences'), console=console) as bar:
+                task = bar.add_task('', total=len(sequences))
+                report.write_report(
+                    folder, description, results, errors, sequences,
+                    lambda name: bar.update(task, advance=1, description=name))
+            console.print(f'report: {folder / "report.html"}')
+    console.print(f'results: {folder / "results.csv"}, {folder / "results.json"}; '
+                  f'masks: {folder / "masks"}', soft_wrap=True)
+    for (engine, sequence), text in errors.items():
+        console.print(f'[red]failed:[/] {engine} on {sequence}: {text}', soft_wrap=True)
+    if errors:
+        raise click.exceptions.Exit(1)
+
+
+def score_table(results: Sequence[Any]) -> Table:
+    """Make the table of J and F per sequence, and means over objects, of every engine."""
+    from drift_ros.evaluation.runner import engine_summary
+
+    summary = engine_summary(results)
+    table = Table(title='J / F, in percent', title_justify='left')
+    table.add_column('sequence')
+    for engine in summary:
+        table.add_column(engine, justify='right')
+    by_key = {(row.engine, row.sequence): row.summary for row in results}
+    for name in dict.fromkeys(row.sequence for row in results):
+        cells = []
+        for engine in summary:
+            found = by_key.get((engine, name))
+            cells.append(f'{100 * found.j.mean:.1f} / {100 * found.f.mean:.1f}' if found else '-')
+        table.add_row(name, *cells)
+    table.add_section()
+    for title, keys in (('mean over objects', ('j_mean', 'f_mean')),
+                        ('recall', ('j_recall', 'f_recall')),
+                        ('decay', ('j_decay', 'f_decay'))):
+        table.add_row(title, *(f'{100 * row[keys[0]]:.1f} / {100 * row[keys[1]]:.1f}'
+                               for row in summary.values()))
+    table.add_row('J&F', *(f'{100 * row["j_and_f"]:.2f}' for row in summary.values()),
+                  style='bold')
+    table.add_row('ms per frame (median)',
+                  *('-' if row['ms_median'] is None else f'{row["ms_median"]:.1f}'
+                    for row in summary.values()))
+    return table
+
+
+@click.group()
+def bag() -> None:
+    """Make rosbag2 bags from datasets and videos."""
