@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Start the tracker node and bring it to its active state.
+
+``ros2 launch drift_ros tracker.launch.py image:=/camera/image_raw``
+"""
+
+from pathlib import Path
+
+from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
+from launch.actions import (DeclareLaunchArgument, EmitEvent, LogInfo, OpaqueFunction,
+                            RegisterEventHandler, SetEnvironmentVariable)
+from launch.conditions import IfCondition
+from launch.event_handlers import OnProcessStart
+from launch.events import matches_action
+from launch.substitutions import EnvironmentVariable, LaunchConfiguration
+from launch_ros.actions import LifecycleNode
+from launch_ros.event_handlers import OnStateTransition
+from launch_ros.events.lifecycle import ChangeState
+from lifecycle_msgs.msg import Transition
+
+# Installed as share/drift_ros/launch; in a checkout the same two folders lie side by side.
+CONFIG = Path(__file__).parent.parent / 'config'
+
+ARGUMENTS = (
+    ('namespace', '', 'Namespace of the node, e.g. robot1.', None),
+    ('use_sim_time', 'false', 'Take the time from /clock.', ('true', 'false')),
+    ('params_file', str(CONFIG / 'tracker.yaml'), 'Parameter file of the node.', None),
+    ('autostart', 'true', 'Configure and activate the node once it runs.', ('true', 'false')),
+    ('log_level', 'info', 'Least severe messages to log.',
+     ('debug', 'info', 'warn', 'error', 'fatal')),
+    ('image', 'image', 'Topic of the camera images.', None),
+    ('model', '', 'Folder or hub id of a diffusers checkpoint. Empty: as in params_file.', None),
+    ('device', '', 'auto, cpu, cuda or cuda:N. Empty: as in params_file.', None),
+    ('image_transport', '', 'raw, or compressed: images come from <image>/compressed. '
+     'Empty: as in params_file.', ('', 'raw', 'compressed')),
+)
+
+
+def start_tracker(context: LaunchContext) -> list[LaunchDescriptionEntity]:
+    """Return the node with what brings it up. Only arguments that are set become parameters."""
+    overrides: dict[str, object] = {
+        name: value for name in ('model', 'device', 'image_transport')
+        if (value := LaunchConfiguration(name).perform(context))}
+    image = LaunchConfiguration('image').perform(context)
+    use_sim_time = LaunchConfiguration('use_sim_time').perform(context).lower() == 'true'
+    tracker = LifecycleNode(
+        package='drift_ros',
+        executable='tracker',
+        name='tracker',
+        namespace=LaunchConfiguration('namespace'),
+        parameters=[LaunchConfiguration('params_file'),
+                    {**overrides, 'use_sim_time': use_sim_time}],
+        remappings=[('image', image), ('image/compressed', f'{image}/compressed')],
+        arguments=['--ros-args', '--log-level', LaunchConfiguration('log_level')],
+        output='screen',
+        emulate_tty=True,
+    )
+
+    def request(transition: int) -> EmitEvent:
+        return EmitEvent(event=ChangeState(
+            lifecycle_node_matcher=matches_action(tracker), transition_id=transition))
+
+    autostart = IfCondition(LaunchConfiguration('autostart'))
+    configure = RegisterEventHandler(condition=autostart, event_handler=OnProcessStart(
+        target_action=tracker, on_start=[request(Transition.TRANSITION_CONFIGURE)]))
+    # Only right after configuring: a node someone deactivates by hand stays inactive.
+    activate = RegisterEventHandler(condition=autostart, event_handler=OnStateTransition(
+        target_lifecycle_node=tracker, start_state='configuring', goal_state='inactive',
+        entities=[LogInfo(msg='tracker is configured, activating it'),
+                  request(Transition.TRANSITION_ACTIVATE)]))
+    return [configure, activate, tracker]
+
+
+def generate_launch_description() -> LaunchDescription:
+    """Return what ``ros2 launch`` runs."""
+    profile = str(CONFIG / 'fastdds_large_images.xml')
+    return LaunchDescription([
+        *(DeclareLaunchArgument(name, default_value=default, description=text, choices=choices)
+          for name, default, text, choices in ARGUMENTS),
+        # Log lines appear at once and in order, each with its time.
+        SetEnvironmentVariable('RCUTILS_LOGGING_BUFFERED_STREAM', '1'),
+        SetEnvironmentVariable('RCUTILS_CONSOLE_OUTPUT_FORMAT', EnvironmentVariable(
+            'RCUTILS_CONSOLE_OUTPUT_FORMAT',
+            default_value='[{severity}] [{time}] [{name}]: {message}')),
+        # Whole images need more shared memory than Fast DDS takes by default. A profile that is
+        # already set is kept. The second name is the one Jazzy's Fast DDS reads.
+        *(SetEnvironmentVariable(name, EnvironmentVariable(name, default_value=profile))
+          for name in ('FASTDDS_DEFAULT_PROFILES_FILE', 'FASTRTPS_DEFAULT_PROFILES_FILE')),
+        OpaqueFunction(function=start_tracker),
+    ])
