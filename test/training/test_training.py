@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The training: exact autoencoder, known geometry, losses, resuming, export."""
+from pathlib import Path
+
+import cv2
+from diffusers import StableDiffusionPipeline
+import numpy as np
+import pytest
+import torch
+
+from drift_ros.diffusion.checkpoint import load_checkpoint
+from drift_ros.diffusion.features import DiffusionFeatures
+from training import model as models
+from training.finish import export_run, plot_curves
+from training.losses import bilinear_weights, kernel_losses
+from training.trainer import load_config, Trainer
+from training.views import make_scene, PhotoFolder, ViewConfig
+
+TINY = ('views.size=64', 'unet.channels=[32, 32, 32]', 'unet.groups=8', 'batch=2', 'workers=0',
+        'kernel_rows=64', 'denoise_every=2', 'warmup=5', 'steps=40', 'learning_rate=0.003')
+
+
+def smooth_photo(seed: int, size: int = 192) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 255, (12, 12, 3), dtype=np.uint8)
+    return cv2.resize(coarse, (size, size), interpolation=cv2.INTER_CUBIC)
+
+
+@pytest.fixture(scope='module')
+def photos(tmp_path_factory):
+    root = tmp_path_factory.mktemp('photos')
+    for i in range(6):
+        folder = root / ('red_ball' if i % 2 else 'Wild Cat')
+        folder.mkdir(exist_ok=True)
+        cv2.imwrite(str(folder / f'{i}.png'), smooth_photo(i))
+    return PhotoFolder([root])
+
+
+@pytest.fixture
+def trainer(photos, tmp_path):
+    return Trainer(load_config(None, TINY), photos, tmp_path / 'run')
+
+
+def test_encoder_is_the_latent_transform():
+    images = torch.rand(2, 3, 40, 56) * 2 - 1
+    with torch.no_grad():
+        latents = models.build_vae().encode(images).latents
+    assert latents.shape == (2, models.LATENT_CHANNELS, 10, 14)
+    # independently: cut cells, BT.601 luma, orthonormal DCT by scipy
+    from scipy.fft import dctn
+    rgb = (images[1].numpy() + 1) / 2
+    luma = 0.299 * rgb[0] + 0.587 * rgb[1] + 0.114 * rgb[2]
+    cell = dctn(luma[8:12, 20:24] - 0.5, norm='ortho')
+    vector = latents[1, :16, 2, 5].numpy()
+    order = sorted(((u, v) for u in range(4) for v in range(4)), key=lambda p: (sum(p), p))
+    ratio = vector / np.array([cell[u, v] for u, v in order])
+    # the gain depends on the frequency only, and rises with it
+    assert np.allclose(ratio[1], ratio[2], rtol=1e-3)
+    assert (np.diff(ratio[[0, 1, 3, 6, 15]]) > 0).all()
+    assert torch.allclose(latents, models.encode_exact(images), atol=1e-5)
+
+
+def test_latents_hold_luma_exactly():
+    """The transform of the luma is invertible: no detail is lost to the tracker."""
+    matrix, _ = models.latent_transform()
+    grey = matrix[:16].sum(1).reshape(16, 16)
+    assert np.linalg.cond(grey) < 20
+
+
+def test_tokenizer_knows_every_word():
+    tokenizer = models.build_tokenizer(['a photo of', 'wild cat', 'faces easy', 'car side'])
+    assert tokenizer.tokenize('a photo of faces easy') == [
+        'a</w>', 'photo</w>', 'of</w>', 'faces</w>', 'easy</w>']
+    assert len(tokenizer.tokenize('zebra')) > 1     # bytes spell unknown words
+    assert tokenizer.decode(tokenizer('wild cat').input_ids, skip_special_tokens=True
+                            ) == 'wild cat'
+
+
+@pytest.mark.parametrize('seed', range(4))
+def test_views_show_what_the_geometry_says(photos, seed):
+    """Where a point of a view is visible in view 0, both show the same colour there."""
+    config = ViewConfig(size=96, photometric=0.0, objects=(0.0, 0.5, 0.5))
+    scene = make_scene(photos, np.random.default_rng(seed), config)
+    assert scene.labels.sum(-1) == pytest.approx(1.0)
+    for view in (1, 2):
+        seen = scene.visible[view]
+        assert seen.mean() > 0.2
+        small = cv2.resize(scene.images[view], (24, 24), interpolation=cv2.INTER_AREA)
+        reference = cv2.blur(scene.images[0], (4, 4))
+        x, y = scene.target[view][seen].T
+        there = cv2.remap(reference, (x + 0.5)[None], (y + 0.5)[None], cv2.INTER_LINEAR)[0]
+        error = np.abs(there.astype(float) - small[seen]).mean(-1)
+        wrong = np.abs(np.roll(there, 7, 0).astype(float) - small[seen]).mean(-1)
+        assert np.median(error) < 8
+        assert np.median(error) < 0.4 * np.median(wrong)
+
+
+def test_reference_view_maps_to_itself(photos):
+    scene = make_scene(photos, np.random.default_rng(1), ViewConfig(size=64))
+    assert scene.visible[0].all()
+    assert scene.target[0][0, 0] == pytest.approx([1.5, 1.5])
+    assert scene.target[0][3, 5] == pytest.approx([21.5, 13.5])
+    assert np.abs(scene.target[1] - scene.target[0]).max() > 0.1
+
+
+def test_same_generator_same_scene(photos):
+    first, second = (make_scene(photos, np.random.default_rng(5), ViewConfig(size=64))
+                     for _ in range(2))
+    assert (first.images == second.images).all()
+    assert (first.labels == second.labels).all()
+
+
+def test_bilinear_weights():
+    index, weight = bilinear_weights(torch.tensor([[1.5, 1.5], [3.5, 1.5]]), 8, 8, 4)
+    assert index[0, 0] == 0
+    assert weight[0].tolist() == [1, 0, 0, 0]
+    assert weight[1].tolist() == [0.5, 0.5, 0, 0]
+    assert index[1].tolist()[:2] == [0, 1]
+
+
+def test_kernel_losses_reward_true_matches():
+    n, d = 36, 36
+    code = 30 * torch.eye(n).view(1, 1, 1, n, d)
+    features = code.expand(1, 2, 1, n, d)
+    ys, xs = torch.meshgrid(torch.arange(6.), torch.arange(6.), indexing='ij')
+    target = (torch.stack([xs, ys], -1).view(1, 1, n, 2) * 4 + 1.5).expand(1, 2, n, 2)
+    visible = torch.ones(1, 2, n, dtype=torch.bool)
+    labels = torch.nn.functional.one_hot(torch.arange(n) % 3, 3).float().expand(1, 2, n, 3)
+    right = kernel_losses(features, features, target, visible, labels, 4)
+    moved = torch.cat([features[:, :1].roll(14, 3), features[:, 1:]], 1)
+    wrong = kernel_losses(features, moved, target, visible, labels, 4)
+    assert right[0] < 0.01 and right[1] < 0.01 and right[2] == 1
+    assert wrong[0] > 10 and wrong[1] > 5 and wrong[2] < 0.2
+
+
+def test_partial_pass_gives_the_full_pass_queries(trainer):
+    latents = torch.randn(2, models.LATENT_CHANNELS, 16, 16)
+    text = torch.randn(2, 12, 64)
+    t = torch.tensor([10, 300])
+    with torch.no_grad():
+        query, key = trainer.capture.queries_keys(latents, t, text)
+        trainer.unet(latents, t, text)
+    assert torch.equal(query, trainer.capture.processor.query)
+    assert torch.equal(query, key)      # tied
+    logits = (query[0, 0] @ key[0, 0].T) / query.shape[-1] ** 0.5
+    # the start: temperature times cosine (the affine layer norm starts at identity)
+    assert logits.diagonal().numpy() == pytest.approx(trainer.config['temperature'], rel=0.02)
+
+
+def test_loss_falls(trainer):
+    before = trainer.losses(trainer.batch(1000), 1000)
+    trainer.run(stop=30)
+    after = trainer.losses(trainer.batch(1000), 1000)
+    for name in ('denoise', 'correspondence', 'transport'):
+        assert after[name] < before[name], name
+    assert after['correspondence'] < 0.9 * before['correspondence']
+
+
+def test_resumed_run_equals_an_uninterrupted_one(trainer, photos, tmp_path):
+    trainer.run(stop=4)
+    other = Trainer(load_config(None, TINY), photos, tmp_path / 'other')
+    other.run(stop=2)
+    resumed = Trainer(load_config(None, TINY), photos, tmp_path / 'other')
+    assert resumed.resume() and resumed.step == 2
+    resumed.run(stop=4)
+    for a, b in zip(trainer.parameters + trainer.average, resumed.parameters + resumed.average,
+                    strict=True):
+        assert torch.equal(a, b)
+    assert [r['step'] for r in resumed.history] == [1, 2, 3, 4]
+
+
+def test_export_loads_with_stock_classes(trainer, tmp_path):
+    trainer.run(stop=3)
+    folder = tmp_path / 'model'
+    export_run(trainer, models.build_vae(), folder)
+    assert all(p.dtype == torch.float32 for p in trainer.parameters)
+    unet, _ = trainer.averaged()
+    checkpoint = load_checkpoint(folder)
+    for name, value in unet.state_dict().items():
+        assert torch.allclose(checkpoint.unet.state_dict()[name], value, atol=2e-3), name
+    features = DiffusionFeatures(checkpoint, resolution=64)
+    assert features.layers == (trainer.layer,)
+    layer = features.extract(smooth_photo(3, 64)).layers[0]
+    assert layer.query.shape[:3] == (1, 16, 16)
+    pipeline = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    image = pipeline('a photo of wild cat', height=64, width=64, num_inference_steps=2,
+                     output_type='np').images[0]
+    assert image.shape == (64, 64, 3) and np.isfinite(image).all()
+
+
+def test_export_of_an_untied_start(photos, tmp_path):
+    config = load_config(None, (*TINY, 'tied=false'))
+    trainer = Trainer(config, photos, tmp_path)
+    trainer.run(stop=2)
+    assert not torch.equal(trainer.capture.attn.to_q.weight, trainer.capture.attn.to_k.weight)
+
+
+def test_unknown_configuration_key_is_named():
+    with pytest.raises(ValueError, match='bacth'):
+        load_config(None, ('bacth=3',))
+
+
+def test_empty_photo_folder_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=str(Path(tmp_path).name)):
+        PhotoFolder([tmp_path])
+
+
+def test_curves_are_drawn(tmp_path):
+    history = [{'step': float(i), 'denoise': 1 / i, 'accuracy': 0.5} for i in range(1, 30)]
+    history[10]['dev_jf'] = 0.6
+    plot_curves(history, tmp_path / 'curves.png')
+    assert cv2.imread(str(tmp_path / 'curves.png')) is not None

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Command line of the training."""
+from __future__ import annotations
+
+import os
+from pathlib import Path
+import time
+
+# Waiting threads must not spin: with other work on the machine that costs a factor of five.
+os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
+
+import click  # noqa: E402
+from rich.console import Console  # noqa: E402
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn  # noqa: E402
+from rich.progress import TimeElapsedColumn, TimeRemainingColumn  # noqa: E402
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(),
+                    TimeElapsedColumn(), TimeRemainingColumn(), TextColumn('{task.fields[note]}'),
+                    console=console)
+
+
+@click.command()
+@click.option('--photos', 'folders', type=click.Path(path_type=Path, exists=True, file_okay=False),
+              multiple=True, required=True,
+              help='Folder with <category>/*.jpg; may be given more than once.')
+@click.option('--out', type=click.Path(path_type=Path), required=True,
+              help='Run folder. An interrupted run in it is continued.')
+@click.option('--config', 'config_file', type=click.Path(path_type=Path, exists=True),
+              help='YAML file whose keys override those of training/config.yaml.')
+@click.option('--set', 'overrides', multiple=True, metavar='KEY=VALUE',
+              help='Override one key, for instance --set views.size=128.')
+@click.option('--start-from', type=click.Path(path_type=Path, exists=True),
+              help='state.pt of another run whose averaged weights a new run starts from.')
+@click.option('--dev', type=click.Path(path_type=Path, exists=True),
+              help='DAVIS-style folder for the J&F curve (JPEGImages/, Annotations/).')
+@click.option('--dev-every', default=200, show_default=True, help='Steps between J&F scores.')
+@click.option('--minutes', type=float, help='Stop after so many minutes (resume later).')
+@click.option('--decoder-steps', default=1500, show_default=True,
+              help='Steps of the decoder training at the end.')
+@click.option('--threads', default=os.cpu_count(), show_default=True, help='CPU threads.')
+def main(folders: tuple[Path, ...], out: Path, config_file: Path | None,
+         overrides: tuple[str, ...], start_from: Path | None, dev: Path | None, dev_every: int,
+         minutes: float | None, decoder_steps: int, threads: int) -> None:
+    """
+    Train the embedded image diffusion model from folders of photographs.
+
+    The result is OUT/model, a stock diffusers folder in half precision.
+    """
+    import torch
+
+    from .finish import export_run, plot_curves, train_decoder
+    from .model import build_vae
+    from .trainer import load_config, Trainer
+    from .views import PhotoFolder
+
+    torch.set_num_threads(threads)
+    console = Console()
+    try:
+        config = load_config(config_file, overrides)
+        photos = PhotoFolder(list(folders))
+    except (ValueError, FileNotFoundError) as error:
+        raise click.ClickException(str(error)) from error
+    trainer = Trainer(config, photos, out)
+    if trainer.resume():
+        console.print(f'resumed at step {trainer.step}')
+    elif start_from is not None:
+        trainer.load(start_from, weights_only=True)
+    console.print(f'{len(photos)} photographs in {len(photos.categories)} categories, '
+                  f'{sum(p.numel() for p in trainer.parameters) / 1e6:.1f} M parameters')
+    started = time.monotonic()
+    shown: dict[str, float] = {}
+
+    with _progress(console) as progress:
+        task = progress.add_task('training', total=config['steps'], completed=trainer.step,
+                                 note='')
+
+        def on_step(row: dict[str, float]) -> bool:
+            for name, value in row.items():
+                shown[name] = 0.95 * shown.get(name, value) + 0.05 * value
+            note = ' '.join(f'{k} {shown[k]:.3f}' for k in
+                            ('denoise', 'correspondence', 'transport', 'accuracy', 'dev_jf')
+                            if k in shown)
+            progress.update(task, completed=trainer.step, note=note)
+            if dev is not None and trainer.step % dev_every == 0:
+                from .dev import dev_score
+                export_run(trainer, build_vae(), out / 'model')
+                row['dev_jf'] = shown['dev_jf'] = dev_score(dev, out / 'model')[0]
+                console.print(f'step {trainer.step}: {note} J&F {row["dev_jf"]:.4f}')
+            if trainer.step % 50 == 0:
+                plot_curves(trainer.history, out / 'curves.png')
+                if not console.is_terminal:
+                    console.print(f'step {trainer.step}: {note}')
+            return minutes is not None and time.monotonic() - started > 60 * minutes
+
+        trainer.run(on_step=on_step)
+        decode = progress.add_task('decoder', total=decoder_steps, note='')
+        vae = train_decoder(trainer, decoder_steps, lambda step, loss: progress.update(
+            decode, completed=step, note=f'mse {loss:.4f}'))
+    plot_curves(trainer.history, out / 'curves.png')
+    export_run(trainer, vae, out / 'model')
+    size = sum(p.stat().st_size for p in (out / 'model').rglob('*') if p.is_file()) / 1e6
+    console.print(f'exported step {trainer.step} to {out / "model"} ({size:.1f} MB)')
+
+
+if __name__ == '__main__':
+    main()

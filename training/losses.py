@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Self-supervised losses on the temporal propagation kernel, and the denoising loss."""
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def bilinear_weights(points: Tensor, width: int, height: int, stride: int
+                     ) -> tuple[Tensor, Tensor]:
+    """
+    Return the four tokens around each point and their bilinear weights.
+
+    Parameters
+    ----------
+    points : (..., 2) float, x and y in pixels (pixel centres at integers)
+    width, height : tokens
+    stride : pixels per token
+
+    Returns
+    -------
+    (index, weight) : (..., 4) int64 and (..., 4) float, weights sum to one
+
+    """
+    u = (points + 0.5) / stride - 0.5
+    u = torch.stack([u[..., 0].clamp(0, width - 1), u[..., 1].clamp(0, height - 1)], -1)
+    low = u.floor()
+    f = u - low
+    x0, y0 = low[..., 0].long(), low[..., 1].long()
+    x1, y1 = (x0 + 1).clamp(max=width - 1), (y0 + 1).clamp(max=height - 1)
+    fx, fy = f[..., 0], f[..., 1]
+    index = torch.stack([y0 * width + x0, y0 * width + x1, y1 * width + x0, y1 * width + x1], -1)
+    weight = torch.stack([(1 - fx) * (1 - fy), fx * (1 - fy), (1 - fx) * fy, fx * fy], -1)
+    return index, weight
+
+
+def kernel_losses(query: Tensor, key: Tensor, target: Tensor, visible: Tensor, labels: Tensor,
+                  stride: int, rows: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """
+    Correspondence and label-transport losses of the views 1.. towards the views before them.
+
+    The kernel is `softmax(Q^b K^a^T / sqrt(d))` as deployed, global within the view.
+    *Correspondence*: cross-entropy against the known position in view 0 (bilinear over the four
+    nearest tokens), on points visible there; every other position is a negative.
+    *Transport*: the soft labels of all earlier views are propagated with one joint softmax, as the
+    tracker does; minus the log of the probability that arrives at the true label.
+
+    Parameters
+    ----------
+    query, key : (B, V, heads, N, d) float, N a square token grid
+    target : (B, V, N, 2) float, pixels in view 0
+    visible : (B, V, N) bool
+    labels : (B, V, N, K) float
+    stride : pixels per token
+    rows : only so many queries, drawn at random, enter per view (all keys always do)
+
+    Returns
+    -------
+    (correspondence, transport, accuracy) : scalars; accuracy is the share of visible points whose
+        strongest match is at most one token away, no gradient
+
+    """
+    views, heads, n, d = query.shape[1:]
+    side = int(round(n ** 0.5))
+    query = query * d ** -0.5
+    if rows is not None and rows < n:
+        pick = torch.randperm(n)[:rows]
+        query, target, visible = query[:, :, :, pick], target[:, :, pick], visible[:, :, pick]
+        aim = labels[:, :, pick]
+    else:
+        aim = labels
+    index, weight = bilinear_weights(target, side, side, stride)
+    correspondence = query.new_zeros(())
+    transport = query.new_zeros(())
+    accuracy = query.new_zeros(())
+    for v in range(1, views):
+        references = list(range(v))
+        keys = key[:, references].transpose(1, 2).flatten(2, 3)          # B, heads, R*N, d
+        logits = query[:, v] @ keys.transpose(-1, -2)                    # B, heads, rows, R*N
+        mask = visible[:, v].float()                                     # B, rows
+        count = mask.sum().clamp(min=1)
+        first = logits[..., :n]
+        gathered = first.gather(-1, index[:, v, None].expand(-1, heads, -1, -1))
+        nll = first.logsumexp(-1) - (gathered * weight[:, v, None]).sum(-1)
+        correspondence = correspondence + (nll.mean(1) * mask).sum() / count
+        values = labels[:, references].flatten(1, 2)                     # B, R*N, K
+        carried = (logits.softmax(-1) @ values[:, None]).mean(1)         # B, rows, K
+        cross = -(aim[:, v] * (carried + 1e-5).log()).sum(-1)
+        transport = transport + (cross * mask).sum() / count
+        with torch.no_grad():
+            best = first.mean(1).argmax(-1)
+            at = torch.stack([best % side, best // side], -1).float()
+            true = (target[:, v] + 0.5) / stride - 0.5
+            near = ((at - true).abs().amax(-1) <= 1.0).float()
+            accuracy = accuracy + (near * mask).sum() / count
+    k = views - 1
+    return correspondence / k, transport / k, accuracy / k
+
+
+def velocity(clean: Tensor, noise: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
+    """
+    Return the noisy latents and the v target.
+
+    Parameters
+    ----------
+    clean, noise : (B, C, h, w) float
+    alpha : (B,) float, cumulative product of 1 - beta at each entry's timestep
+
+    """
+    a = alpha.sqrt()[:, None, None, None]
+    s = (1 - alpha).sqrt()[:, None, None, None]
+    return a * clean + s * noise, a * noise - s * clean

@@ -1,0 +1,285 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The training loop: data, losses, moving average, checkpoints, curves."""
+from __future__ import annotations
+
+from collections import defaultdict
+from concurrent.futures import Future, ThreadPoolExecutor
+import copy
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any, Callable, Iterator
+
+import cv2
+from diffusers import UNet2DConditionModel
+import numpy as np
+import torch
+from torch import Tensor
+import torch.nn.functional as F
+import yaml
+
+from . import model as models
+from .losses import kernel_losses, velocity
+from .views import collate, make_scene, PhotoFolder, ViewConfig
+
+DEFAULT_CONFIG = Path(__file__).with_name('config.yaml')
+
+
+def load_config(path: Path | None = None, overrides: tuple[str, ...] = ()) -> dict[str, Any]:
+    """
+    Read a configuration file over the defaults.
+
+    Parameters
+    ----------
+    path : YAML file whose keys override the packaged `config.yaml`
+    overrides : 'key=value' strings; nested keys with dots, values in YAML
+
+    Raises
+    ------
+    ValueError
+        for an unknown key, naming it
+
+    """
+    config = yaml.safe_load(DEFAULT_CONFIG.read_text())
+
+    def merge(into: dict[str, Any], new: dict[str, Any], prefix: str = '') -> None:
+        for key, value in new.items():
+            if key not in into:
+                raise ValueError(f'unknown configuration key {prefix + key!r}; '
+                                 f'known here: {sorted(into)}')
+            if isinstance(into[key], dict):
+                merge(into[key], value, f'{prefix}{key}.')
+            else:
+                into[key] = value
+
+    if path is not None:
+        merge(config, yaml.safe_load(Path(path).read_text()) or {})
+    for item in overrides:
+        key, _, value = item.partition('=')
+        nested: Any = yaml.safe_load(value)
+        for part in reversed(key.split('.')):
+            nested = {part: nested}
+        merge(config, nested)
+    return config
+
+
+class Trainer:
+    """
+    Owns everything a run needs and can be saved and resumed exactly.
+
+    Every step draws its scenes and its noise from generators seeded by (seed, step), so a resumed
+    run continues as an uninterrupted one would.
+
+    Parameters
+    ----------
+    config : as `load_config` returns
+    photos : training photographs
+    out : run folder: state.pt, history.json, curves.png
+
+    """
+
+    def __init__(self, config: dict[str, Any], photos: PhotoFolder, out: Path) -> None:
+        self.config, self.photos, self.out = config, photos, out
+        out.mkdir(parents=True, exist_ok=True)
+        torch.manual_seed(config['seed'])
+        u = config['unet']
+        self.unet: UNet2DConditionModel = models.build_unet(
+            u['channels'], u['heads'], u['attention'], layers_per_block=u['layers_per_block'],
+            early=u['early'], groups=u['groups']).to(memory_format=torch.channels_last)
+        self.tokenizer = models.build_tokenizer(['a photo of', *photos.categories])
+        self.text = models.build_text_encoder(self.tokenizer)
+        self.layer = config['layer']
+        self.capture = models.Capture(self.unet, self.layer)
+        if config['tie_start']:
+            models.tie_queries_keys(self.unet, self.layer, config['temperature'])
+        if config['tied']:
+            self.capture.attn.to_k.weight = self.capture.attn.to_q.weight
+        self.tokens = self.tokenizer(
+            [f'a photo of {c}' for c in photos.categories] + [''], padding='max_length',
+            truncation=True, return_tensors='pt').input_ids
+        self.parameters = list({id(p): p for m in (self.unet, self.text)
+                                for p in m.parameters()}.values())
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=config['learning_rate'],
+                                           betas=(0.9, 0.99), weight_decay=config['weight_decay'])
+        self.average = [p.detach().clone() for p in self.parameters]
+        self.alphas = models.build_scheduler().alphas_cumprod
+        self.views = ViewConfig(**{k: tuple(v) if isinstance(v, list) else v
+                                   for k, v in config['views'].items()})
+        self.step = 0
+        self.history: list[dict[str, float]] = []
+
+    # ---- data
+    def batch(self, step: int) -> dict[str, Tensor]:
+        """Return the scenes of a step (deterministic)."""
+        rng = np.random.default_rng([self.config['seed'], step])
+        return collate([make_scene(self.photos, rng, self.views)
+                        for _ in range(self.config['batch'])])
+
+    def _batches(self, stop: int) -> Iterator[dict[str, Tensor]]:
+        workers = self.config['workers']
+        if workers == 0:
+            for step in range(self.step, stop):
+                yield self.batch(step)
+            return
+        with ThreadPoolExecutor(workers) as pool:
+            pending: list[Future[dict[str, Tensor]]] = []
+            for step in range(self.step, stop):
+                while len(pending) < 2 * workers and step + len(pending) < stop:
+                    pending.append(pool.submit(self.batch, step + len(pending)))
+                yield pending.pop(0).result()
+
+    # ---- one step
+    def _text(self, category: Tensor, rng: torch.Generator, dropout: float) -> Tensor:
+        drop = torch.rand(len(category), generator=rng) < dropout
+        rows = torch.where(drop, torch.tensor(len(self.tokens) - 1), category)
+        return self.text(self.tokens[rows]).last_hidden_state
+
+    def _kernel_losses(self, batch: dict[str, Tensor], scenes: int
+                       ) -> tuple[Tensor, Tensor, Tensor]:
+        q, k = self.capture.processor.query, self.capture.processor.key
+        assert q is not None and k is not None
+        v = self.views.views
+        return kernel_losses(q.unflatten(0, (-1, v)), k.unflatten(0, (-1, v)),
+                             batch['target'][:scenes], batch['visible'][:scenes],
+                             batch['labels'][:scenes], self.views.stride,
+                             self.config['kernel_rows'])
+
+    def losses(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+        """Return the losses of a batch; differentiable except 'accuracy'."""
+        c = self.config
+        rng = torch.Generator().manual_seed(c['seed'] * 1_000_003 + step)
+        torch.manual_seed(c['seed'] * 1_000_003 + step)
+        images = batch['images']
+        scenes, views = images.shape[:2]
+        latents = models.encode_exact(images.flatten(0, 1)).contiguous(
+            memory_format=torch.channels_last)
+        out: dict[str, Tensor] = {}
+        # the kernel, as deployed: low timestep, mostly noise-free, stop at the layer
+        t = torch.randint(0, c['low_timestep'], (scenes,), generator=rng)
+        noisy = torch.rand(scenes, generator=rng) >= c['clean_share']
+        t_all = t.repeat_interleave(views)
+        noise = torch.randn(latents.shape, generator=rng)
+        noise = noise * noisy.repeat_interleave(views)[:, None, None, None]
+        z = velocity(latents, noise, self.alphas[t_all])[0]
+        text = self._text(batch['category'], rng, 0.5).repeat_interleave(views, 0)
+        self.capture.queries_keys(z, t_all, text)
+        out['correspondence'], out['transport'], out['accuracy'] = self._kernel_losses(
+            batch, scenes)
+        if step % c['denoise_every'] == 0:
+            m = min(c['denoise_scenes'], scenes)
+            t = torch.randint(0, 1000, (m,), generator=rng).repeat_interleave(views)
+            clean = latents[:m * views]
+            noise = torch.randn(clean.shape, generator=rng)
+            z, v_true = velocity(clean, noise, self.alphas[t])
+            text = self._text(batch['category'][:m], rng,
+                              c['caption_dropout']).repeat_interleave(views, 0)
+            shared = float(torch.rand((), generator=rng)) < c['shared_share']
+            self.capture.processor.views = views if shared else 1
+            v_predicted = self.unet(z, t, text).sample
+            self.capture.processor.views = 1
+            out['denoise'] = F.mse_loss(v_predicted, v_true)
+            low = (t[::views] < c['kernel_max_timestep'])
+            if bool(low.all()):
+                a, b, _ = self._kernel_losses(batch, m)
+                out['noisy_correspondence'], out['noisy_transport'] = a, b
+        return out
+
+    def _rate(self) -> float:
+        c = self.config
+        warm = min(1.0, (self.step + 1) / c['warmup'])
+        return c['learning_rate'] * warm * 0.5 * (
+            1 + math.cos(math.pi * min(1.0, self.step / c['steps'])))
+
+    def train_step(self, batch: dict[str, Tensor]) -> dict[str, float]:
+        """Take one optimiser step and return the scalars of it."""
+        w = self.config['weights']
+        losses = self.losses(batch, self.step)
+        total = torch.zeros(())
+        for name, value in losses.items():
+            if name != 'accuracy':
+                weight = w[name.removeprefix('noisy_')] * (0.3 if name.startswith('noisy') else 1)
+                total = total + weight * value
+        for group in self.optimizer.param_groups:
+            group['lr'] = self._rate()
+        self.optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        torch.nn.utils.clip_grad_norm_(self.parameters, self.config['gradient_clip'])
+        self.optimizer.step()
+        # a young average forgets faster, so that it is usable early
+        decay = min(self.config['ema'], (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - decay)
+        self.step += 1
+        row = {'step': float(self.step), **{k: float(v.detach()) for k, v in losses.items()}}
+        self.history.append(row)
+        return row
+
+    def run(self, stop: int | None = None,
+            on_step: Callable[[dict[str, float]], bool | None] | None = None) -> None:
+        """
+        Train up to step `stop` (default: the whole schedule), saving now and then.
+
+        `on_step` gets each step's scalars; returning True ends the run early (state is saved).
+        """
+        stop = self.config['steps'] if stop is None else stop
+        cv2.setNumThreads(1)
+        for batch in self._batches(stop):
+            row = self.train_step(batch)
+            end = bool(on_step(row)) if on_step is not None else False
+            if self.step % self.config['save_every'] == 0 or end or self.step == stop:
+                self.save()
+            if end:
+                break
+
+    # ---- state
+    def save(self) -> None:
+        """Write the whole state (atomically), the history and the curves."""
+        state = {'step': self.step, 'config': self.config,
+                 'unet': self.unet.state_dict(), 'text': self.text.state_dict(),
+                 'average': self.average, 'optimizer': self.optimizer.state_dict()}
+        partial = self.out / 'state.pt.partial'
+        torch.save(state, partial)
+        os.replace(partial, self.out / 'state.pt')
+        (self.out / 'history.json').write_text(json.dumps(self.history))
+
+    def resume(self) -> bool:
+        """Load the run folder's state if there is one; return whether there was."""
+        path = self.out / 'state.pt'
+        if not path.exists():
+            return False
+        self.load(path)
+        history = self.out / 'history.json'
+        if history.exists():
+            self.history = [r for r in json.loads(history.read_text()) if r['step'] <= self.step]
+        return True
+
+    def load(self, path: Path, weights_only: bool = False) -> None:
+        """Load a state file; with `weights_only` just the averaged weights as a new start."""
+        state = torch.load(path, map_location='cpu', weights_only=True)
+        if weights_only:
+            with torch.no_grad():
+                for p, a, e in zip(self.parameters, state['average'], self.average):
+                    p.copy_(a)
+                    e.copy_(a)
+            return
+        self.unet.load_state_dict(state['unet'])
+        self.text.load_state_dict(state['text'])
+        self.average = state['average']
+        self.optimizer.load_state_dict(state['optimizer'])
+        self.step = state['step']
+
+    def averaged(self) -> tuple[UNet2DConditionModel, Any]:
+        """Return copies of U-Net and text encoder with the averaged weights."""
+        kept = [p.detach().clone() for p in self.parameters]
+        with torch.no_grad():
+            for p, a in zip(self.parameters, self.average):
+                p.copy_(a)
+            processors = self.capture.processor
+            processors.query = processors.key = processors.hidden = None
+            unet, text = copy.deepcopy(self.unet), copy.deepcopy(self.text)
+            for p, k in zip(self.parameters, kept):
+                p.copy_(k)
+        attn = unet.get_submodule(self.layer)
+        attn.to_k.weight = torch.nn.Parameter(attn.to_k.weight.detach().clone())
+        return unet.eval(), text.eval()
