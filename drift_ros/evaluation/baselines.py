@@ -8,8 +8,8 @@ propagation on raw colour patches in place of a diffusion model's queries and ke
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 import dataclasses
+from dataclasses import dataclass, field
 import time
 from typing import Any, Protocol
 

@@ -16,7 +16,12 @@ from rich.table import Table
 
 from drift_ros.config import TrackerConfig
 from drift_ros.evaluation.baselines import (
-    EngineSpec, ENGINES, load_params_file, parse_engine, split_settings)
+    ENGINES,
+    EngineSpec,
+    load_params_file,
+    parse_engine,
+    split_settings,
+)
 
 
 def _tracker_options() -> str:
@@ -94,6 +99,68 @@ def davis(root: Path, resolution: str | None, subset: str | None, year: str | No
                 'year': year, 'task': task, 'max_frames': max_frames,
                 'sequences': [item.name for item in found]}
         _evaluate(found, data, Path('out', 'eval', f'davis-{root.resolve().name}'), options)
+
+
+@evaluate.command()
+@click.argument('first', type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument('second', type=click.Path(exists=True, file_okay=False, path_type=Path),
+                required=False)
+@click.option('--engines', metavar='A,B', help='Engines to compare, of FIRST and of SECOND '
+                                               '[default: the only one of each].')
+@click.option('--confidence', type=click.FloatRange(0.5, 0.999), default=0.95,
+              show_default=True, help='Of the bootstrap intervals.')
+def compare(first: Path, second: Path | None, engines: str | None, confidence: float) -> None:
+    """
+    Compare the results in the folder FIRST with those in SECOND, object by object.
+
+    Without SECOND, two engines of FIRST are compared. Prints paired differences B - A and
+    bootstrap confidence intervals of their means.
+    """
+    from drift_ros.evaluation.compare import compare as compare_results
+    from drift_ros.evaluation.runner import load_results
+
+    with _errors():
+        wanted = (engines or '').split(',') if engines else [None, None]
+        if len(wanted) != 2:
+            raise ValueError(f'--engines {engines}: name two, separated by a comma')
+        chosen, names = [], []
+        for folder, name in zip((first, second or first), wanted, strict=True):
+            _, results = load_results(folder)
+            there = list(dict.fromkeys(row.engine for row in results))
+            if name is None and len(there) == 1:
+                name = there[0]
+            if name not in there:
+                raise ValueError(f'{folder} has the engines {", ".join(there)}: choose with '
+                                 '--engines A,B')
+            chosen.append([row for row in results if row.engine == name])
+            names.append(name)
+        outcome = compare_results(*chosen, confidence=confidence)
+    console = Console()
+    console.print(f'A: {names[0]} in {first}\nB: {names[1]} in {second or first}',
+                  soft_wrap=True, highlight=False)
+    table = Table(title='J&F in percent', title_justify='left')
+    for title in ('sequence, object', 'A', 'B', 'B - A'):
+        table.add_column(title, justify='left' if title.startswith('seq') else 'right')
+    for (sequence, item), a, b in zip(outcome.objects, outcome.first, outcome.second,
+                                      strict=True):
+        table.add_row(f'{sequence} {item}', f'{100 * a[2]:.1f}', f'{100 * b[2]:.1f}',
+                      f'{100 * (b[2] - a[2]):+.1f}')
+    console.print(table)
+    table = Table(title='Means over objects, in percent', title_justify='left')
+    for title in ('measure', 'A', 'B', 'B - A', f'{100 * confidence:g} % interval', ''):
+        table.add_column(title, justify='left' if title in ('measure', '') else 'right')
+    for row in outcome.differences:
+        interval = ('-' if row.low != row.low
+                    else f'{100 * row.low:+.1f} .. {100 * row.high:+.1f}')
+        verdict = '' if row.low != row.low else (
+            'differs' if row.significant else 'no clear difference')
+        table.add_row(row.measure, f'{100 * row.first:.1f}', f'{100 * row.second:.1f}',
+                      f'{100 * row.difference:+.1f}', interval, verdict)
+    console.print(table)
+    for name, keys in (('A', outcome.only_first), ('B', outcome.only_second)):
+        if keys:
+            listed = ', '.join(f'{sequence} {item}' for sequence, item in keys)
+            console.print(f'only in {name}, left out: {listed}', soft_wrap=True)
 
 
 @contextlib.contextmanager

@@ -19,9 +19,9 @@ of a video by more than the scores themselves.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+import math
 
 import cv2
 import numpy as np

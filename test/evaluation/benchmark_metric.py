@@ -7,9 +7,9 @@ Time the metric against the scikit-image transcription on real 480p masks (a com
 Without a folder, random masks are used. Pairs are a true mask and the one five frames later.
 """
 
+from pathlib import Path
 import sys
 import time
-from pathlib import Path
 from unittest import mock
 
 import cv2

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """J and F: golden values, a second implementation, and properties that must always hold."""
 
-import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+import numpy as np
+import pytest
 
 from drift_ros.evaluation import metric
 
