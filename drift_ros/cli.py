@@ -51,7 +51,8 @@ class LazyGroup(click.Group):
             formatter.write_dl([(name, self._lazy[name][1]) for name in self.list_commands(ctx)])
 
 
-@click.group(cls=LazyGroup, lazy=_COMMANDS, context_settings={'help_option_names': ['-h', '--help']})
+@click.group(cls=LazyGroup, lazy=_COMMANDS,
+             context_settings={'help_option_names': ['-h', '--help']})
 @click.version_option(drift_ros.__version__, prog_name='drift_ros')
 def main() -> None:
     """Follow any object a camera sees from one mask, online, on ROS 2 or on plain arrays."""
