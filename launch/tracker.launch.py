@@ -5,6 +5,7 @@ Start the tracker node and bring it to its active state.
 ``ros2 launch drift_ros tracker.launch.py image:=/camera/image_raw``
 """
 
+import os
 from pathlib import Path
 
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
@@ -75,6 +76,9 @@ def start_tracker(context: LaunchContext) -> list[LaunchDescriptionEntity]:
 def generate_launch_description() -> LaunchDescription:
     """Return what ``ros2 launch`` runs."""
     profile = str(CONFIG / 'fastdds_large_images.xml')
+    # Fast DDS 2 knows the older name only; Fast DDS 3 warns about it.
+    fast_dds_2 = os.environ.get('ROS_DISTRO') in ('humble', 'iron', 'jazzy')
+    profile_variable = f'{"FASTRTPS" if fast_dds_2 else "FASTDDS"}_DEFAULT_PROFILES_FILE'
     return LaunchDescription([
         *(DeclareLaunchArgument(name, default_value=default, description=text, choices=choices)
           for name, default, text, choices in ARGUMENTS),
@@ -84,8 +88,8 @@ def generate_launch_description() -> LaunchDescription:
             'RCUTILS_CONSOLE_OUTPUT_FORMAT',
             default_value='[{severity}] [{time}] [{name}]: {message}')),
         # Whole images need more shared memory than Fast DDS takes by default. A profile that is
-        # already set is kept. The second name is the one Jazzy's Fast DDS reads.
-        *(SetEnvironmentVariable(name, EnvironmentVariable(name, default_value=profile))
-          for name in ('FASTDDS_DEFAULT_PROFILES_FILE', 'FASTRTPS_DEFAULT_PROFILES_FILE')),
+        # already set is kept.
+        SetEnvironmentVariable(
+            profile_variable, EnvironmentVariable(profile_variable, default_value=profile)),
         OpaqueFunction(function=start_tracker),
     ])

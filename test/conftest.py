@@ -1,0 +1,22 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Settings all tests share."""
+
+import os
+import sys
+
+from hypothesis import settings
+
+# Before anything imports torch or rclpy; processes that tests start inherit it.
+# Waiting threads must not spin: the machines tests run on have few cores.
+os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
+# ROS graphs of tests stay on this machine, whatever the shell says.
+os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
+os.environ.pop('ROS_STATIC_PEERS', None)
+# Launch files and parameters are found in the environment.
+_prefixes = [p for p in os.environ.get('AMENT_PREFIX_PATH', '').split(os.pathsep) if p]
+if sys.prefix not in _prefixes:
+    os.environ['AMENT_PREFIX_PATH'] = os.pathsep.join([sys.prefix, *_prefixes])
+
+# How long an example takes says nothing on a busy machine; runs are repeatable.
+settings.register_profile('drift_ros', deadline=None, derandomize=True)
+settings.load_profile('drift_ros')

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The installed interfaces are the ones other ROS systems know."""
+
+import json
+import os
+from pathlib import Path
+import sys
+
+import pytest
+import rclpy
+from rclpy.context import Context
+
+# RIHS01 type hashes of the official vision_msgs (branch ros2, 4.1.1), computed from its own
+# definitions. Two ROS 2 nodes talk to each other about a type only if these agree.
+OFFICIAL = {
+    'BoundingBox2D': '008eacbb0cf8f26e83795547bed013eec3675485ef386ec056d80eaaf1c1ce2f',
+    'Detection2D': '0d12b69df5c593b3455b7346fac8205437a7d4bcb09b9e0e0b2dde787ded38ea',
+    'Detection2DArray': '214274120007f4a683866481336b70310268cfa107aebe9d594a6acf75bda968',
+    'LabelInfo': '3d37df4015cdf660cc851c51897f2acd957e1ca6205ba0a99aebffb9406b0783',
+    'ObjectHypothesis': '51da43cec11c01957a64d1e05a24acd18aae7745ec30b74348ad5f6d634f7f90',
+    'ObjectHypothesisWithPose': '41c12344c0396c48b81df12467c192d99b2a0eb1463c5c37194e4223251c80bc',
+    'Point2D': 'eab0e83f44ab4de92ceaf76dd7d0e7638f2bdd1d16ffbe16c7a136c48e407247',
+    'Pose2D': 'b0b5d1d7b4c20dd4fcde3ed1d4b289a919290572007d67a97043814db25d3648',
+    'VisionClass': '1e4a11f0fed50b5623cb8ff26ca0e37952a48a9c074d16f804b44e9164c2037a',
+}
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def description(package, name):
+    """Return what the build wrote about a message type (share/PACKAGE/msg/NAME.json)."""
+    prefixes = [sys.prefix, *os.environ['AMENT_PREFIX_PATH'].split(os.pathsep)]
+    found = [path for prefix in prefixes
+             if (path := Path(prefix) / 'share' / package / 'msg' / f'{name}.json').is_file()]
+    assert found, f'{package}/{name} is not installed: make setup'
+    return json.loads(found[0].read_text())
+
+
+@pytest.mark.parametrize('name', OFFICIAL)
+def test_vision_msgs_hash_is_official(name):
+    hashes = {entry['type_name']: entry['hash_string']
+              for entry in description('vision_msgs', name)['type_hashes']}
+    assert hashes[f'vision_msgs/msg/{name}'] == f'RIHS01_{OFFICIAL[name]}'
+
+
+def test_every_message_of_the_stand_in_is_checked():
+    names = {path.stem for path in (ROOT / 'tools' / 'vision_msgs' / 'msg').glob('*.msg')}
+    assert names == set(OFFICIAL)
+
+
+def test_hash_announced_on_the_wire(monkeypatch):
+    """What a publisher tells the graph is the official hash, so discovery will match."""
+    from vision_msgs.msg import Detection2DArray
+
+    monkeypatch.setenv('ROS_DOMAIN_ID', '17')
+    context = Context()
+    rclpy.init(context=context)
+    node = rclpy.create_node('hash', context=context)
+    try:
+        node.create_publisher(Detection2DArray, 'detections', 1)
+        endpoint, = node.get_publishers_info_by_topic('detections')
+        assert bytes(endpoint.topic_type_hash.value).hex() == OFFICIAL['Detection2DArray']
+    finally:
+        node.destroy_node()
+        rclpy.shutdown(context=context)
+
+
+def test_states_have_the_engine_s_values():
+    from drift_ros.objects import ObjectState
+    from drift_ros_msgs.msg import Track
+
+    assert {state.name: getattr(Track, state.name) for state in ObjectState} == {
+        state.name: state.value for state in ObjectState}
+
+
+@pytest.mark.parametrize('path', sorted((ROOT / 'drift_ros_msgs').glob('*/*.[ms][sr][gv]')),
+                         ids=lambda path: path.name)
+def test_every_field_is_commented(path):
+    """A field has a comment in its line or right above it; so has each file as a whole."""
+    lines = path.read_text().splitlines()
+    assert lines[1].startswith('# '), 'what the interface is for comes first'
+    for number, line in enumerate(lines):
+        if line and line != '---' and not line.startswith('#'):
+            assert '#' in line or lines[number - 1].startswith('#'), line
