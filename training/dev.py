@@ -39,10 +39,15 @@ def dev_score(davis: Path, model: Path, frames: int = 16, config: TrackerConfig 
             image = cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
             truth = np.array(Image.open(davis / 'Annotations' / name / f'{path.stem}.png'))
             if i == 0:
-                tracker.seed(image, np.where(truth == 255, 0, truth))
+                ids = tracker.seed(image, np.where(truth == 255, 0, truth))
+                true_ids = [int(v) for v in np.unique(truth) if v not in (0, 255)]
                 scorer.add(truth, None)
-            else:
-                scorer.add(truth, tracker.step(image).labels)
+                continue
+            labels = tracker.step(image).labels
+            prediction = np.zeros_like(truth)
+            for true_id, object_id in zip(true_ids, ids, strict=True):
+                prediction[labels == object_id] = true_id
+            scorer.add(truth, prediction)
         scores[name] = scorer.finish()
     return (summarize(scores.values()).j_and_f,
             {name: summarize([score]).j_and_f for name, score in scores.items()})
