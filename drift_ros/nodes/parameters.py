@@ -92,6 +92,9 @@ class PlayerConfig:
     lockstep_timeout: float = _parameter(
         30.0, 'Lockstep: seconds to wait for the answer before giving up.', 'start',
         low=0.1, high=3600.0)
+    stamps: str = _parameter(
+        'regular', 'regular: one frame period apart, whatever the pace; now: the time of '
+        'publication.', 'start', choices=('regular', 'now'))
     hold_at: tuple[int, ...] = _parameter(
         (), 'Indices of published frames after which to pause until ~/resume is called.', 'start')
 

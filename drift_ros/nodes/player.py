@@ -2,8 +2,8 @@
 """
 The player node: publish a video or a folder of images as a camera would.
 
-Stamps start at the node's clock and advance by one frame period a frame, whatever the actual
-pace, and go on ascending when the source is looped.
+Regular stamps start at the node's clock and advance by one frame period a frame, whatever the
+actual pace, and go on ascending when the source is looped.
 """
 from __future__ import annotations
 
@@ -109,7 +109,8 @@ class PlayerNode(Node):
         config = self._config
         while not self._stopping.is_set() and (
                 self._publisher.get_subscription_count() < config.wait_for_subscribers
-                or (config.lockstep and not self.count_publishers('answer'))):
+                or (config.lockstep and not self.count_publishers(
+                    self.resolve_topic_name('answer')))):
             time.sleep(0.02)
         rate = config.rate or self._reader.rate
         start, clock = self.get_clock().now().nanoseconds, time.monotonic()
@@ -118,7 +119,8 @@ class PlayerNode(Node):
             delay = clock + index / rate - time.monotonic()
             if self._stopping.wait(delay) if delay > 0 else self._stopping.is_set():
                 break
-            stamp = start + round(index * 1e9 / rate)
+            stamp = (self.get_clock().now().nanoseconds if config.stamps == 'now'
+                     else start + round(index * 1e9 / rate))
             if index in config.hold_at:
                 with self._condition:
                     self._holding = True

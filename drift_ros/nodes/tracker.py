@@ -87,6 +87,7 @@ class TrackerNode(LifecycleNodeMixin, Node):
         self._publish_lock = threading.Lock()
         self._active = False
         self._failure = ''
+        self._device = ''
         self._size = ''
         self._sequence = 0
         self._removing: set[int] = set()
@@ -145,6 +146,8 @@ class TrackerNode(LifecycleNodeMixin, Node):
             from drift_ros import Tracker  # imports torch
             self._tracker = Tracker(self._settings.model or None, config,
                                     device=self._settings.device)
+            from drift_ros.diffusion.checkpoint import resolve_device
+            self._device = str(resolve_device(self._settings.device))
         except Exception as error:
             if not isinstance(error, (ValueError, OSError, ImportError)):
                 self.get_logger().error(traceback.format_exc())
@@ -166,7 +169,7 @@ class TrackerNode(LifecycleNodeMixin, Node):
             target=self._work, args=(self._tracker, self._mailbox), name='tracking', daemon=True)
         self._worker.start()
         self.get_logger().info(f'configured in {time.monotonic() - start:.1f} s: model '
-                               f'{self._model_name()}, device {self._settings.device}')
+                               f'{self._model_name()}, device {self._device}')
         return super().on_configure(state)
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -455,7 +458,7 @@ class TrackerNode(LifecycleNodeMixin, Node):
         level, message = self._health(numbers)
         tracker = self._tracker
         values: dict[str, object] = {
-            'model': self._model_name(), 'device': self._settings.device,
+            'model': self._model_name(), 'device': self._device,
             'mode': 'replay' if self._settings.replay else 'live',
             'frames received': numbers['received'], 'frames tracked': numbers['tracked'],
             'frames dropped': numbers['dropped'], 'frames refused': numbers['refused'],

@@ -1,0 +1,475 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+The demo: the main job on real video through real ROS, in four processes.
+
+A player publishes the frames, the tracker follows two objects (the second is given while the
+first is being followed), a recorder writes a bag, and this process plays the user: it brings the
+tracker up through its lifecycle, gives it the masks, watches, and draws what was recorded.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+import contextlib
+from dataclasses import dataclass
+import os
+from pathlib import Path
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import click
+import numpy as np
+
+from drift_ros import overlay
+from drift_ros.video import (read_label_image, VideoError, VideoReader, VideoWriter, write_image)
+
+NAMESPACE = '/drift_ros_demo'
+RECORDED = ('tracker/mask', 'tracker/detections', 'tracker/tracks', 'tracker/label_info')
+_PATIENCE = 120.0
+_STATES = {1: 'TRACKING', 2: 'OCCLUDED', 3: 'LOST'}
+
+
+class DemoError(RuntimeError):
+    """The demo cannot go on; the text says why."""
+
+
+@dataclass(frozen=True)
+class Seed:
+    """A mask for one frame of the clip."""
+
+    index: int
+    """Frame of the clip, from 0."""
+    names: tuple[str, ...]
+    labels: np.ndarray
+    """(H, W) integer, 0 = background."""
+
+
+def _shared(relative: str) -> Path | None:
+    """Find a file of this repository or, once installed, below share/drift_ros."""
+    for root in (Path(__file__).resolve().parents[2], Path.cwd(),
+                 Path(sys.prefix) / 'share' / 'drift_ros',
+                 *(Path(prefix) / 'share' / 'drift_ros' for prefix in
+                   os.environ.get('AMENT_PREFIX_PATH', '').split(os.pathsep) if prefix)):
+        if (root / relative).exists():
+            return root / relative
+    return None
+
+
+def default_clip() -> Path:
+    """
+    Find the clip that set-up fetched.
+
+    :raises DemoError: it is not there
+    """
+    for name in ('cup.mp4', 'carphone_pristine.mp4'):
+        path = _shared(f'data/clips/{name}')
+        if path is not None:
+            return path
+    raise DemoError('the demo clip is missing: run "make setup", or give --video and --mask')
+
+
+def clip_seeds(clip: Path) -> list[Seed]:
+    """
+    Read the hand-made masks that come with a clip, ``config/demo/CLIP/NAME_FRAME.png``.
+
+    :raises DemoError: there are none
+    """
+    folder = _shared(f'config/demo/{clip.stem}')
+    files = sorted(folder.glob('*_*.png')) if folder else []
+    if not files:
+        raise DemoError(f'no masks come with {clip}: give one with --mask')
+    seeds = []
+    for file in files:
+        name, _, index = file.stem.rpartition('_')
+        seeds.append(Seed(int(index), (name,), read_label_image(file)))
+    return sorted(seeds, key=lambda seed: seed.index)
+
+
+class Children:
+    """Processes that always end: SIGINT first, then SIGTERM, then SIGKILL, each by its id."""
+
+    def __init__(self, logs: Path) -> None:
+        self._logs = logs
+        self._logs.mkdir(parents=True, exist_ok=True)
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start(self, name: str, parameters: dict[str, object], remap: Sequence[str] = ()) -> None:
+        """Start a node of this package in the demo's namespace; its output goes to a log."""
+        command = [sys.executable, '-m', f'drift_ros.nodes.{name}', '--ros-args',
+                   '-r', f'__ns:={NAMESPACE}']
+        for rule in remap:
+            command += ['-r', rule]
+        for key, value in parameters.items():
+            text = str(value).lower() if isinstance(value, bool) else str(value)
+            command += ['-p', f'{key}:={text}']
+        environment = dict(os.environ)
+        root = str(Path(__file__).resolve().parents[2])
+        environment['PYTHONPATH'] = os.pathsep.join(
+            filter(None, [root, environment.get('PYTHONPATH', '')]))
+        with open(self._logs / f'{name}.log', 'wb') as log:
+            self._running[name] = subprocess.Popen(
+                command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+                env=environment)
+
+    def ended(self, name: str) -> int | None:
+        """Give a process's exit code, None while it runs."""
+        return self._running[name].poll()
+
+    def check(self) -> None:
+        """
+        Look whether a process has failed.
+
+        :raises DemoError: with the end of its log
+        """
+        for name, process in self._running.items():
+            if process.poll() not in (None, 0):
+                log = (self._logs / f'{name}.log').read_text(errors='replace').strip()
+                tail = '\n'.join(log.splitlines()[-8:])
+                raise DemoError(f'the {name} process ended with code {process.returncode}:\n{tail}')
+
+    def stop(self, name: str) -> float:
+        """End a process; return the seconds it took."""
+        process = self._running.pop(name)
+        start = time.monotonic()
+        for number, patience in ((signal.SIGINT, 5.0), (signal.SIGTERM, 2.0),
+                                 (signal.SIGKILL, 2.0)):
+            if process.poll() is not None:
+                break
+            process.send_signal(number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(patience)
+        return time.monotonic() - start
+
+    def stop_all(self) -> None:
+        """End them all, the youngest first."""
+        for name in list(self._running)[::-1]:
+            self.stop(name)
+
+
+def prepare_environment() -> None:
+    """Stay on this machine, in a domain of our own, with room for large images."""
+    os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
+    os.environ.setdefault('ROS_DOMAIN_ID', str(1 + os.getpid() % 100))
+    profile = _shared('config/fastdds_large_images.xml')
+    if profile is not None:
+        os.environ.setdefault('FASTDDS_DEFAULT_PROFILES_FILE', str(profile))
+
+
+class User:
+    """What a user of the tracker does: transitions, seeds, watching the results."""
+
+    def __init__(self) -> None:
+        import rclpy
+        from rclpy.executors import SingleThreadedExecutor
+        from rclpy.signals import SignalHandlerOptions
+        from diagnostic_msgs.msg import DiagnosticArray
+        from drift_ros_msgs.msg import TrackArray
+        rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
+        self._rclpy = rclpy
+        self.node = rclpy.create_node('demo', namespace=NAMESPACE)
+        self.tracks: list[TrackArray] = []
+        self.diagnostics: dict[str, str] = {}
+        self.node.create_subscription(TrackArray, 'tracker/tracks', self.tracks.append, 100)
+        self.node.create_subscription(DiagnosticArray, '/diagnostics', self._diagnose, 10)
+        self._executor = SingleThreadedExecutor()
+        self._executor.add_node(self.node)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._spin, daemon=True)
+        self._thread.start()
+
+    def _spin(self) -> None:
+        while not self._stop.is_set():
+            self._executor.spin_once(timeout_sec=0.1)
+
+    def _diagnose(self, message: Any) -> None:
+        for status in message.status:
+            if status.name.endswith('tracker: tracking'):
+                self.diagnostics = {item.key: item.value for item in status.values}
+
+    def call(self, kind: Any, name: str, request: Any, watch: Callable[[], None],
+             timeout: float = 120.0) -> Any:
+        """
+        Call a service, watching the processes meanwhile.
+
+        :raises DemoError: no answer in time
+        """
+        client = self.node.create_client(kind, name)
+        end = time.monotonic() + timeout
+        while not client.service_is_ready():
+            watch()
+            if time.monotonic() > end:
+                raise DemoError(f'the service {name} did not appear within {timeout:.0f} s')
+            time.sleep(0.02)
+        future = client.call_async(request)
+        while not future.done():
+            watch()
+            if time.monotonic() > end:
+                raise DemoError(f'the service {name} did not answer within {timeout:.0f} s')
+            time.sleep(0.002)
+        return future.result()
+
+    def change_state(self, transition: int, watch: Callable[[], None]) -> bool:
+        """Ask the tracker for a lifecycle transition."""
+        from lifecycle_msgs.srv import ChangeState
+        request = ChangeState.Request()
+        request.transition.id = transition
+        return bool(self.call(ChangeState, 'tracker/change_state', request, watch).success)
+
+    def seed(self, seed: Seed, header: Any, watch: Callable[[], None]) -> tuple[list[int], float]:
+        """
+        Give the tracker a mask; return the ids and the seconds the answer took.
+
+        :raises DemoError: it was refused
+        """
+        from drift_ros_msgs.srv import SeedMask
+        from drift_ros.nodes import conversions
+        labels = seed.labels
+        request = SeedMask.Request(
+            mask=conversions.labels_to_image(labels, header), names=list(seed.names))
+        start = time.monotonic()
+        answer = self.call(SeedMask, 'tracker/seed_mask', request, watch)
+        if not answer.success:
+            details = [f'label {label}: {text}'
+                       for label, text in zip(answer.labels, answer.errors) if text]
+            raise DemoError('the tracker refused the mask: '
+                            + '; '.join([answer.message, *details]))
+        return list(answer.object_ids), time.monotonic() - start
+
+    def close(self) -> None:
+        """Leave the graph."""
+        self._stop.set()
+        self._thread.join(2.0)
+        self._rclpy.try_shutdown()
+
+
+def read_results(bag: Path) -> Iterator[tuple[np.ndarray, list[SimpleNamespace]]]:
+    """
+    Read label images and objects back from a recorded bag, in order of their stamps.
+
+    Yields ``(H, W)`` labels and objects as :func:`drift_ros.overlay.draw` takes them.
+    """
+    from rosbags.highlevel import AnyReader
+    from drift_ros.nodes import conversions
+    masks: dict[tuple[int, int], Any] = {}
+    tracks: dict[tuple[int, int], Any] = {}
+    with AnyReader([bag]) as reader:
+        for connection, _, data in reader.messages():
+            target = (masks if connection.topic.endswith('/mask')
+                      else tracks if connection.topic.endswith('/tracks') else None)
+            if target is not None:
+                message = reader.deserialize(data, connection.msgtype)
+                stamp = message.header.stamp
+                target[stamp.sec, stamp.nanosec] = message
+    for stamp in sorted(masks):
+        objects = []
+        for item in tracks[stamp].tracks if stamp in tracks else ():
+            box = item.box
+            objects.append(SimpleNamespace(
+                id=item.id, name=item.name, state=_STATES.get(item.state, 'unknown'),
+                confidence=item.confidence,
+                box=(box.x_offset, box.y_offset, box.x_offset + box.width,
+                     box.y_offset + box.height) if box.width else None))
+        yield conversions.image_to_labels(masks[stamp]), objects
+
+
+def draw_results(reader: VideoReader, bag: Path, out: Path, advance: Callable[[], None],
+                 seeded: Sequence[int], pictures: int = 12) -> tuple[Path, Path, str]:
+    """
+    Draw a recorded run: an annotated MP4 and a contact sheet.
+
+    :param reader: the frames that were played
+    :param seeded: frames of the run in which objects were seeded; they are on the sheet
+    :returns: the two files and the video's codec
+    """
+    length = max(len(reader), 1)
+    chosen = set(np.linspace(0, length - 1, pictures).round().astype(int).tolist())
+    for index in seeded:  # the frame after a seed is the first that shows the object
+        nearest = min(chosen, key=lambda other: abs(other - index - 1))
+        chosen.discard(nearest)
+        chosen.add(min(index + 1, length - 1))
+    shown, captions = [], []
+    video, sheet = out / 'annotated.mp4', out / 'contact_sheet.png'
+    with VideoWriter(video, reader.rate) as writer:
+        for index, (frame, (labels, objects)) in enumerate(zip(reader, read_results(bag))):
+            picture = overlay.draw(frame, labels, objects)
+            writer.write(picture)
+            if index in chosen:
+                shown.append(picture)
+                captions.append(f'frame {index}')
+            advance()
+        codec = writer.codec
+    if not shown:
+        raise DemoError(f'{bag} holds no masks')
+    write_image(sheet, overlay.contact_sheet(shown, captions=captions))
+    return video, sheet, codec
+
+
+def _run(video: Path, seeds: list[Seed], start: int, frames: int, out: Path,
+         tracker_parameters: dict[str, object], record_images: bool) -> None:
+    from lifecycle_msgs.msg import Transition
+    from rich.console import Console
+    from rich.progress import (BarColumn, MofNCompleteColumn, Progress, TextColumn,
+                               TimeElapsedColumn)
+    from rich.table import Table
+    from std_srvs.srv import Trigger
+    reader = VideoReader(video, start, frames)
+    total = len(reader)
+    holds = [seed.index - start for seed in seeds]
+    if not total or any(not 0 <= hold < total for hold in holds):
+        raise DemoError(f'{video} has {total} frames from frame {start} on; the masks belong to '
+                        f'frames {[seed.index for seed in seeds]}')
+    out.mkdir(parents=True, exist_ok=True)
+    bag = out / 'bag'
+    if (bag / 'metadata.yaml').exists() or list(bag.glob('*.mcap')):
+        shutil.rmtree(bag)
+    prepare_environment()
+    began = time.monotonic()
+    console = Console()
+    progress = Progress(TextColumn('{task.description:<28}'), BarColumn(), MofNCompleteColumn(),
+                        TimeElapsedColumn(), console=console)
+    answers, latencies, inference = [], [], []
+    with contextlib.ExitStack() as stack:
+        children = Children(out / 'logs')
+        stack.callback(children.stop_all)
+        children.start('tracker', {'replay': True, **tracker_parameters})
+        topics = [*RECORDED, *(['image'] if record_images else [])]
+        children.start('recorder', {'output': bag, 'topics': list(topics)})
+        user = User()
+        stack.callback(user.close)
+        stack.enter_context(progress)
+
+        setup = progress.add_task('loading the model', total=4)
+
+        def watch() -> None:
+            children.check()
+            progress.refresh()
+
+        if not user.change_state(Transition.TRANSITION_CONFIGURE, watch):
+            log = (out / 'logs' / 'tracker.log').read_text(errors='replace').splitlines()
+            raise DemoError('the tracker could not be configured:\n' + '\n'.join(log[-4:]))
+        progress.advance(setup)
+        user.change_state(Transition.TRANSITION_ACTIVATE, watch)
+        progress.advance(setup)
+        wanted = {f'{NAMESPACE}/{topic}': 1 for topic in RECORDED}
+        while any(user.node.count_subscribers(topic) < count for topic, count in wanted.items()):
+            watch()
+            time.sleep(0.05)
+        progress.advance(setup)
+        children.start('player', {
+            'source': video, 'start': start, 'count': total, 'lockstep': True, 'stamps': 'now',
+            'hold_at': sorted(set(holds)), 'lockstep_timeout': _PATIENCE,
+            'wait_for_subscribers': 2 if record_images else 1}, ['answer:=tracker/mask'])
+        progress.update(setup, completed=4)
+
+        tracking = progress.add_task('tracking', total=total)
+        done, last = 0, time.monotonic()
+        while done < total:
+            if done == len(user.tracks):
+                watch()
+                if time.monotonic() - last > _PATIENCE:
+                    raise DemoError(f'no frame was tracked for {_PATIENCE:.0f} s; see '
+                                    f'{out / "logs"}')
+                if children.ended('player') is not None and done == len(user.tracks):
+                    time.sleep(0.5)  # the last results may be on their way
+                    if done == len(user.tracks):
+                        break
+                time.sleep(0.005)
+                continue
+            message = user.tracks[done]
+            if message.tracks:
+                latencies.append(message.latency.sec * 1e3 + message.latency.nanosec / 1e6)
+                inference.append(1e3 * message.stage_times[
+                    list(message.stages).index('total')])
+            for seed in seeds:
+                if seed.index - start == done:
+                    ids, seconds = user.seed(seed, message.header, watch)
+                    answers.append(seconds)
+                    named = ', '.join(f'{name} (id {number})'
+                                      for name, number in zip(seed.names, ids))
+                    progress.console.print(f'frame {done}: seeded {named}, answered after '
+                                           f'{1e3 * seconds:.0f} ms')
+            if done in holds:
+                user.call(Trigger, 'player/resume', Trigger.Request(), watch)
+            done, last = done + 1, time.monotonic()
+            progress.update(tracking, completed=done)
+        before = user.diagnostics
+        end = time.monotonic() + 3.0
+        while user.diagnostics is before and time.monotonic() < end:
+            time.sleep(0.02)
+        dropped = sum(int(user.diagnostics.get(f'frames {what}', 0)) for what in (
+            'dropped', 'refused', 'lost by the middleware'))
+        time.sleep(0.2)  # what was published last may still be on its way to the recorder
+        children.stop('recorder')
+        tracker_end = children.stop('tracker')
+
+        drawing = progress.add_task('drawing', total=done)
+        annotated, sheet, codec = draw_results(
+            reader, bag, out, lambda: progress.advance(drawing), holds)
+
+    table = Table(title=f'{video.name}: {len(answers)} masks, real ROS 2, '
+                  f'{time.monotonic() - began:.0f} s in all', show_header=False)
+    rows = [
+        ('frames in', str(total)), ('frames tracked', str(done)),
+        ('frames dropped', str(dropped)),
+        ('latency, median', f'{np.median(latencies):.0f} ms' if latencies else '-'),
+        ('latency, 95th percentile',
+         f'{np.percentile(latencies, 95):.0f} ms' if latencies else '-'),
+        ('of which inference, median', f'{np.median(inference):.0f} ms' if inference else '-'),
+        ('seed answered after', ', '.join(f'{1e3 * seconds:.0f} ms' for seconds in answers)),
+        ('tracker ended after', f'{tracker_end:.2f} s'),
+        ('bag (mcap)', str(bag)), (f'annotated video ({codec})', str(annotated)),
+        ('contact sheet', str(sheet)), ('logs', str(out / 'logs'))]
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+    if done < total:
+        raise DemoError(f'only {done} of {total} frames were tracked; see {out / "logs"}')
+
+
+@click.command()
+@click.option('--video', type=click.Path(exists=True, path_type=Path),
+              help='Video file or folder of images. Default: the clip set-up fetched.')
+@click.option('--mask', type=click.Path(exists=True, dir_okay=False, path_type=Path),
+              help='PNG for the first frame played; each of its labels is one object.')
+@click.option('--out', type=click.Path(file_okay=False, path_type=Path),
+              default=Path('out/demo'), show_default=True, help='Folder for the results.')
+@click.option('--start', type=click.IntRange(0), default=None,
+              help='Frame of the video to start with. Default: that of the first mask, or 0.')
+@click.option('--frames', type=click.IntRange(2), default=120, show_default=True,
+              help='Frames to track at most.')
+@click.option('--model', default='', help='Checkpoint folder or hub id. Default: embedded.')
+@click.option('--device', default='auto', show_default=True)
+@click.option('-p', '--parameter', 'extra', multiple=True, metavar='NAME:=VALUE',
+              help='Any parameter of the tracker node.')
+@click.option('--record-images', is_flag=True, help='Record the frames in the bag too.')
+def demo(video: Path | None, mask: Path | None, out: Path, start: int | None, frames: int,
+         model: str, device: str, extra: tuple[str, ...], record_images: bool) -> None:
+    """Follow objects through a video, with player, tracker and recorder as ROS 2 processes."""
+    try:
+        clip = video or default_clip()
+        if mask is not None:
+            labels = read_label_image(mask)
+            count = len(np.unique(labels[labels > 0]))
+            seeds = [Seed(start or 0, tuple(f'object {i + 1}' for i in range(count)), labels)]
+        else:
+            seeds = clip_seeds(clip)
+        first = seeds[0].index if start is None else start
+        parameters: dict[str, object] = {'model': model, 'device': device}
+        for item in extra:
+            name, separator, value = item.partition(':=')
+            if not separator:
+                raise DemoError(f'{item!r} is not of the form NAME:=VALUE')
+            parameters[name] = value
+        _run(clip, seeds, first, frames, out, {k: v for k, v in parameters.items() if v != ''},
+             record_images)
+    except (DemoError, VideoError) as error:
+        raise click.ClickException(str(error)) from error
+
+
+if __name__ == '__main__':
+    demo()
