@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Build the ROS interfaces and install them into the running virtual environment.
+"""
+Build the ROS interfaces and install them into the running virtual environment.
 
 Run by ``make setup`` with the Python of the environment. Builds ``drift_ros_msgs``, and before it
 the stand-in for ``vision_msgs`` where no ROS installation provides the official one. What is

@@ -93,7 +93,7 @@ def create(prefix: Path) -> None:
         print('  no ROS 2 is sourced: the environment gets ROS 2 Kilted wheels')
     free = shutil.disk_usage(ROOT).free / 1e9
     if free < 12:
-        print(f'  note: {free:.0f} GB are free; the environment needs about 8, with pip at work 12')
+        print(f'  note: {free:.0f} GB are free; the environment takes 8, and 12 while pip works')
     command = [sys.executable, '-m', 'venv', '--clear', str(prefix)]
     if distribution:
         command.append('--system-site-packages')

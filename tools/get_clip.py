@@ -56,7 +56,8 @@ def cup(folder: Path) -> bytes:
         # unlike the system's needs no root.
         for name in ('lists/partial', 'cache/archives/partial'):
             (folder / name).mkdir(parents=True)
-        own = ['-o', f'Dir::State::Lists={folder / "lists"}', '-o', f'Dir::Cache={folder / "cache"}']
+        own = ['-o', f'Dir::State::Lists={folder / "lists"}',
+               '-o', f'Dir::Cache={folder / "cache"}']
         run(['apt-get', *own, 'update'], folder)
         run(['apt-get', *own, 'download', 'opencv-doc'], folder)
     archive = next(folder.glob('opencv-doc*.deb'), None)
@@ -112,8 +113,8 @@ def main() -> None:
         part.replace(target)
         print(f'  demo clip: {target} ({len(data) / 1e6:.1f} MB)')
         return
-    sys.exit('get_clip: no clip could be fetched (reasons above). The demo runs on your own video: '
-             'make demo VIDEO=... MASK=...')
+    sys.exit('get_clip: no clip could be fetched (reasons above). The demo runs on your own '
+             'video: make demo VIDEO=... MASK=...')
 
 
 if __name__ == '__main__':

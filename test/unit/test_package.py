@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What package.xml, setup.py and the requirements say fits the code and each other."""
+
+import ast
+from importlib import metadata
+from pathlib import Path
+import re
+import sys
+import xml.etree.ElementTree as ElementTree
+
+from catkin_pkg.package import parse_package
+from packaging.requirements import Requirement
+import pytest
+
+import drift_ros
+
+ROOT = Path(__file__).resolve().parents[2]
+# Import name -> name in the requirements, where they differ.
+DISTRIBUTIONS = {'cv2': 'opencv-contrib-python-headless', 'PIL': 'pillow', 'skimage':
+                 'scikit-image', 'yaml': 'pyyaml', 'segment_anything': 'segment-anything'}
+ROS = re.compile(r'.*_(msgs|srvs|interfaces)$|rclpy$|launch(_ros)?$|ament_index_python$')
+
+
+def imports(*folders):
+    """Return the top-level names of everything imported below the folders."""
+    names = set()
+    for path in (path for folder in folders for path in sorted((ROOT / folder).rglob('*.py'))):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                names |= {alias.name.partition('.')[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                names.add(node.module.partition('.')[0])
+    own = {'drift_ros', 'training', 'test'}
+    own |= {path.stem for folder in folders for path in (ROOT / folder).rglob('*.py')}
+    return names - set(sys.stdlib_module_names) - own
+
+
+def requirements(name):
+    """Return the requirements in a file by normalised name."""
+    lines = [line for line in (ROOT / name).read_text().splitlines()
+             if line and not line.startswith('#')]
+    found = [Requirement(line) for line in lines]
+    return {re.sub('[-_.]+', '-', item.name).lower(): item for item in found}
+
+
+@pytest.mark.parametrize('folder', ['.', 'drift_ros_msgs', 'tools/vision_msgs'])
+def test_package_xml_is_valid(folder):
+    warnings = []
+    package = parse_package(str(ROOT / folder), warnings=warnings)
+    package.validate(warnings=warnings)
+    assert not warnings
+    assert package.package_format == 3
+    assert package.licenses == ['Apache-2.0']
+
+
+def test_one_version():
+    package = parse_package(str(ROOT))
+    assert package.version == drift_ros.__version__ == metadata.version('drift_ros')
+    assert package.version == parse_package(str(ROOT / 'drift_ros_msgs')).version
+    assert f'{package.version} ' in (ROOT / 'CHANGELOG.rst').read_text() or \
+        'Forthcoming' in (ROOT / 'CHANGELOG.rst').read_text()
+
+
+def test_ros_dependencies_are_declared():
+    declared = {item.name for item in parse_package(str(ROOT)).exec_depends}
+    used = {name for name in imports('drift_ros', 'launch') if ROS.match(name)}
+    assert used <= declared
+    # ros2launch is the command, the rest of the names are those of modules
+    assert {name for name in declared if ROS.match(name)} <= used | {'drift_ros_msgs'}
+
+
+def test_python_dependencies_are_declared():
+    runtime = requirements('requirements.txt')
+    used = {DISTRIBUTIONS.get(name, name).lower() for name in imports('drift_ros')
+            if not ROS.match(name)}
+    assert {name.replace('_', '-') for name in used} <= set(runtime)
+    development = {DISTRIBUTIONS.get(name, name).lower().replace('_', '-')
+                   for name in imports('training', 'test') if not ROS.match(name)}
+    known = {*runtime, *requirements('requirements-dev.txt'),
+             *requirements('requirements-ros.txt'), 'packaging', 'setuptools'}
+    assert development <= known
+
+
+def test_versions_are_named_once():
+    files = [requirements(f'requirements{suffix}.txt') for suffix in ('', '-dev', '-ros')]
+    names = [name for file in files for name in file]
+    assert len(names) == len(set(names))
+    for item in (item for file in files for item in file.values()):
+        operators = {part.operator for part in item.specifier}
+        assert operators == {'>=', '<'}, f'{item} is not a range'
+    for path in ('setup.py', 'pyproject.toml', 'Makefile', 'setup.cfg', 'tools/environment.py'):
+        text = (ROOT / path).read_text()
+        for name in names:
+            assert not re.search(rf'\b{re.escape(name)}[=<>~]=? ?\d', text) or \
+                name == 'setuptools', f'{path} names a version of {name}'
+
+
+def test_installed_versions_are_in_range():
+    for file in ('requirements.txt', 'requirements-dev.txt'):
+        for name, item in requirements(file).items():
+            assert metadata.version(name) in item.specifier, name
+
+
+def test_entry_points_can_be_imported():
+    scripts = {item.name: item for item in metadata.distribution('drift_ros').entry_points
+               if item.group == 'console_scripts'}
+    assert set(scripts) == {'drift_ros', 'tracker', 'player', 'recorder'}
+    for item in scripts.values():
+        assert callable(item.load()), item.name
+
+
+def test_ros2_finds_executables_and_files():
+    """The environment's prefix is laid out as ros2 run and ros2 launch expect."""
+    prefix = Path(sys.prefix)
+    assert (prefix / 'share/ament_index/resource_index/packages/drift_ros').is_file()
+    for name in ('tracker', 'player', 'recorder', 'drift_ros'):
+        assert (prefix / 'lib/drift_ros' / name).stat().st_mode & 0o111, name
+    for name in ('package.xml', 'launch/tracker.launch.py', 'config/tracker.yaml',
+                 'config/fastdds_large_images.xml'):
+        installed = prefix / 'share/drift_ros' / name
+        assert installed.read_bytes() == (ROOT / name).read_bytes(), name
+
+
+def test_checkpoint_files_are_packaged():
+    """Every file of the embedded model goes into the wheel, or a plain install has none."""
+    from setuptools.dist import Distribution
+    scope = {'__file__': str(ROOT / 'setup.py')}
+    captured = {}
+    import setuptools
+    original, setuptools.setup = setuptools.setup, captured.update
+    try:
+        exec(compile((ROOT / 'setup.py').read_text(), 'setup.py', 'exec'), scope)
+    finally:
+        setuptools.setup = original
+    assert Distribution(captured).package_data == captured['package_data']
+    folder = ROOT / 'drift_ros'
+    packaged = {path for pattern in captured['package_data']['drift_ros']
+                for path in folder.glob(pattern)}
+    data = {path for path in (folder / 'checkpoints').rglob('*') if path.is_file()}
+    assert data, 'there is no embedded model'
+    assert data <= packaged
+
+
+def test_fast_dds_profile():
+    root = ElementTree.parse(ROOT / 'config' / 'fastdds_large_images.xml').getroot()
+    space = {'d': 'http://www.eprosima.com'}
+    descriptors = {item.findtext('d:transport_id', None, space): item for item in
+                   root.iterfind('.//d:transport_descriptor', space)}
+    used = [item.text for item in
+            root.iterfind('.//d:userTransports/d:transport_id', space)]
+    assert sorted(used) == sorted(descriptors), 'every transport is defined and used'
+    size = descriptors['large_images_shared_memory'].findtext('d:segment_size', None, space)
+    assert int(size) > 4 * 1920 * 1080 * 3
