@@ -101,6 +101,54 @@ def davis(root: Path, resolution: str | None, subset: str | None, year: str | No
         _evaluate(found, data, Path('out', 'eval', f'davis-{root.resolve().name}'), options)
 
 
+@evaluate.command('bag', epilog=_tracker_options())
+@click.argument('bags', nargs=-1, required=True,
+                type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option('--offline', is_flag=True, default=True,
+              help='Straight through the engine, as fast as it goes (the default).')
+@click.option('--image', 'images', multiple=True,
+              help='Image topic; repeat it for several cameras [default: the only one].')
+@click.option('--truth', 'truths', multiple=True,
+              help='Topic of true label images; once, or once per --image '
+                   '[default: /ground_truth/mask].')
+@click.option('--max-frames', type=click.IntRange(0), default=0, show_default=True,
+              help='Use only the first frames of each camera (0: all).')
+@_engine_options
+def evaluate_bag(bags: Sequence[Path], offline: bool, images: Sequence[str],
+                 truths: Sequence[str], max_frames: int, **options: Any) -> None:
+    """
+    Score engines on rosbag2 BAGS (sqlite3 or mcap, raw or compressed images).
+
+    The first true mask of each camera seeds the engine. The numbers are those of "eval davis"
+    on the same frames, digit for digit.
+    """
+    from drift_ros.evaluation.bags import open_sequence
+
+    with _errors():
+        if len(truths) > 1 and len(truths) != len(images):
+            raise ValueError(f'{len(truths)} topics of --truth for {len(images)} of --image: '
+                             'give one for all, or one each')
+        cameras = images or (None,)
+        masks = list(truths) * (len(cameras) if len(truths) == 1 else 1) or [None] * len(cameras)
+        found = []
+        for path in bags:
+            for image, truth in zip(cameras, masks, strict=True):
+                name = path.resolve().name
+                if len(cameras) > 1:
+                    name += (image or '').replace('/', '-')
+                found.append(open_sequence(path, image_topic=image, truth_topic=truth, name=name,
+                                           max_frames=max_frames))
+        names = [item.name for item in found]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f'two bags are named {name!r}: results would overwrite each '
+                                 'other; rename one')
+        data = {'kind': 'bag', 'bags': [str(path) for path in bags], 'mode': 'offline',
+                'topics': {item.name: [item.image_topic, item.truth_topic] for item in found},
+                'max_frames': max_frames, 'sequences': names}
+        _evaluate(found, data, Path('out', 'eval', f'bag-{names[0]}'), options)
+
+
 @evaluate.command()
 @click.argument('first', type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.argument('second', type=click.Path(exists=True, file_okay=False, path_type=Path),
@@ -266,3 +314,68 @@ def score_table(results: Sequence[Any]) -> Table:
 @click.group()
 def bag() -> None:
     """Make rosbag2 bags from datasets and videos."""
+
+
+def _bag_options(function: Callable) -> Callable:
+    for option in reversed([
+        click.option('--storage', type=click.Choice(['mcap', 'sqlite3']), default='mcap',
+                     show_default=True),
+        click.option('--compressed', is_flag=True, help='sensor_msgs/CompressedImage instead of '
+                                                        'sensor_msgs/Image; nothing is lost.'),
+        click.option('--rate', type=click.FloatRange(0, min_open=True),
+                     help='Frames per second [default: those of the video; 24 for folders].'),
+        click.option('--max-frames', type=click.IntRange(0), default=0, show_default=True,
+                     help='Take only the first frames (0: all).'),
+    ]):
+        function = option(function)
+    return function
+
+
+@bag.command('from-davis')
+@click.argument('root', type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument('sequence')
+@click.argument('out', type=click.Path(path_type=Path))
+@click.option('--resolution', help='Folder level below JPEGImages.')
+@click.option('--task', type=click.Choice(['auto', 'multi', 'single']), default='auto',
+              show_default=True, help='As in "drift_ros eval davis".')
+@_bag_options
+def from_davis(root: Path, sequence: str, out: Path, resolution: str | None, task: str,
+               storage: str, compressed: bool, rate: float | None, max_frames: int) -> None:
+    """
+    Make the bag OUT of SEQUENCE in the DAVIS-layout folder ROOT.
+
+    Topics: /camera/image_raw[/compressed], /camera/camera_info, /ground_truth/mask.
+    """
+    from drift_ros.evaluation.bags import bag_from_davis
+    from drift_ros.evaluation.davis import find_sequences
+
+    with _errors():
+        found = find_sequences(root, resolution=resolution, names=[sequence], task=task,
+                               max_frames=max_frames)[0]
+        with click.progressbar(length=len(found), label=f'{sequence} to {out}') as bar:
+            bag_from_davis(found, out, storage=storage, compressed=compressed,
+                           rate=rate or 24.0, progress=bar.update)
+
+
+@bag.command('from-video')
+@click.argument('video', type=click.Path(exists=True, path_type=Path))
+@click.argument('out', type=click.Path(path_type=Path))
+@click.option('--masks', type=click.Path(exists=True, path_type=Path),
+              help='Folder of label PNG files named by frame number (00000.png), or one file '
+                   'for the first frame: the ground truth.')
+@_bag_options
+def from_video(video: Path, out: Path, masks: Path | None, storage: str, compressed: bool,
+               rate: float | None, max_frames: int) -> None:
+    """
+    Make the bag OUT of a VIDEO file or a folder of images.
+
+    Topics: /camera/image_raw[/compressed], /camera/camera_info, /ground_truth/mask.
+    """
+    from drift_ros.evaluation.bags import bag_from_video
+    from drift_ros.video import VideoReader
+
+    with _errors():
+        reader = VideoReader(video, count=max_frames)
+        with click.progressbar(length=len(reader), label=f'{video} to {out}') as bar:
+            bag_from_video(reader, out, storage=storage, compressed=compressed,
+                           rate=rate or reader.rate, masks=masks, progress=bar.update)

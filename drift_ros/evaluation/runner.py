@@ -14,7 +14,7 @@ results holds::
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import as_completed, ProcessPoolExecutor
+from concurrent.futures import as_completed, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 import contextlib
 import csv
@@ -272,7 +272,7 @@ def _run_in_processes(waiting: list, folder: Path, options: RunOptions, workers:
         with ProcessPoolExecutor(workers, context, _limit_threads, (threads,)) as pool:
             futures = {pool.submit(_job, spec, sequence, folder, options, channel):
                        (spec.label, sequence.name) for spec, sequence in waiting}
-            for future in as_completed(futures):
+            for future in _completed(pool, futures):
                 key = futures[future]
                 try:
                     results[key] = future.result()
@@ -283,6 +283,15 @@ def _run_in_processes(waiting: list, folder: Path, options: RunOptions, workers:
                     errors[key] = f'{type(error).__name__}: {error}'
         done.set()
         thread.join()
+
+
+def _completed(pool: ProcessPoolExecutor, futures: Mapping[Future, Any]) -> Iterator[Future]:
+    """Give futures as they finish; on an interrupt, start none of those that still wait."""
+    try:
+        yield from as_completed(futures)
+    except KeyboardInterrupt:
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
 
 
 def _job(spec: EngineSpec, sequence: SequenceSource, folder: Path, options: RunOptions,
