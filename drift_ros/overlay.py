@@ -83,7 +83,8 @@ def _text(image: np.ndarray, text: str, x: int, y: int, background: tuple[int, i
     (width, height), base = cv2.getTextSize(text, _FONT, scale, 1)
     x = int(np.clip(x, 0, max(0, image.shape[1] - width - 4)))
     y = int(np.clip(y, height + base + 2, image.shape[0]))
-    cv2.rectangle(image, (x, y - height - base - 2), (x + width + 4, y), background, cv2.FILLED)
+    cv2.rectangle(image, (x, y - height - base - 2), (x + width + 4, y - 1), background,
+                  cv2.FILLED)
     luma = 0.299 * background[0] + 0.587 * background[1] + 0.114 * background[2]
     ink = (0, 0, 0) if luma > 128 else (255, 255, 255)
     cv2.putText(image, text, (x + 2, y - base), _FONT, scale, ink, 1, cv2.LINE_AA)

@@ -167,7 +167,9 @@ class Client:
         return header
 
     def result(self, header, name='mask', timeout=TIMEOUT):
-        """Wait for an output with a header's stamp."""
+        """Wait for an output with the stamp of a header (or of another output)."""
+        header = getattr(header, 'header', header)
+
         def find():
             for message in self.messages[name]:
                 if message.header.stamp == header.stamp:
