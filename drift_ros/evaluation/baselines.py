@@ -290,7 +290,9 @@ def load_params_file(path: str) -> dict[str, Any]:
         for key, value in (parameters or {}).items():
             if key in names:
                 wanted = type(names[key].default)
-                found[key] = wanted(value) if wanted in (tuple, float) else value
+                if wanted is tuple:  # ROS has no empty list without a type: [''] stands for it
+                    value = tuple(item for item in value if item)
+                found[key] = float(value) if wanted is float else value
     if not found:
         raise ValueError(f'{path} holds no option of the tracker; expected a ROS 2 parameter '
                          'file (node name, then ros__parameters)')

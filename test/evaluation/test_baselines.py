@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Baselines do what they are called, and engines are configured by data."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from drift_ros.config import TrackerConfig
+from drift_ros.evaluation.baselines import (
+    ColourPatches,
+    FirstMask,
+    load_params_file,
+    OpticalFlow,
+    parse_engine,
+    split_settings,
+)
+from drift_ros.evaluation.metric import region_similarity
+
+from .conftest import scene
+
+
+def test_first_mask_repeats():
+    """Whatever the frame shows, the seeds stay; objects may come later."""
+    frames, labels = scene(2, objects=2)
+    engine = FirstMask()
+    assert engine.seed(frames[0], np.where(labels[0] == 2, 7, 0)) == [1]
+    assert engine.seed(frames[1], np.where(labels[1] == 1, 3, 0)) == [2]
+    for frame in frames[1:]:
+        result = engine.step(frame).labels
+        np.testing.assert_array_equal(result == 1, labels[0] == 2)
+        np.testing.assert_array_equal(result == 2, labels[1] == 1)
+
+
+def test_flow_follows_a_moving_object():
+    """A textured square that moves 3 pixels a frame is followed, unlike by the first mask."""
+    rng = np.random.default_rng(0)
+    texture = rng.integers(0, 255, (240, 320, 3), np.uint8)
+    frames = [np.roll(texture, 3 * index, 1) for index in range(6)]
+    mask = np.zeros((240, 320), np.uint8)
+    mask[80:160, 100:180] = 1
+    flow, still = OpticalFlow(), FirstMask()
+    for engine in (flow, still):
+        assert engine.seed(frames[0], mask) == [1]
+    for frame in frames[1:]:
+        followed, stayed = flow.step(frame).labels, still.step(frame).labels
+    truth = np.roll(mask, 15, 1) > 0
+    assert region_similarity(truth, followed == 1) > .9
+    assert region_similarity(truth, stayed == 1) < .75
+
+
+@pytest.mark.parametrize('stride, cells', [(4, 5), (8, 3), (4, 1)])
+def test_colour_patches_are_unit_vectors_on_the_grid(stride, cells):
+    """The grid is the resized frame's by stride; lengths are 1; a patch matches itself best."""
+    frame = np.random.default_rng(1).integers(0, 255, (120, 214, 3), np.uint8)
+    patches = ColourPatches(stride, cells, resolution=64).patches(frame)
+    assert patches.shape[:2] == (64 // stride, round(214 * 64 / 120 / stride))
+    assert patches.shape[2] == 3 * cells ** 2
+    np.testing.assert_allclose(np.linalg.norm(patches, axis=-1), 1, atol=1e-5)
+    flat = patches.reshape(-1, patches.shape[-1])
+    if cells > 1:
+        assert (np.argmax(flat @ flat.T, axis=1) == np.arange(len(flat))).all()
+
+
+def test_colour_features_are_cosines_over_temperature():
+    """Query times key, as attention scales it, is the cosine divided by the temperature."""
+    frame = np.random.default_rng(1).integers(0, 255, (64, 96, 3), np.uint8)
+    (layer,) = ColourPatches(8, 3, temperature=.05, resolution=64).extract(frame).layers
+    query, key = (np.asarray(item).reshape(-1, 27) for item in (layer.query, layer.key))
+    logits = query @ key.T / 27 ** .5
+    np.testing.assert_allclose(logits.diagonal(), 20, rtol=1e-5)
+    assert logits.max() <= 20.001
+
+
+def test_colour_engine_tracks_a_square():
+    """With the real tracker, raw colour follows a square of another colour."""
+    frames, labels = scene(1)
+    engine = parse_engine('colour4:resolution=64,refinement=none').make()
+    (item,) = engine.seed(frames[0], labels[0])
+    for frame in frames[1:]:
+        result = engine.step(frame)
+    assert region_similarity(labels[-1] > 0, labels[0] > 0) < .1
+    assert region_similarity(labels[-1] > 0, result.labels == item) > .5
+
+
+def test_engine_options_are_complete_and_layered():
+    """Settings of the run hold for all engines, an engine's own come on top."""
+    spec = parse_engine('wide=colour4:radius=16,layers=a,b,top_k=15',
+                        {'radius': 3, 'temperature': .5})
+    assert spec.label == 'wide' and spec.name == 'colour4'
+    assert spec.options['radius'] == 16 and spec.options['top_k'] == 15
+    assert spec.options['layers'] == ('a', 'b')
+    assert spec.options['temperature'] == .5
+    assert {item.name for item in dataclasses.fields(TrackerConfig)} <= set(spec.options)
+    assert parse_engine('flow').options == {}
+
+
+@pytest.mark.parametrize('text, message', [
+    ('magic', "no engine 'magic'.*tracker, first-mask"),
+    ('tracker:radios=3', "no tracker option 'radios'.*radius"),
+    ('tracker:radius=far', "radius is 'far'.*int"),
+    ('tracker:radius=-1', 'radius is -1.*lie in'),
+    ('tracker:normalize=maybe', 'true or false'),
+    ('tracker:refinement=magic', 'choose from'),
+    ('tracker:3', 'expected option=value'),
+    ('flow:radius=3', 'has no options'),
+])
+def test_bad_engines(text, message):
+    """Mistakes are named, with what is possible."""
+    with pytest.raises(ValueError, match=message):
+        parse_engine(text)
+
+
+def test_settings():
+    """Values take the type of the option's default."""
+    assert split_settings(['radius=7', 'temperature=1', 'normalize=false', 'layers=a,b']) == {
+        'radius': 7, 'temperature': 1.0, 'normalize': False, 'layers': ('a', 'b')}
+    with pytest.raises(ValueError, match='option=value'):
+        split_settings(['radius'])
+
+
+def test_params_file(tmp_path):
+    """A node's parameter file configures the evaluation, too; what is not the engine's is left."""
+    path = tmp_path / 'tracker.yaml'
+    path.write_text('/**:\n  ros__parameters:\n    radius: 9\n    layers: [x]\n    replay: true\n')
+    assert load_params_file(path) == {'radius': 9, 'layers': ('x',)}
+    path.write_text('radius: 9\n')
+    with pytest.raises(ValueError, match='no option of the tracker'):
+        load_params_file(path)
+    path.write_text(':\n  - [')
+    with pytest.raises(ValueError, match='cannot read'):
+        load_params_file(path)
+
+
+def test_shipped_params_file():
+    """The shipped file holds the defaults."""
+    path = Path(__file__).parents[2] / 'config' / 'tracker.yaml'
+    defaults = {item.name: item.default for item in dataclasses.fields(TrackerConfig)}
+    found = load_params_file(path)
+    assert set(found) == set(defaults)
+    assert found == defaults
