@@ -91,8 +91,8 @@ class BagSequence:
 
     def digest(self) -> str:
         """Return a fingerprint of the messages' stamps and topics, and the files' sizes."""
-        sizes = [(path.name, path.stat().st_size) for path in sorted(self.path.iterdir())
-                 if path.is_file()]
+        sizes = sorted((path.suffix, path.stat().st_size) for path in self.path.iterdir()
+                       if path.is_file() and path.suffix != '.yaml')
         text = repr((self.image_topic, self.truth_topic, self.stamps,
                      sorted(self.truth_stamps), sizes))
         return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The report in a real browser, and the commands that write it."""
+
+import subprocess
+import sys
+
+from click.testing import CliRunner
+import pytest
+
+from drift_ros.evaluation.commands import evaluate
+
+from . import browser
+
+
+@pytest.fixture
+def report(davis, tmp_path):
+    """Run an evaluation with a report through the command line; return its folder."""
+    folder = tmp_path / 'out'
+    outcome = CliRunner().invoke(evaluate, ['davis', str(davis), '-e', 'first-mask', '-e', 'flow',
+                                            '--out', str(folder)])
+    assert outcome.exit_code == 0, outcome.output
+    assert 'J&F' in outcome.output
+    return folder
+
+
+def test_report_in_a_browser(report, tmp_path):
+    """No console message, every number there, pictures loaded, videos play."""
+    executable = browser.find_browser()
+    if executable is None:
+        pytest.skip(f'no browser found ({", ".join(browser.NAMES)}); apt-get install chromium')
+    page = browser.Browser(executable, tmp_path / 'profile')
+    try:
+        page.open(report / 'report.html')
+        assert page.evaluate("document.querySelectorAll('#summary tbody tr').length") == 2
+        cells = page.evaluate("[...document.querySelectorAll('#sequences tbody td')]"
+                              '.map(cell => cell.innerText.trim())')
+        assert len(cells) == 6 and cells[0] == 'one' and all(' / ' in cells[i] for i in (1, 2))
+        assert page.evaluate("document.querySelectorAll('section svg').length") == 2
+        assert page.evaluate(
+            "[...document.images].forEach(image => image.loading = 'eager') ?? "
+            'Promise.all([...document.images].map(image => image.decode()))'
+            '.then(() => document.images.length)') >= 5
+        videos = page.evaluate(browser.PLAY)
+        assert len(videos) == 2
+        for video in videos:
+            assert video['error'] is None and video['width'] > 0 and video['time'] > .05
+        assert 'first-mask' in page.evaluate(
+            "document.getElementById('configuration').textContent")
+        assert page.problems == []
+    finally:
+        page.close()
+
+
+def test_report_files(report):
+    """Everything the page names exists; nothing is loaded from elsewhere."""
+    text = (report / 'report.html').read_text()
+    assert '<script' not in text
+    for line in text.split('src="')[1:]:
+        assert (report / line.split('"')[0]).is_file()
+    assert (report / 'scores.png').stat().st_size > 1000
+
+
+def test_compare_command(report):
+    """Two engines of one folder are put side by side."""
+    outcome = CliRunner().invoke(evaluate, ['compare', str(report), '--engines',
+                                            'first-mask,flow'])
+    assert outcome.exit_code == 0, outcome.output
+    assert '95 % interval' in outcome.output and 'two 2' in outcome.output
+    outcome = CliRunner().invoke(evaluate, ['compare', str(report)])
+    assert outcome.exit_code == 1 and '--engines A,B' in outcome.output
+
+
+@pytest.mark.parametrize('arguments, message', [
+    (['-e', 'magic'], 'no engine'), (['--set', 'radius=-4', '-e', 'tracker'], 'lie in'),
+    (['--sequences', 'x'], 'no sequence x'), (['-e', 'flow', '-e', 'flow'], 'LABEL=NAME'),
+])
+def test_mistakes_end_in_messages(davis, tmp_path, arguments, message):
+    """Exit code 1 and one line; nothing is written."""
+    outcome = CliRunner().invoke(evaluate, ['davis', str(davis), '--out', str(tmp_path / 'o'),
+                                            *arguments])
+    assert outcome.exit_code == 1
+    assert outcome.output.startswith('Error: ') and message in outcome.output
+    assert not (tmp_path / 'o').exists()
+
+
+def test_failed_jobs_are_reported(davis, tmp_path):
+    """The rest is scored and written, the exit code is 1."""
+    (davis / 'JPEGImages' / 'one' / '00004.jpg').write_bytes(b'')
+    outcome = CliRunner().invoke(evaluate, ['davis', str(davis), '-e', 'first-mask', '--out',
+                                            str(tmp_path / 'o')])
+    assert outcome.exit_code == 1
+    assert 'failed:' in outcome.output and '00004.jpg' in outcome.output
+    assert '00004.jpg' in (tmp_path / 'o' / 'report.html').read_text()
+
+
+def test_help_needs_neither_ros_nor_torch():
+    """The command's help, and that of its groups, load no heavy module."""
+    code = '\n'.join([
+        'import sys', 'from click.testing import CliRunner', 'from drift_ros.cli import main',
+        "for words in (['--help'], ['eval', '--help'], ['eval', 'davis', '--help'], "
+        "['bag', '--help']):",
+        '    outcome = CliRunner().invoke(main, words)',
+        '    assert outcome.exit_code == 0, outcome.output',
+        '    print(outcome.output)',
+        "assert not {'torch', 'rclpy', 'diffusers'} & set(sys.modules), 'imported'"])
+    found = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True,
+                           timeout=120)
+    assert found.returncode == 0, found.stderr
+    for word in ('demo', 'compare', '--workers', 'radius=', 'from-davis'):
+        assert word in found.stdout
