@@ -116,7 +116,10 @@ class TrackerNode(LifecycleNodeMixin, Node):
             item = self._table.get(change.name)
             if item is None:
                 continue
-            if item.applies == 'configure' and self._tracker is not None:
+            reason = item.check(change.value)  # what is wrong in any state comes first
+            if reason:
+                pass
+            elif item.applies == 'configure' and self._tracker is not None:
                 reason = (f'{item.name} takes effect when the node is configured: call cleanup, '
                           'set it, then configure')
             elif item.applies == 'activate' and self._active:

@@ -27,6 +27,7 @@ from vision_msgs.msg import Detection2DArray, LabelInfo
 from drift_ros.nodes import conversions
 
 ROOT = Path(__file__).resolve().parents[2]
+PROFILES = str(ROOT / 'config' / 'fastdds_large_images.xml')
 TIMEOUT = 60.0  # only ever reached when something is broken
 TRANSITIONS = {'configure': 1, 'cleanup': 2, 'activate': 3, 'deactivate': 4}
 TYPES = {
@@ -60,6 +61,7 @@ class NodeProcess:
             'ROS_AUTOMATIC_DISCOVERY_RANGE': 'LOCALHOST', 'PYTHONPATH': os.pathsep.join(
                 [str(ROOT), os.environ.get('PYTHONPATH', '')]).rstrip(os.pathsep),
             'OMP_NUM_THREADS': '1', 'PYTHONUNBUFFERED': '1',
+            'FASTDDS_DEFAULT_PROFILES_FILE': PROFILES,
         }
         self.log = Path(log)
         with open(self.log, 'w') as file:
@@ -93,12 +95,12 @@ class Client:
 
     def __init__(self, domain, tracker='tracker'):
         os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
+        os.environ['FASTDDS_DEFAULT_PROFILES_FILE'] = PROFILES
         self.context = rclpy.Context()
         rclpy.init(args=[], context=self.context, domain_id=domain)
         self.node = rclpy.create_node('test_client', context=self.context)
         self.tracker = tracker
         self.messages = {}
-        self.arrivals = {}
         self.subscriptions = {}
         self.publishers = {}
         self.clients = {}
@@ -125,18 +127,15 @@ class Client:
         """Subscribe to outputs of the tracker and wait until it knows."""
         for name in names:
             topic = '/diagnostics' if name == 'diagnostics' else f'/{self.tracker}/{name}'
-            self.messages[name] = []
-            self.arrivals[name] = []
+            if name in self.subscriptions:
+                self.forget(name)
+            kept = self.messages[name] = []
             latched = name == 'label_info'
             qos = QoSProfile(depth=100, durability=(
                 DurabilityPolicy.TRANSIENT_LOCAL if latched else DurabilityPolicy.VOLATILE))
 
-            def keep(message, name=name):
-                self.arrivals[name].append(time.monotonic())
-                self.messages[name].append(message)
-
             self.subscriptions[name] = self.node.create_subscription(
-                TYPES[name], topic, keep, qos)
+                TYPES[name], topic, kept.append, qos)
             wait_for(lambda: self.node.count_publishers(topic), f'a publisher on {topic}')
 
     def forget(self, name):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from drift_ros_msgs.srv import SeedMask
 from harness import Client, NodeProcess, compressed, wait_for
+from lifecycle_msgs.srv import ChangeState
 from scenes import GREEN, RED, scene, square_mask
 from std_msgs.msg import Header
 
@@ -397,10 +398,10 @@ def test_diagnostics_tell_what_goes_on(tracker, checkpoint):
 def busy(tracker):
     """Give a node whose steps take a second or so."""
     assert tracker.change('deactivate') and tracker.change('cleanup')
-    assert tracker.set(resolution=720) == ['']
+    assert tracker.set(resolution=480) == ['']
     assert tracker.change('configure') and tracker.change('activate')
-    frame = cv2.resize(FRAME, (960, 720))
-    labels = cv2.resize(MASK, (960, 720), interpolation=cv2.INTER_NEAREST)
+    frame = cv2.resize(FRAME, (640, 480))
+    labels = cv2.resize(MASK, (640, 480), interpolation=cv2.INTER_NEAREST)
     header = tracker.publish(frame)
     tracker.result(header)
     assert tracker.seed(labels, header, ['cup']).success
@@ -488,19 +489,22 @@ def test_a_seed_in_replay_takes_its_turn(tracker):
 @pytest.mark.parametrize('when', ['unconfigured', 'configuring', 'active', 'busy'])
 def test_sigint_ends_the_process_cleanly(checkpoint, tmp_path, when):
     domain = DOMAIN + 2
-    options = {**FAST, 'resolution': 720} if when == 'busy' else FAST
+    options = {**FAST, 'resolution': 480} if when == 'busy' else FAST
     node = NodeProcess('tracker', domain, tmp_path / 'log',
                        parameters={'model': checkpoint, 'diagnostics_period': 0.1, **options})
     client = Client(domain)
     try:
         assert client.state() == 'unconfigured'
+        assert not client.change('activate')  # not from here; connects the client
         if when == 'configuring':
-            threading.Thread(target=lambda: client.change('configure'), daemon=True).start()
+            request = ChangeState.Request()
+            request.transition.id = 1
+            client.clients[ChangeState, 'change_state'].call_async(request)
             wait_for(lambda: client.state() == 'configuring', 'configuring')
         elif when != 'unconfigured':
             client.listen('diagnostics')
             client.start()
-            size = (960, 720) if when == 'busy' else (128, 96)
+            size = (640, 480) if when == 'busy' else (128, 96)
             frame = cv2.resize(FRAME, size)
             labels = cv2.resize(MASK, size, interpolation=cv2.INTER_NEAREST)
             assert client.seed(labels, Header(), frame=frame).success

@@ -58,8 +58,8 @@ def test_page_is_up_to_date():
 
 
 def test_a_stale_table_is_noticed():
-    page = 'a\n<!-- parameters: player -->\nold\n<!-- end parameters -->\nb\n'
+    page = 'a\n<!-- parameters: player -->\nstale row\n<!-- end parameters -->\nb\n'
     filled = parameters.fill_tables(page)
-    assert filled != page and '`source`' in filled and 'old' not in filled
+    assert filled != page and '`source`' in filled and 'stale row' not in filled
     assert filled.startswith('a\n') and filled.endswith('\nb\n')
     assert parameters.fill_tables(filled) == filled
