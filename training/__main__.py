@@ -11,8 +11,14 @@ os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 
 import click  # noqa: E402
 from rich.console import Console  # noqa: E402
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn  # noqa: E402
-from rich.progress import TimeElapsedColumn, TimeRemainingColumn  # noqa: E402
+from rich.progress import (  # noqa: E402  # noqa: E402
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 
 def _progress(console: Console) -> Progress:
@@ -84,9 +90,9 @@ def main(folders: tuple[Path, ...], out: Path, config_file: Path | None,
                             if k in shown)
             progress.update(task, completed=trainer.step, note=note)
             if dev is not None and trainer.step % dev_every == 0:
-                from .dev import dev_score
+                from .dev import model_score
                 export_run(trainer, build_vae(), out / 'model')
-                row['dev_jf'] = shown['dev_jf'] = dev_score(dev, out / 'model')[0]
+                row['dev_jf'] = shown['dev_jf'] = model_score(dev, out / 'model')[0]
                 console.print(f'step {trainer.step}: {note} J&F {row["dev_jf"]:.4f}')
             if trainer.step % 50 == 0:
                 plot_curves(trainer.history, out / 'curves.png')

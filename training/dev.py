@@ -1,53 +1,122 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scores of an exported model on development sequences, by the tracker and metric of drift_ros."""
+"""
+Scores on development sequences, by the tracker and the metric of drift_ros.
+
+`python -m training.dev --model DIR DAVIS` compares the attention kernel with the cosine
+similarity of the same network's hidden features at the same layer.
+"""
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-import cv2
+import click
 import numpy as np
-from PIL import Image
+from rich.console import Console
+from rich.table import Table
+import torch
+import torch.nn.functional as F
 
 from drift_ros import Tracker, TrackerConfig
+from drift_ros.diffusion.checkpoint import load_checkpoint
+from drift_ros.diffusion.features import DiffusionFeatures, FrameFeatures, LayerFeatures
+from drift_ros.evaluation.davis import find_sequences
 from drift_ros.evaluation.metric import SequenceScorer, summarize
+from drift_ros.evaluation.runner import track
 
 
-def dev_score(davis: Path, model: Path, frames: int = 16, config: TrackerConfig | None = None,
+class HiddenFeatures:
+    """
+    Cosine similarity of hidden features in place of attention.
+
+    The features are the input of the attention layer: what its queries and keys are projected
+    from. Query times key is the cosine, times `sharpness`.
+    """
+
+    def __init__(self, model: Path | None, config: TrackerConfig, sharpness: float) -> None:
+        checkpoint = load_checkpoint(model)
+        self._features = DiffusionFeatures(checkpoint, layers=config.layers,
+                                           timestep=config.timestep, resolution=config.resolution)
+        if len(self._features.layers) != 1:
+            raise ValueError(f'one layer is compared at a time, not {self._features.layers}')
+        self._sharpness = sharpness
+        self._hidden: torch.Tensor | None = None
+
+        def keep(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            self._hidden = args[0] if args else kwargs['hidden_states']
+
+        checkpoint.unet.get_submodule(self._features.layers[0]).register_forward_pre_hook(
+            keep, with_kwargs=True)
+
+    def extract(self, frame: np.ndarray) -> FrameFeatures:
+        """Turn a frame (H, W, 3) uint8 RGB into one layer of one head."""
+        height, width = self._features.extract(frame).grid
+        assert self._hidden is not None
+        unit = F.normalize(self._hidden[0].float(), dim=-1).unflatten(0, (height, width))[None]
+        scale = self._sharpness * unit.shape[-1] ** 0.5
+        return FrameFeatures((LayerFeatures(unit * scale, unit),))
+
+
+def dev_score(davis: Path, make: Callable[[], Tracker], frames: int = 16,
               sequences: Iterable[str] | None = None) -> tuple[float, dict[str, float]]:
     """
-    Return mean J&F and J&F per sequence on the first frames of every sequence of a folder.
+    Return mean J&F, and J&F per sequence.
 
     Parameters
     ----------
-    davis : folder with JPEGImages/<sequence>/*.jpg and Annotations/<sequence>/*.png
-    model : exported diffusers folder
+    davis : DAVIS-layout folder
+    make : makes a fresh tracker for each sequence
     frames : frames per sequence, 0 for all
-    config : tracker options; default: the tracker's, without refinement
     sequences : names; default: all of the folder
 
     """
-    config = config or TrackerConfig(refinement='none')
-    tracker = Tracker(model, config)
+    wanted = None if sequences is None else set(sequences)
     scores = {}
-    names = sorted(p.name for p in (davis / 'JPEGImages').iterdir())
-    for name in sequences or names:
-        images = sorted((davis / 'JPEGImages' / name).glob('*.jpg'))[:frames or None]
+    for sequence in find_sequences(davis, max_frames=frames):
+        if wanted is not None and sequence.name not in wanted:
+            continue
         scorer = SequenceScorer()
-        tracker.reset()
-        for i, path in enumerate(images):
-            image = cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
-            truth = np.array(Image.open(davis / 'Annotations' / name / f'{path.stem}.png'))
-            if i == 0:
-                ids = tracker.seed(image, np.where(truth == 255, 0, truth))
-                true_ids = [int(v) for v in np.unique(truth) if v not in (0, 255)]
-                scorer.add(truth, None)
-                continue
-            labels = tracker.step(image).labels
-            prediction = np.zeros_like(truth)
-            for true_id, object_id in zip(true_ids, ids, strict=True):
-                prediction[labels == object_id] = true_id
-            scorer.add(truth, prediction)
-        scores[name] = scorer.finish()
+        for frame, labels, _ in track(make(), sequence):
+            scorer.add(frame.truth, labels)
+        scores[sequence.name] = scorer.finish()
     return (summarize(scores.values()).j_and_f,
             {name: summarize([score]).j_and_f for name, score in scores.items()})
+
+
+def model_score(davis: Path, model: Path, frames: int = 16, **options: Any
+                ) -> tuple[float, dict[str, float]]:
+    """Return `dev_score` of an exported model, tracker options given, without refinement."""
+    config = TrackerConfig(**{'refinement': 'none', **options})
+    return dev_score(davis, lambda: Tracker(model, config), frames)
+
+
+@click.command()
+@click.argument('davis', type=click.Path(path_type=Path, exists=True))
+@click.option('--model', type=click.Path(path_type=Path, exists=True),
+              help='Exported folder [default: the embedded model].')
+@click.option('--frames', default=0, show_default=True, help='Frames per sequence, 0: all.')
+@click.option('--sharpness', multiple=True, type=float, default=(32.0, 48.0), show_default=True,
+              help='Factor of the cosine similarities.')
+@click.option('--threads', default=2, show_default=True)
+def main(davis: Path, model: Path | None, frames: int, sharpness: tuple[float, ...],
+         threads: int) -> None:
+    """Compare the attention kernel with hidden features' cosine similarity (J&F)."""
+    torch.set_num_threads(threads)
+    config = replace(TrackerConfig(), refinement='none')
+    rows: list[tuple[str, Callable[[], Tracker]]] = [
+        ('attention, Q and K', lambda: Tracker(model, config))]
+    for s in sharpness:
+        rows.append((f'cosine of hidden features, times {s:g}', lambda s=s: Tracker(
+            config=config, features=HiddenFeatures(model, config, s))))
+    table = Table('kernel', 'J&F')
+    for name, make in rows:
+        score, each = dev_score(davis, make, frames)
+        table.add_row(name, f'{score:.4f}')
+        Console(stderr=True).print(name, f'{score:.4f}', {k: round(v, 2) for k, v in each.items()})
+    Console().print(table)
+
+
+if __name__ == '__main__':
+    main()

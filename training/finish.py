@@ -2,8 +2,9 @@
 """What a run leaves behind: the trained decoder, the exported folder, the curves."""
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 from diffusers import AutoencoderTiny
 import numpy as np

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Build the small stock Stable-Diffusion-style model, run it part-way, and export it.
+"""
+Build the small stock Stable-Diffusion-style model, run it part-way, and export it.
 
 Every component is a stock `diffusers` or `transformers` class, so that the exported folder loads
 with `StableDiffusionPipeline.from_pretrained` and nothing of this repository.
 """
 from __future__ import annotations
 
+from collections.abc import Sequence
 import json
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any
 
 from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 import numpy as np
@@ -219,8 +221,10 @@ class CaptureProcessor:
         self.key: Tensor | None = None
         self.hidden: Tensor | None = None
 
-    def __call__(self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
+    def __call__(self, attn: Any, hidden_states: Tensor,
+                 encoder_hidden_states: Tensor | None = None,
                  attention_mask: Tensor | None = None, **_: Any) -> Tensor:
+        """Attend as the stock processor does: (B, N, C) to (B, N, C)."""
         batch, n, _c = hidden_states.shape
 
         def split(x: Tensor) -> Tensor:

@@ -2,14 +2,14 @@
 """The training loop: data, losses, moving average, checkpoints, curves."""
 from __future__ import annotations
 
-from collections import defaultdict
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 import copy
 import json
 import math
 import os
 from pathlib import Path
-from typing import Any, Callable, Iterator
+from typing import Any
 
 import cv2
 from diffusers import UNet2DConditionModel

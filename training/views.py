@@ -142,7 +142,8 @@ def _similarity(angle: float, scale: float, source: np.ndarray, destination: np.
 def _motion(rng: Generator, magnitude: float, size: int, centre: np.ndarray) -> np.ndarray:
     """Return a random 3x3 map, view to reference coordinates, about `centre`."""
     shift = rng.normal(0, 0.055 * size * magnitude, 2)
-    m = _similarity(rng.normal(0, 0.10 * magnitude), float(np.exp(rng.normal(0, 0.10 * magnitude))),
+    angle, zoom = rng.normal(0, 0.10 * magnitude, 2)
+    m = _similarity(angle, float(np.exp(zoom)),
                     centre + shift, centre, rng.normal(0, 0.05 * magnitude))
     perspective = np.eye(3)
     perspective[2, :2] = rng.normal(0, 0.0003 * magnitude, 2)
