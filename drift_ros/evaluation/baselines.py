@@ -7,7 +7,7 @@ propagation on raw colour patches in place of a diffusion model's queries and ke
 """
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 from dataclasses import dataclass, field
 import time
@@ -285,18 +285,25 @@ def load_params_file(path: str) -> dict[str, Any]:
     except (OSError, yaml.YAMLError) as error:
         raise ValueError(f'cannot read the parameter file {path}: {error}') from None
     found: dict[str, Any] = {}
-    for section in (data or {}).values() if isinstance(data, dict) else ():
-        parameters = section.get('ros__parameters') if isinstance(section, dict) else None
-        for key, value in (parameters or {}).items():
-            if key in names:
-                wanted = type(names[key].default)
-                if wanted is tuple:  # ROS has no empty list without a type: [''] stands for it
-                    value = tuple(item for item in value if item)
-                found[key] = float(value) if wanted is float else value
+    for key, value in _ros_parameters(data):
+        if key in names:
+            wanted = type(names[key].default)
+            if wanted is tuple:  # ROS has no empty list without a type: [''] stands for it
+                value = tuple(item for item in value if item)
+            found[key] = float(value) if wanted is float else value
     if not found:
         raise ValueError(f'{path} holds no option of the tracker; expected a ROS 2 parameter '
                          'file (node name, then ros__parameters)')
     return found
+
+
+def _ros_parameters(data: Any) -> Iterator[tuple[str, Any]]:
+    """Give all parameters below any ``ros__parameters``, however deep the nodes are nested."""
+    for key, value in data.items() if isinstance(data, dict) else ():
+        if key == 'ros__parameters' and isinstance(value, dict):
+            yield from value.items()
+        else:
+            yield from _ros_parameters(value)
 
 
 def split_settings(pairs: Sequence[str]) -> dict[str, Any]:

@@ -302,10 +302,12 @@ def _job(spec: EngineSpec, sequence: SequenceSource, folder: Path, options: RunO
 
 def _limit_threads(threads: int) -> None:
     import cv2
-    import torch
 
     cv2.setNumThreads(threads)
-    torch.set_num_threads(threads)
+    # Engines without a network need no torch; where it comes later, it reads the environment.
+    os.environ['OMP_NUM_THREADS'] = str(threads)
+    if 'torch' in sys.modules:
+        sys.modules['torch'].set_num_threads(threads)
 
 
 # -- what is kept of a run ---------------------------------------------------------------------

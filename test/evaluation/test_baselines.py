@@ -138,5 +138,5 @@ def test_shipped_params_file():
     path = Path(__file__).parents[2] / 'config' / 'tracker.yaml'
     defaults = {item.name: item.default for item in dataclasses.fields(TrackerConfig)}
     found = load_params_file(path)
-    assert set(found) == set(defaults)
-    assert found == defaults
+    assert set(defaults) - set(found) <= {'layers'}  # ROS cannot write down an empty list
+    assert found == {key: defaults[key] for key in found}
