@@ -303,6 +303,49 @@ def bag_from_video(frames: Iterable[np.ndarray], path: str | Path, *, storage: s
     return _write_bag(path, items(), storage, compressed, rate, progress)
 
 
+def write_result_bag(sequence: BagSequence, masks: dict[str, Path], path: str | Path) -> Path:
+    """
+    Write the evaluated messages of a bag again, with the predicted masks beside them.
+
+    Images and true masks keep their bytes, topics and times. ``masks`` gives, per engine, the
+    folder of its predictions (00000.png ...); each becomes a topic ``/<engine>/mask`` (mono8,
+    pixel = label) whose messages carry the header of their image.
+    """
+    path = Path(path)
+    if path.exists():
+        shutil.rmtree(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    store = get_typestore(Stores.ROS2_KILTED)
+    numbers = {stamp: number for number, stamp in enumerate(sequence.stamps)}
+    with _reader(sequence.path) as reader, Writer(
+            path, version=9, storage_plugin=StoragePlugin.MCAP) as writer:
+        connections = [item for item in reader.connections
+                       if item.topic in (sequence.image_topic, sequence.truth_topic)]
+        copies = {item.topic: writer.add_connection(
+            item.topic, item.msgtype, typestore=store,
+            offered_qos_profiles=item.ext.offered_qos_profiles) for item in connections}
+        outputs = {engine: writer.add_connection(_topic_name(engine), IMAGE, typestore=store)
+                   for engine in masks}
+        for connection, time, data in reader.messages(connections=connections):
+            header = store.deserialize_cdr(data, connection.msgtype).header
+            number = numbers.get(header.stamp.sec * 10**9 + header.stamp.nanosec)
+            if number is None:
+                continue
+            writer.write(copies[connection.topic], time, data)
+            if connection.topic == sequence.image_topic:
+                for engine, folder in masks.items():
+                    labels = read_annotation(folder / f'{number:05d}.png')
+                    message = image_message(store, header, labels)
+                    writer.write(outputs[engine], time, store.serialize_cdr(message, IMAGE))
+    return path
+
+
+def _topic_name(engine: str) -> str:
+    """Turn an engine's label into a valid topic."""
+    name = ''.join(char if char.isalnum() and char.isascii() else '_' for char in engine)
+    return f'/{"e" if name[0].isdigit() else ""}{name}/mask'
+
+
 def _write_bag(path: str | Path,
                items: Iterable[tuple[np.ndarray, bytes | None, str, np.ndarray | None]],
                storage: str, compressed: bool, rate: float,

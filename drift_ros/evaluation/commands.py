@@ -98,7 +98,10 @@ def davis(root: Path, resolution: str | None, subset: str | None, year: str | No
         data = {'kind': 'davis', 'root': str(root), 'resolution': resolution, 'subset': subset,
                 'year': year, 'task': task, 'max_frames': max_frames,
                 'sequences': [item.name for item in found]}
-        _evaluate(found, data, Path('out', 'eval', f'davis-{root.resolve().name}'), options)
+        failed = _evaluate(found, data, Path('out', 'eval', f'davis-{root.resolve().name}'),
+                           options)
+    if failed:
+        raise click.exceptions.Exit(1)
 
 
 @evaluate.command('bag', epilog=_tracker_options())
@@ -113,16 +116,19 @@ def davis(root: Path, resolution: str | None, subset: str | None, year: str | No
                    '[default: /ground_truth/mask].')
 @click.option('--max-frames', type=click.IntRange(0), default=0, show_default=True,
               help='Use only the first frames of each camera (0: all).')
+@click.option('--write-bags', is_flag=True,
+              help='Write bags/NAME (mcap) with the predicted masks beside the input.')
 @_engine_options
 def evaluate_bag(bags: Sequence[Path], offline: bool, images: Sequence[str],
-                 truths: Sequence[str], max_frames: int, **options: Any) -> None:
+                 truths: Sequence[str], max_frames: int, write_bags: bool,
+                 **options: Any) -> None:
     """
     Score engines on rosbag2 BAGS (sqlite3 or mcap, raw or compressed images).
 
     The first true mask of each camera seeds the engine. The numbers are those of "eval davis"
     on the same frames, digit for digit.
     """
-    from drift_ros.evaluation.bags import open_sequence
+    from drift_ros.evaluation.bags import open_sequence, write_result_bag
 
     with _errors():
         if len(truths) > 1 and len(truths) != len(images):
@@ -146,7 +152,16 @@ def evaluate_bag(bags: Sequence[Path], offline: bool, images: Sequence[str],
         data = {'kind': 'bag', 'bags': [str(path) for path in bags], 'mode': 'offline',
                 'topics': {item.name: [item.image_topic, item.truth_topic] for item in found},
                 'max_frames': max_frames, 'sequences': names}
-        _evaluate(found, data, Path('out', 'eval', f'bag-{names[0]}'), options)
+        folder = options['out'] or Path('out', 'eval', f'bag-{names[0]}')
+        failed = _evaluate(found, data, folder, options)
+        for sequence in found if write_bags else ():
+            masks = {spec.label: folder / 'masks' / spec.label / sequence.name
+                     for spec in _specs(options) if (spec.label, sequence.name) not in failed}
+            if masks:
+                path = write_result_bag(sequence, masks, folder / 'bags' / sequence.name)
+                click.echo(f'bag: {path}')
+    if failed:
+        raise click.exceptions.Exit(1)
 
 
 @evaluate.command()
@@ -235,8 +250,8 @@ def _specs(options: dict[str, Any]) -> list[EngineSpec]:
 
 
 def _evaluate(sequences: Sequence[Any], data: dict[str, Any], default_out: Path,
-              options: dict[str, Any]) -> None:
-    """Run, show and write an evaluation; exits with 1 if a job failed."""
+              options: dict[str, Any]) -> dict[tuple[str, str], str]:
+    """Run, show and write an evaluation; returns the errors of jobs that failed."""
     # Threads that wait must not spin: several processes share the processors.
     os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
     from drift_ros.evaluation import runner
@@ -277,8 +292,7 @@ def _evaluate(sequences: Sequence[Any], data: dict[str, Any], default_out: Path,
                   f'masks: {folder / "masks"}', soft_wrap=True)
     for (engine, sequence), text in errors.items():
         console.print(f'[red]failed:[/] {engine} on {sequence}: {text}', soft_wrap=True)
-    if errors:
-        raise click.exceptions.Exit(1)
+    return errors
 
 
 def score_table(results: Sequence[Any]) -> Table:

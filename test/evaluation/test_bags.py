@@ -13,7 +13,7 @@ from drift_ros.evaluation.bags import BagError, open_sequence
 from drift_ros.evaluation.baselines import parse_engine
 from drift_ros.evaluation.commands import bag as bag_command
 from drift_ros.evaluation.commands import evaluate
-from drift_ros.evaluation.davis import find_sequences
+from drift_ros.evaluation.davis import find_sequences, read_annotation
 from drift_ros.video import VideoWriter
 
 from .conftest import scene, SIZE
@@ -202,6 +202,18 @@ def test_commands_end_in_messages_not_tracebacks(davis, tmp_path):
     good = command.invoke(evaluate, ['bag', str(tmp_path / 'two'), '-e', 'flow', '--no-report',
                                      '--out', str(tmp_path / 'out')])
     assert good.exit_code == 0 and 'J&F' in good.output
+    again = command.invoke(evaluate, ['bag', str(tmp_path / 'two'), '-e', '4x=flow', '--no-report',
+                                      '--out', str(tmp_path / 'out'), '--write-bags'])
+    assert again.exit_code == 0, again.output
+    result = tmp_path / 'out' / 'bags' / 'two'
+    predicted = open_sequence(result, truth_topic='/e4x/mask',
+                              image_topic=f'{IMAGE}/compressed')
+    given = open_sequence(tmp_path / 'two')
+    assert predicted.stamps == given.stamps
+    for number, (frame, original) in enumerate(zip(predicted, given, strict=True)):
+        np.testing.assert_array_equal(frame.image, original.image)
+        np.testing.assert_array_equal(frame.truth, read_annotation(
+            tmp_path / 'out' / 'masks' / '4x' / 'two' / f'{number:05d}.png'))
     (file,) = (tmp_path / 'two').glob('*.db3')
     file.write_bytes(file.read_bytes()[:5000])
     bad = command.invoke(evaluate, ['bag', str(tmp_path / 'two'), '--out', str(tmp_path / 'o')])
