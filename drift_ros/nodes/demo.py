@@ -169,6 +169,9 @@ class User:
         from rclpy.signals import SignalHandlerOptions
         from diagnostic_msgs.msg import DiagnosticArray
         from drift_ros_msgs.msg import TrackArray
+        from drift_ros_msgs.srv import SeedMask
+        from lifecycle_msgs.srv import ChangeState, GetState
+        from std_srvs.srv import Trigger
         rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
         self._rclpy = rclpy
         self.node = rclpy.create_node('demo', namespace=NAMESPACE)
@@ -176,6 +179,10 @@ class User:
         self.diagnostics: dict[str, str] = {}
         self.node.create_subscription(TrackArray, 'tracker/tracks', self.tracks.append, 100)
         self.node.create_subscription(DiagnosticArray, '/diagnostics', self._diagnose, 10)
+        self._clients = {name: self.node.create_client(kind, name) for name, kind in (
+            ('tracker/get_state', GetState), ('tracker/change_state', ChangeState),
+            ('tracker/seed_mask', SeedMask), ('player/resume', Trigger))}
+        self._called: set[str] = set()
         self._executor = SingleThreadedExecutor()
         self._executor.add_node(self.node)
         self._stop = threading.Event()
@@ -191,23 +198,36 @@ class User:
             if status.name.endswith('tracker: tracking'):
                 self.diagnostics = {item.key: item.value for item in status.values}
 
-    def call(self, kind: Any, name: str, request: Any, watch: Callable[[], None],
-             timeout: float = 120.0) -> Any:
+    def call(self, name: str, request: Any, watch: Callable[[], None],
+             timeout: float = 120.0, resend: float = 0.0,
+             unless: Callable[[], bool] = lambda: False) -> Any:
         """
         Call a service, watching the processes meanwhile.
 
+        The middleware drops an answer whose receiver the server has not discovered yet. So all
+        clients exist from the start, the first call of each waits a little, and requests that
+        may be repeated are, every ``resend`` seconds, ``unless`` their effect shows anyway
+        (then None is returned).
+
         :raises DemoError: no answer in time
         """
-        client = self.node.create_client(kind, name)
+        client = self._clients[name]
         end = time.monotonic() + timeout
         while not client.service_is_ready():
             watch()
             if time.monotonic() > end:
                 raise DemoError(f'the service {name} did not appear within {timeout:.0f} s')
             time.sleep(0.02)
-        future = client.call_async(request)
+        if name not in self._called:
+            self._called.add(name)
+            time.sleep(0.3)
+        future, sent = client.call_async(request), time.monotonic()
         while not future.done():
             watch()
+            if unless():
+                return None
+            if resend and time.monotonic() - sent > resend:
+                future, sent = client.call_async(request), time.monotonic()
             if time.monotonic() > end:
                 raise DemoError(f'the service {name} did not answer within {timeout:.0f} s')
             time.sleep(0.002)
@@ -215,10 +235,11 @@ class User:
 
     def change_state(self, transition: int, watch: Callable[[], None]) -> bool:
         """Ask the tracker for a lifecycle transition."""
-        from lifecycle_msgs.srv import ChangeState
+        from lifecycle_msgs.srv import ChangeState, GetState
+        self.call('tracker/get_state', GetState.Request(), watch, resend=2.0)
         request = ChangeState.Request()
         request.transition.id = transition
-        return bool(self.call(ChangeState, 'tracker/change_state', request, watch).success)
+        return bool(self.call('tracker/change_state', request, watch).success)
 
     def seed(self, seed: Seed, header: Any, watch: Callable[[], None]) -> tuple[list[int], float]:
         """
@@ -232,7 +253,7 @@ class User:
         request = SeedMask.Request(
             mask=conversions.labels_to_image(labels, header), names=list(seed.names))
         start = time.monotonic()
-        answer = self.call(SeedMask, 'tracker/seed_mask', request, watch)
+        answer = self.call('tracker/seed_mask', request, watch)
         if not answer.success:
             details = [f'label {label}: {text}'
                        for label, text in zip(answer.labels, answer.errors) if text]
@@ -394,7 +415,8 @@ def _run(video: Path, seeds: list[Seed], start: int, frames: int, out: Path,
                     progress.console.print(f'frame {done}: seeded {named}, answered after '
                                            f'{1e3 * seconds:.0f} ms')
             if done in holds:
-                user.call(Trigger, 'player/resume', Trigger.Request(), watch)
+                user.call('player/resume', Trigger.Request(), watch, resend=3.0,
+                          unless=lambda shown=done + 1: len(user.tracks) > shown)
             done, last = done + 1, time.monotonic()
             progress.update(tracking, completed=done)
         before = user.diagnostics

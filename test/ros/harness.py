@@ -186,10 +186,11 @@ class Client:
         key = (kind, name)
         if key not in self.clients:
             self.clients[key] = self.node.create_client(kind, f'/{self.tracker}/{name}')
-        client = self.clients[key]
-        assert client.wait_for_service(timeout), f'no service {name}'
+            assert self.clients[key].wait_for_service(timeout), f'no service {name}'
+            # the middleware drops an answer whose receiver the server has not discovered yet
+            time.sleep(0.3)
         done = threading.Event()
-        future = client.call_async(request)
+        future = self.clients[key].call_async(request)
         future.add_done_callback(lambda _: done.set())
         assert done.wait(timeout), f'{name} did not answer within {timeout} s'
         return future.result()
