@@ -22,8 +22,13 @@ from drift_ros.config import TrackerConfig
 class Result(Protocol):
     """What an engine says of a frame; :class:`drift_ros.TrackResult` has it all."""
 
-    labels: np.ndarray
-    timings: dict[str, float]
+    @property
+    def labels(self) -> np.ndarray:
+        """Label image (H, W), pixel = object id."""
+
+    @property
+    def timings(self) -> dict[str, float]:
+        """Milliseconds, 'total' among them."""
 
 
 class Engine(Protocol):
@@ -84,7 +89,7 @@ class OpticalFlow(FirstMask):
 
     def __init__(self) -> None:
         super().__init__()
-        self._flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+        self._flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
         self._last: np.ndarray | None = None
 
     def seed(self, frame: np.ndarray, label_mask: np.ndarray) -> list[int]:
@@ -194,8 +199,9 @@ class EngineSpec:
         from drift_ros.tracker import Tracker
 
         fields = {item.name for item in dataclasses.fields(TrackerConfig)}
-        config = TrackerConfig(**{key: tuple(value) if isinstance(value, list) else value
-                                  for key, value in self.options.items() if key in fields})
+        chosen: dict[str, Any] = {key: value for key, value in self.options.items()
+                                  if key in fields}
+        config = TrackerConfig(**chosen)
         if self.name == 'tracker':
             return Tracker(self.model, config, device=self.device)
         extractor = ColourPatches(self.options['stride'], self.options['cells'],
@@ -232,7 +238,8 @@ def parse_engine(text: str, settings: Mapping[str, Any] | None = None,
         if own:
             raise ValueError(f'the engine {name} has no options, got {", ".join(own)}')
         return EngineSpec(label, name, {})
-    values = {item.name: item.default for item in dataclasses.fields(TrackerConfig)}
+    values: dict[str, Any] = {item.name: item.default
+                              for item in dataclasses.fields(TrackerConfig)}
     values.update(settings or {})
     values.update(_COLOUR.get(name, {}))
     extra = _COLOUR_OPTIONS if name in _COLOUR else {}
@@ -253,7 +260,7 @@ def parse_option(name: str, text: str) -> Any:
     if name not in by_name:
         raise ValueError(f'there is no tracker option {name!r}; there are '
                          f'{", ".join(by_name)}')
-    default = by_name[name].default
+    default: Any = by_name[name].default
     if isinstance(default, bool):
         words = {'true': True, 'yes': True, '1': True, 'false': False, 'no': False, '0': False}
         if text.lower() not in words:
@@ -287,7 +294,7 @@ def load_params_file(path: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in _ros_parameters(data):
         if key in names:
-            wanted = type(names[key].default)
+            wanted: type = type(names[key].default)
             if wanted is tuple:  # ROS has no empty list without a type: [''] stands for it
                 value = tuple(item for item in value if item)
             found[key] = float(value) if wanted is float else value

@@ -134,11 +134,12 @@ def evaluate_bag(bags: Sequence[Path], offline: bool, images: Sequence[str],
         if len(truths) > 1 and len(truths) != len(images):
             raise ValueError(f'{len(truths)} topics of --truth for {len(images)} of --image: '
                              'give one for all, or one each')
-        cameras = images or (None,)
-        masks = list(truths) * (len(cameras) if len(truths) == 1 else 1) or [None] * len(cameras)
+        cameras: Sequence[str | None] = images or (None,)
+        topics: list[str | None] = list(truths) or [None]
+        topics *= len(cameras) if len(topics) == 1 else 1
         found = []
         for path in bags:
-            for image, truth in zip(cameras, masks, strict=True):
+            for image, truth in zip(cameras, topics, strict=True):
                 name = path.resolve().name
                 if len(cameras) > 1:
                     name += (image or '').replace('/', '-')
