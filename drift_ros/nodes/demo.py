@@ -183,6 +183,7 @@ class User:
             ('tracker/get_state', GetState), ('tracker/change_state', ChangeState),
             ('tracker/seed_mask', SeedMask), ('player/resume', Trigger))}
         self._called: set[str] = set()
+        self.answer_time = 0.0  # seconds the last answer took
         self._executor = SingleThreadedExecutor()
         self._executor.add_node(self.node)
         self._stop = threading.Event()
@@ -221,7 +222,8 @@ class User:
         if name not in self._called:
             self._called.add(name)
             time.sleep(0.3)
-        future, sent = client.call_async(request), time.monotonic()
+        begun = time.monotonic()
+        future, sent = client.call_async(request), begun
         while not future.done():
             watch()
             if unless():
@@ -231,6 +233,7 @@ class User:
             if time.monotonic() > end:
                 raise DemoError(f'the service {name} did not answer within {timeout:.0f} s')
             time.sleep(0.002)
+        self.answer_time = time.monotonic() - begun
         return future.result()
 
     def change_state(self, transition: int, watch: Callable[[], None]) -> bool:
@@ -252,14 +255,13 @@ class User:
         labels = seed.labels
         request = SeedMask.Request(
             mask=conversions.labels_to_image(labels, header), names=list(seed.names))
-        start = time.monotonic()
         answer = self.call('tracker/seed_mask', request, watch)
         if not answer.success:
             details = [f'label {label}: {text}'
                        for label, text in zip(answer.labels, answer.errors) if text]
             raise DemoError('the tracker refused the mask: '
                             + '; '.join([answer.message, *details]))
-        return list(answer.object_ids), time.monotonic() - start
+        return list(answer.object_ids), self.answer_time
 
     def close(self) -> None:
         """Leave the graph."""
