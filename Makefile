@@ -28,6 +28,10 @@ $(error $(VENV) was made $(if $(filter wheels,$(MADE_WITH)),without a ROS instal
 endif
 endif
 endif
+ifneq ($(filter-out wheels,$(MADE_WITH) $(if $(MADE_WITH),,$(or $(ROS_DISTRO),wheels))),)
+# The wheels find the libraries of the interfaces by themselves, an installed ROS by this.
+export LD_LIBRARY_PATH := $(abspath $(VENV))/lib$(if $(LD_LIBRARY_PATH),:$(LD_LIBRARY_PATH))
+endif
 
 .PHONY: help
 help:

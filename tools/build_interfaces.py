@@ -3,8 +3,9 @@
 Build the ROS interfaces and install them into the running virtual environment.
 
 Run by ``make setup`` with the Python of the environment. Builds ``drift_ros_msgs``, and before it
-the stand-in for ``vision_msgs`` where no ROS installation provides the official one. What is
-installed into the prefix of the environment is found without any environment variable.
+the stand-in for ``vision_msgs`` where no ROS installation has the official one. When ROS comes
+from the wheels, what is installed into the prefix is found without environment variables; an
+installed ROS needs ``LD_LIBRARY_PATH`` (the Makefile and ``bin/activate`` set it).
 """
 
 from __future__ import annotations
@@ -67,7 +68,10 @@ def build(source: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     environment = dict(os.environ)
-    environment['AMENT_PREFIX_PATH'] = os.pathsep.join([str(PREFIX), *foreign_prefixes()])
+    prefixes = [str(PREFIX), *foreign_prefixes()]
+    environment['AMENT_PREFIX_PATH'] = os.pathsep.join(prefixes)
+    environment['CMAKE_PREFIX_PATH'] = os.pathsep.join(
+        [*prefixes, *filter(None, [environment.get('CMAKE_PREFIX_PATH')])])
     environment['PATH'] = f'{PREFIX / "bin"}{os.pathsep}{environment["PATH"]}'
     cmake, ninja = find_tool('cmake'), find_tool('ninja')
     commands = (
@@ -75,7 +79,7 @@ def build(source: Path) -> None:
          f'-DCMAKE_MAKE_PROGRAM={ninja}',
          '-DCMAKE_BUILD_TYPE=Release',
          f'-DCMAKE_INSTALL_PREFIX={PREFIX}',
-         # Libraries find each other where they are installed, without LD_LIBRARY_PATH.
+         # Libraries find each other where they are installed.
          f'-DCMAKE_INSTALL_RPATH={PREFIX / "lib"}',
          f'-DCMAKE_PROJECT_INCLUDE={ROOT / "tools" / "ros_wheels.cmake"}',
          f'-DPython3_EXECUTABLE={sys.executable}',

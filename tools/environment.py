@@ -99,6 +99,13 @@ def create(prefix: Path) -> None:
         command.append('--system-site-packages')
     if subprocess.run(command, check=False).returncode:
         stop(f'the virtual environment could not be made in {prefix}')
+    # What a sourced workspace would set. The wheels find their libraries by themselves.
+    variables = ['AMENT_PREFIX_PATH'] + ['LD_LIBRARY_PATH'] * bool(distribution)
+    folders = {'AMENT_PREFIX_PATH': prefix, 'LD_LIBRARY_PATH': prefix / 'lib'}
+    with (prefix / 'bin' / 'activate').open('a') as script:
+        script.write('\n# added by drift_ros\n')
+        for name in variables:
+            script.write(f'export {name}="{folders[name]}${{{name}:+:${name}}}"\n')
     (prefix / 'ros').write_text(f'{distribution or "wheels"}\n')
 
 
