@@ -11,6 +11,7 @@ from fractions import Fraction
 from pathlib import Path
 import re
 from types import TracebackType
+from typing import Any
 
 import cv2
 import numpy as np
@@ -188,8 +189,8 @@ class VideoWriter:
         self.codec = ''
         self._rate = rate
         self._shape: tuple[int, ...] | None = None
-        self._container = None
-        self._stream = None
+        self._container: Any = None
+        self._stream: Any = None
         self._fallback: cv2.VideoWriter | None = None
 
     def _open(self, height: int, width: int) -> None:
@@ -197,7 +198,7 @@ class VideoWriter:
             import av
         except ImportError:
             self._fallback = cv2.VideoWriter(
-                str(self.path), cv2.VideoWriter_fourcc(*'mp4v'), self._rate, (width, height))
+                str(self.path), cv2.VideoWriter.fourcc(*'mp4v'), self._rate, (width, height))
             if not self._fallback.isOpened():
                 raise VideoError(f'cannot write {self.path}: install PyAV (pip install av)'
                                  ) from None

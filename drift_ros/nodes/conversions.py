@@ -116,10 +116,10 @@ def _pixels(msg: Image, dtype: type, channels: int, what: str) -> np.ndarray:
     # frombuffer keeps the message's own buffer alive; the rows' padding is sliced away
     rows = np.frombuffer(msg.data, dtype=np.uint8).reshape(height, step)[:, :row]
     if item > 1:
-        order = '>' if msg.is_bigendian else '<'
         if step % item:  # an odd padding cannot be viewed as wider items
             rows = np.ascontiguousarray(rows)
-        rows = rows.view(np.dtype(dtype).newbyteorder(order))
+        wire: np.dtype = np.dtype(dtype).newbyteorder('>' if msg.is_bigendian else '<')
+        rows = rows.view(wire)
         if not rows.dtype.isnative:
             rows = rows.astype(dtype)
     if channels == 1:
@@ -215,7 +215,7 @@ def _fill(msg: Image, pixels: np.ndarray, encoding: str, header: Header) -> Imag
         pixels = pixels.astype(pixels.dtype.newbyteorder('<'), copy=False)
     msg.step = int(pixels.strides[0])
     data = array.array('B')  # the one type rclpy takes over without looking at each byte
-    data.frombytes(memoryview(pixels.reshape(-1).view(np.uint8)))
+    data.frombytes(pixels.reshape(-1).view(np.uint8).data)
     msg.data = data
     return msg
 
@@ -243,7 +243,7 @@ def rgb_to_compressed(frame: np.ndarray, header: Header, quality: int = 90) -> C
     _, data = cv2.imencode('.jpg', cv2.cvtColor(frame, cv2.COLOR_RGB2BGR),
                            [cv2.IMWRITE_JPEG_QUALITY, int(quality)])
     payload = array.array('B')
-    payload.frombytes(memoryview(data.reshape(-1)))
+    payload.frombytes(data.reshape(-1).data)
     return CompressedImage(header=header, format='rgb8; jpeg compressed bgr8', data=payload)
 
 
@@ -285,8 +285,12 @@ def detections(objects: Iterable[Any], header: Header) -> Detection2DArray:
     in label_info) and the confidence as ``score``. The box covers whole pixels: an object on
     columns 10 to 19 has ``size_x`` 10 and its centre at 15.0.
     """
-    from vision_msgs.msg import (BoundingBox2D, Detection2D, Detection2DArray,
-                                 ObjectHypothesisWithPose)
+    from vision_msgs.msg import (
+        BoundingBox2D,
+        Detection2D,
+        Detection2DArray,
+        ObjectHypothesisWithPose,
+    )
     result = Detection2DArray(header=header)
     for item in objects:
         if item.box is None:

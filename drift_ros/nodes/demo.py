@@ -26,7 +26,7 @@ import click
 import numpy as np
 
 from drift_ros import overlay
-from drift_ros.video import (read_label_image, VideoError, VideoReader, VideoWriter, write_image)
+from drift_ros.video import read_label_image, VideoError, VideoReader, VideoWriter, write_image
 
 NAMESPACE = '/drift_ros_demo'
 RECORDED = ('tracker/mask', 'tracker/detections', 'tracker/tracks', 'tracker/label_info')
@@ -130,7 +130,8 @@ class Children:
             if process.poll() not in (None, 0):
                 log = (self._logs / f'{name}.log').read_text(errors='replace').strip()
                 tail = '\n'.join(log.splitlines()[-8:])
-                raise DemoError(f'the {name} process ended with code {process.returncode}:\n{tail}')
+                raise DemoError(
+                    f'the {name} process ended with code {process.returncode}:\n{tail}')
 
     def stop(self, name: str) -> float:
         """End a process; return the seconds it took."""
@@ -164,13 +165,13 @@ class User:
     """What a user of the tracker does: transitions, seeds, watching the results."""
 
     def __init__(self) -> None:
-        import rclpy
-        from rclpy.executors import SingleThreadedExecutor
-        from rclpy.signals import SignalHandlerOptions
         from diagnostic_msgs.msg import DiagnosticArray
         from drift_ros_msgs.msg import TrackArray
         from drift_ros_msgs.srv import SeedMask
         from lifecycle_msgs.srv import ChangeState, GetState
+        import rclpy
+        from rclpy.executors import SingleThreadedExecutor
+        from rclpy.signals import SignalHandlerOptions
         from std_srvs.srv import Trigger
         rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
         self._rclpy = rclpy
@@ -251,6 +252,7 @@ class User:
         :raises DemoError: it was refused
         """
         from drift_ros_msgs.srv import SeedMask
+
         from drift_ros.nodes import conversions
         labels = seed.labels
         request = SeedMask.Request(
@@ -262,6 +264,12 @@ class User:
             raise DemoError('the tracker refused the mask: '
                             + '; '.join([answer.message, *details]))
         return list(answer.object_ids), self.answer_time
+
+    def resume(self, index: int, watch: Callable[[], None]) -> None:
+        """Let the player go on after frame ``index``."""
+        from std_srvs.srv import Trigger
+        self.call('player/resume', Trigger.Request(), watch, resend=3.0,
+                  unless=lambda: len(self.tracks) > index + 1)
 
     def close(self) -> None:
         """Leave the graph."""
@@ -277,6 +285,7 @@ def read_results(bag: Path) -> Iterator[tuple[np.ndarray, list[SimpleNamespace]]
     Yields ``(H, W)`` labels and objects as :func:`drift_ros.overlay.draw` takes them.
     """
     from rosbags.highlevel import AnyReader
+
     from drift_ros.nodes import conversions
     masks: dict[tuple[int, int], Any] = {}
     tracks: dict[tuple[int, int], Any] = {}
@@ -336,10 +345,14 @@ def _run(video: Path, seeds: list[Seed], start: int, frames: int, out: Path,
          tracker_parameters: dict[str, object], record_images: bool) -> None:
     from lifecycle_msgs.msg import Transition
     from rich.console import Console
-    from rich.progress import (BarColumn, MofNCompleteColumn, Progress, TextColumn,
-                               TimeElapsedColumn)
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+    )
     from rich.table import Table
-    from std_srvs.srv import Trigger
     reader = VideoReader(video, start, frames)
     total = len(reader)
     holds = [seed.index - start for seed in seeds]
@@ -417,8 +430,7 @@ def _run(video: Path, seeds: list[Seed], start: int, frames: int, out: Path,
                     progress.console.print(f'frame {done}: seeded {named}, answered after '
                                            f'{1e3 * seconds:.0f} ms')
             if done in holds:
-                user.call('player/resume', Trigger.Request(), watch, resend=3.0,
-                          unless=lambda shown=done + 1: len(user.tracks) > shown)
+                user.resume(done, watch)
             done, last = done + 1, time.monotonic()
             progress.update(tracking, completed=done)
         before = user.diagnostics

@@ -138,7 +138,8 @@ class Parameter:
             return ', '.join(self.choices)
         if self.low is None and self.high is None:
             return ''
-        return f'{"" if self.low is None else self.low} to {"" if self.high is None else self.high}'
+        low, high = ('' if end is None else end for end in (self.low, self.high))
+        return f'{low} to {high}'
 
     def check(self, value: Any) -> str:
         """Say why a value is refused; empty when it is fine."""
@@ -181,8 +182,12 @@ def declare(node: Any, *configs: type) -> None:
 
     :raises rclpy.exceptions.ParameterException: a value given at start is refused
     """
-    from rcl_interfaces.msg import (FloatingPointRange, IntegerRange, ParameterDescriptor,
-                                    SetParametersResult)
+    from rcl_interfaces.msg import (
+        FloatingPointRange,
+        IntegerRange,
+        ParameterDescriptor,
+        SetParametersResult,
+    )
     from rclpy.parameter import Parameter as RosParameter
     kinds = {'bool': RosParameter.Type.BOOL, 'int': RosParameter.Type.INTEGER,
              'float': RosParameter.Type.DOUBLE, 'str': RosParameter.Type.STRING,

@@ -130,7 +130,7 @@ class PlayerNode(Node):
                 if config.image_transport == 'compressed'
                 else conversions.rgb_to_image(frame, header))
             published += 1
-            if config.lockstep and not self._wait(lambda: self._answered >= stamp,
+            if config.lockstep and not self._wait(lambda stamp=stamp: self._answered >= stamp,
                                                   config.lockstep_timeout):
                 if self._stopping.is_set():
                     break

@@ -22,7 +22,8 @@ GRACE = 1.0
 """Seconds work in progress may take to end after a signal. Shutdown as a whole stays below 2 s."""
 
 
-def run(factory: Callable[[], Any], args: Sequence[str] | None = None, threads: int = 4) -> NoReturn:
+def run(factory: Callable[[], Any], args: Sequence[str] | None = None,
+        threads: int = 4) -> NoReturn:
     """
     Spin a node until SIGINT, SIGTERM or until it sets its ``finished`` event; then exit.
 

@@ -146,7 +146,7 @@ class TrackerNode(LifecycleNodeMixin, Node):
             self._settings = parameters.read(self, NodeConfig)
             config = parameters.read(self, TrackerConfig)
             start = time.monotonic()
-            from drift_ros import Tracker  # imports torch
+            from drift_ros.tracker import Tracker  # imports torch
             self._tracker = Tracker(self._settings.model or None, config,
                                     device=self._settings.device)
             from drift_ros.diffusion.checkpoint import resolve_device

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fixtures of the tests that run node processes over a real ROS graph."""
 
-import sys
 from pathlib import Path
+import sys
 
 import pytest
 

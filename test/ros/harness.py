@@ -2,20 +2,20 @@
 """Node processes and a client of theirs, in a domain of their own on this machine."""
 
 import os
+from pathlib import Path
 import signal
 import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
-import numpy as np
-import rclpy
+from diagnostic_msgs.msg import DiagnosticArray
 from drift_ros_msgs.msg import TrackArray
 from drift_ros_msgs.srv import RemoveObject, SeedMask
-from diagnostic_msgs.msg import DiagnosticArray
 from lifecycle_msgs.srv import ChangeState, GetState
+import numpy as np
 from rcl_interfaces.srv import GetParameters, SetParameters
+import rclpy
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, QoSProfile
@@ -136,7 +136,7 @@ class Client:
 
             self.subscriptions[name] = self.node.create_subscription(
                 TYPES[name], topic, kept.append, qos)
-            wait_for(lambda: self.node.count_publishers(topic), f'a publisher on {topic}')
+            wait_for(lambda topic=topic: self.node.count_publishers(topic), f'a publisher on {topic}')
 
     def forget(self, name):
         self.node.destroy_subscription(self.subscriptions.pop(name))

@@ -7,9 +7,9 @@ import sys
 import textwrap
 
 import cv2
+from harness import Client, NodeProcess, PROFILES, ROOT, wait_for
 import numpy as np
 import pytest
-from harness import Client, NodeProcess, PROFILES, ROOT, wait_for
 from rclpy.qos import QoSProfile
 from scenes import RED, scene, square_mask
 from sensor_msgs.msg import CompressedImage, Image

@@ -5,11 +5,11 @@ import shutil
 import threading
 
 import cv2
+from drift_ros_msgs.srv import SeedMask
+from harness import Client, compressed, NodeProcess, wait_for
+from lifecycle_msgs.srv import ChangeState
 import numpy as np
 import pytest
-from drift_ros_msgs.srv import SeedMask
-from harness import Client, NodeProcess, compressed, wait_for
-from lifecycle_msgs.srv import ChangeState
 from scenes import GREEN, RED, scene, square_mask
 from std_msgs.msg import Header
 
@@ -334,7 +334,7 @@ def test_frames_that_cannot_be_used_are_dropped_and_reported(tracker):
         message = conversions.rgb_to_image(FRAME, tracker.header())
         spoil(message)
         tracker.send(message)
-        status, values = tracker.diagnostics(lambda v: words in v['message'])
+        status, values = tracker.diagnostics(lambda v, words=words: words in v['message'])
         assert status.level == b'\x02' and words in values['last error']
         as_it_was(tracker, number)
     small = cv2.resize(FRAME, (64, 48))

@@ -5,9 +5,10 @@ import array
 from types import SimpleNamespace
 
 import cv2
+from hypothesis import given, settings
+from hypothesis import strategies as st
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
 
 from drift_ros.nodes import conversions
 from drift_ros.nodes.conversions import ConversionError
@@ -249,7 +250,8 @@ class TestMessages:
         assert np.abs(read.astype(int) - frame).mean() < 4
         assert message.header == self.header
 
-    @pytest.mark.parametrize('wrong', [np.zeros((4, 4), np.float32), np.zeros((4, 4, 1), np.uint8)])
+    @pytest.mark.parametrize('wrong', [
+        np.zeros((4, 4), np.float32), np.zeros((4, 4, 1), np.uint8)])
     def test_wrong_arrays_are_refused(self, wrong):
         with pytest.raises(ConversionError):
             conversions.labels_to_image(wrong, self.header)

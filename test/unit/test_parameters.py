@@ -53,7 +53,7 @@ def test_parameter_file_is_up_to_date():
 def test_page_is_up_to_date():
     text = (ROOT / 'docs' / 'nodes.md').read_text(encoding='utf-8')
     assert text == parameters.fill_tables(text), 'run: python -m drift_ros.nodes.parameters'
-    for node, item in ALL:
+    for _, item in ALL:
         assert f'| `{item.name}` |' in text
 
 

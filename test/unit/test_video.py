@@ -3,13 +3,20 @@
 
 import cv2
 import numpy as np
-import pytest
 from PIL import Image
+import pytest
 
 from drift_ros import overlay
 from drift_ros.video import (
-    DEFAULT_RATE, list_images, read_image, read_label_image, VideoError, VideoReader, VideoWriter,
-    write_image)
+    DEFAULT_RATE,
+    list_images,
+    read_image,
+    read_label_image,
+    VideoError,
+    VideoReader,
+    VideoWriter,
+    write_image,
+)
 
 
 def moving(count, height=48, width=64):
