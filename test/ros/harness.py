@@ -136,7 +136,8 @@ class Client:
 
             self.subscriptions[name] = self.node.create_subscription(
                 TYPES[name], topic, kept.append, qos)
-            wait_for(lambda topic=topic: self.node.count_publishers(topic), f'a publisher on {topic}')
+            wait_for(lambda topic=topic: self.node.count_publishers(topic),
+                     f'a publisher on {topic}')
 
     def forget(self, name):
         self.node.destroy_subscription(self.subscriptions.pop(name))
