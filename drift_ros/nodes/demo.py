@@ -243,7 +243,8 @@ class User:
         self.call('tracker/get_state', GetState.Request(), watch, resend=2.0)
         request = ChangeState.Request()
         request.transition.id = transition
-        return bool(self.call('tracker/change_state', request, watch).success)
+        # a cold disk and a large model take their time
+        return bool(self.call('tracker/change_state', request, watch, timeout=600.0).success)
 
     def seed(self, seed: Seed, header: Any, watch: Callable[[], None]) -> tuple[list[int], float]:
         """

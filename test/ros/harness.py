@@ -28,7 +28,7 @@ from drift_ros.nodes import conversions
 
 ROOT = Path(__file__).resolve().parents[2]
 PROFILES = str(ROOT / 'config' / 'fastdds_large_images.xml')
-TIMEOUT = 60.0  # only ever reached when something is broken
+TIMEOUT = 300.0  # only ever reached when something is broken
 TRANSITIONS = {'configure': 1, 'cleanup': 2, 'activate': 3, 'deactivate': 4}
 TYPES = {
     'mask': Image, 'overlay': Image, 'detections': Detection2DArray, 'tracks': TrackArray,

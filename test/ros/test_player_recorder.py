@@ -7,7 +7,7 @@ import sys
 import textwrap
 
 import cv2
-from harness import Client, NodeProcess, PROFILES, ROOT, wait_for
+from harness import Client, NodeProcess, PROFILES, ROOT, TIMEOUT, wait_for
 import numpy as np
 import pytest
 from rclpy.qos import QoSProfile
@@ -57,7 +57,7 @@ def test_player_publishes_every_frame_with_regular_stamps(client, clip, tmp_path
     node = NodeProcess('player', DOMAIN, tmp_path / 'log', parameters={
         'source': clip, 'rate': 40.0, 'start': 2, 'count': 8, 'frame_id': 'eye'})
     try:
-        assert node.process.wait(60) == 0, node.output
+        assert node.process.wait(TIMEOUT) == 0, node.output
     finally:
         node.close()
     wait_for(lambda: len(received) == 8, '8 frames')
@@ -102,7 +102,7 @@ def test_lockstep_waits_for_the_answer_and_holds(client, clip, tmp_path):
                 with pytest.raises(AssertionError):  # on hold in spite of the answer
                     wait_for(lambda: len(received) > 4, 'another', timeout=0.3)
                 assert client.call(Trigger, 'resume', Trigger.Request()).success
-        assert node.process.wait(60) == 0, node.output
+        assert node.process.wait(TIMEOUT) == 0, node.output
     finally:
         node.close()
     assert len(received) == 12
@@ -115,7 +115,7 @@ def test_lockstep_waits_for_the_answer_and_holds(client, clip, tmp_path):
 def test_wrong_parameters_end_with_the_reason(tmp_path, module, parameters, words):
     node = NodeProcess(module, DOMAIN, tmp_path / 'log', parameters=parameters)
     try:
-        assert node.process.wait(60) == 1
+        assert node.process.wait(TIMEOUT) == 1
         assert words in node.output and 'Traceback' not in node.output, node.output
     finally:
         node.close()
@@ -182,7 +182,7 @@ def run_demo(checkpoint, clip, mask, out, *options):
         [sys.executable, '-m', 'drift_ros.nodes.demo', '--video', str(clip), '--mask', str(mask),
          '--out', str(out), '--model', str(checkpoint), '-p', 'resolution:=96',
          '-p', 'confidence_threshold:=0.0', *options], env=environment, capture_output=True,
-        text=True, check=False, timeout=300)
+        text=True, check=False, timeout=2 * TIMEOUT)
 
 
 def test_demo_on_a_video_of_ones_own(checkpoint, clip, tmp_path):

@@ -6,7 +6,7 @@ import threading
 
 import cv2
 from drift_ros_msgs.srv import SeedMask
-from harness import Client, compressed, NodeProcess, wait_for
+from harness import Client, compressed, NodeProcess, TIMEOUT, wait_for
 from lifecycle_msgs.srv import ChangeState
 import numpy as np
 import pytest
@@ -148,7 +148,7 @@ def test_bad_parameter_values_are_refused_with_a_reason(tracker):
 def test_a_bad_value_at_start_ends_the_process_with_the_reason(tmp_path):
     node = NodeProcess('tracker', DOMAIN + 1, tmp_path / 'log', parameters={'radius': 100000})
     try:
-        assert node.process.wait(60) == 1
+        assert node.process.wait(TIMEOUT) == 1
         assert 'radius' in node.output and 'Traceback' not in node.output
     finally:
         node.close()
