@@ -37,6 +37,8 @@ def run(factory: Callable[[], Any], args: Sequence[str] | None = None,
     Exit codes: 0 after a signal or when done, 1 when the node could not be made or a callback
     raised.
     """
+    # torch's threads, while they wait, leave the cores to the other processes of the robot
+    os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
