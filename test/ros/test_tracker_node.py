@@ -455,7 +455,7 @@ def test_replay_drops_nothing_and_keeps_order(tracker):
     tracker.result(first)
     assert tracker.seed(labels, first, ['cup']).success
     headers = [tracker.publish(frame) for _ in range(40)]
-    tracker.result(headers[-1])
+    tracker.result(headers[-1], 'tracks')
     got = [message.header for message in tracker.messages['tracks']][-40:]
     assert got == headers
     assert [message.tracks[0].age for message in tracker.messages['tracks'][-40:]] == list(
