@@ -18,7 +18,7 @@ import time
 import traceback
 from typing import Any, NoReturn
 
-GRACE = 1.0
+GRACE = 0.7
 """Seconds work in progress may take to end after a signal. Shutdown as a whole stays below 2 s."""
 
 
