@@ -3,16 +3,29 @@
 Follow any object a camera sees from one mask, online, with an image diffusion model's attention.
 
 >>> from drift_ros import Tracker
->>> tracker = Tracker()                                   # the embedded model
->>> cup, box = tracker.seed(frame, label_mask, names=('cup', 'box'))
->>> for frame in frames:                                  # (H, W, 3) uint8 RGB
+>>> tracker = Tracker()                              # the embedded model
+>>> ids = tracker.seed(frame, label_mask, names=('cup', 'box'))
+>>> for frame in frames:                             # (H, W, 3) uint8 RGB
 ...     result = tracker.step(frame)
-...     result.labels                                     # (H, W), pixel = object id, 0 = background
+...     result.labels                                # (H, W), pixel = object id, 0 = background
 
 Nothing here imports ROS; the nodes are in :mod:`drift_ros.nodes`.
 """
 
 import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # the same names, for type checkers and editors
+    from drift_ros.config import TrackerConfig
+    from drift_ros.errors import (
+        CheckpointError,
+        DriftRosError,
+        FrameError,
+        SeedError,
+        UnknownObjectError,
+    )
+    from drift_ros.objects import ObjectEstimate, ObjectInfo, ObjectState, SeedRequest
+    from drift_ros.tracker import Tracker, TrackResult
 
 _EXPORTS = {
     'CheckpointError': 'errors',
@@ -28,7 +41,20 @@ _EXPORTS = {
     'TrackerConfig': 'config',
     'UnknownObjectError': 'errors',
 }
-__all__ = [*_EXPORTS]  # noqa: PLE0604
+__all__ = [
+    'CheckpointError',
+    'DriftRosError',
+    'FrameError',
+    'ObjectEstimate',
+    'ObjectInfo',
+    'ObjectState',
+    'SeedError',
+    'SeedRequest',
+    'TrackResult',
+    'Tracker',
+    'TrackerConfig',
+    'UnknownObjectError',
+]
 __version__ = '0.1.0'
 
 

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reference memory: what the tracker remembers of earlier frames, bounded in size."""
 
-import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+import torch.nn.functional as F
 
 from drift_ros.config import TrackerConfig
 from drift_ros.diffusion.features import FrameFeatures, LayerFeatures

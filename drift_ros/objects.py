@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Objects: identity, the checking of seed masks, and state over time."""
 
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
+import threading
 
 import cv2
 import numpy as np

@@ -11,8 +11,8 @@ labels take the place of the attention's values, so the N x RN affinity is never
 from functools import lru_cache
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+import torch.nn.functional as F
 
 # Queries are handled in square tiles: the smaller a tile, the fewer keys outside the window are
 # computed in vain; the larger, the better the matrix products. 12 to 16 is best on CPUs.
@@ -122,7 +122,7 @@ def _propagate_everywhere(
 def _attend(
     query: Tensor, key: Tensor, value: Tensor, scale: float, top_k: int, bias: Tensor | None
 ) -> Tensor:
-    """Attend from (heads, n, d) to (heads, m, d) with values (m, C) of all heads: (heads, n, C)."""
+    """Attend from (heads, n, d) to (heads, m, d) with values (m, C): (heads, n, C)."""
     if not 0 < top_k < key.shape[1]:
         # The fused kernels want values as wide as the keys: pad, or take the channels in groups.
         dim = query.shape[-1]

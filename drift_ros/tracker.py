@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The online algorithm: seed, step, remove. It imports no ROS."""
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+import time
 from typing import Protocol
 
 import cv2
@@ -16,13 +16,13 @@ from drift_ros.config import TrackerConfig
 from drift_ros.diffusion.features import FrameFeatures
 from drift_ros.memory import ReferenceMemory
 from drift_ros.objects import (
+    box_of,
     ObjectEstimate,
     ObjectInfo,
     ObjectRegistry,
     ObjectState,
     SeedRequest,
     TrackedObject,
-    box_of,
 )
 from drift_ros.refinement import FrameRefiner, make_refiner
 
@@ -291,7 +291,7 @@ class Tracker:
         return confidences
 
     def _compete(self, soft: Tensor) -> dict[int, np.ndarray]:
-        """Scale probabilities for the argmax: background (key 0) and found objects, (h, w) each."""
+        """Scale probabilities for the argmax: background (key 0), found objects; (h, w) each."""
         channels = soft.permute(2, 0, 1).cpu().numpy()
         ids = [0, *self._memory.object_ids]
         shown = {

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -108,8 +109,8 @@ def main(davis: Path, model: Path | None, frames: int, sharpness: tuple[float, .
     rows: list[tuple[str, Callable[[], Tracker]]] = [
         ('attention, Q and K', lambda: Tracker(model, config))]
     for s in sharpness:
-        rows.append((f'cosine of hidden features, times {s:g}', lambda s=s: Tracker(
-            config=config, features=HiddenFeatures(model, config, s))))
+        rows.append((f'cosine of hidden features, times {s:g}', partial(
+            Tracker, config=config, features=HiddenFeatures(model, config, s))))
     table = Table('kernel', 'J&F')
     for name, make in rows:
         score, each = dev_score(davis, make, frames)

@@ -37,7 +37,7 @@ def train_decoder(trainer: Trainer, steps: int,
     rng = np.random.default_rng(trainer.config['seed'])
     size = 96
     for step in range(done, steps):
-        crops = []
+        crops: list[np.ndarray] = []
         while len(crops) < 8:
             photo = trainer.photos.read(int(rng.integers(len(trainer.photos))))
             y, x = (int(rng.integers(photo.shape[i] - size + 1)) for i in range(2))

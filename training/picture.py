@@ -69,7 +69,8 @@ def main(video: Path, out: Path, model: Path | None, frames: tuple[int, int],
     coarse = DiffusionFeatures(checkpoint, layers=(many,), timestep=config.timestep,
                                resolution=config.resolution)
     hidden = HiddenFeatures(model, config, 1.0)
-    pairs = [tuple(e.extract(i).layers[0] for i in images) for e in (hidden, last, coarse)]
+    pairs = [(e.extract(images[0]).layers[0], e.extract(images[1]).layers[0])
+             for e in (hidden, last, coarse)]
     columns = 4 + pairs[2][0].query.shape[0]
     figure, axes = plt.subplots(len(point), columns, squeeze=False,
                                 figsize=(2.6 * columns, 2.2 * len(point)))

@@ -197,7 +197,8 @@ def make_scene(photos: PhotoFolder, rng: Generator, config: ViewConfig) -> Scene
     count = int(rng.choice(len(config.objects), p=config.objects))
     ys, xs = np.mgrid[0:s, 0:s].astype(np.float32)
     pixels = np.stack([xs, ys], -1)
-    sources, masks, maps = [], [], []
+    sources, maps = [], []
+    masks: list[np.ndarray | None] = []
     centres = []
     for layer in range(count + 1):
         photo = photos.read(index if layer == 0 else int(rng.integers(len(photos))))

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Load the parts of a Stable-Diffusion-style diffusers folder that the tracker needs."""
 
-import json
 from dataclasses import dataclass
+import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,7 +39,7 @@ class Checkpoint:
     name: str
     unet: torch.nn.Module
     vae: torch.nn.Module
-    scheduler: object
+    scheduler: Any
     prompt: Tensor
     added_conditions: dict[str, Tensor]
 
@@ -192,7 +193,7 @@ def _autoencoder_class(components: dict[str, str]) -> type:
     return getattr(diffusers, name)
 
 
-def _load_weights(cls: type, folder: Path, component: str, dtype: torch.dtype) -> torch.nn.Module:
+def _load_weights(cls: Any, folder: Path, component: str, dtype: torch.dtype) -> torch.nn.Module:
     """Load one component from safetensors; a half-precision variant is taken where it is alone."""
     names = [path.name for path in (folder / component).glob('*.safetensors')]
     if not names:

@@ -3,6 +3,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -209,7 +210,7 @@ class _QueryKeyCapture:
 
     def __init__(
         self,
-        processor: object,
+        processor: Any,
         captured: dict[str, LayerFeatures],
         name: str,
         latent_size: tuple[int, int],

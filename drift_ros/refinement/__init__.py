@@ -24,4 +24,4 @@ class Refiner(Protocol):
 
 def make_refiner(name: str) -> Refiner | None:
     """Make the refiner that the option ``refinement`` names; None for 'none'."""
-    return {'guided': GuidedFilter, 'none': lambda: None}[name]()
+    return GuidedFilter() if name == 'guided' else None

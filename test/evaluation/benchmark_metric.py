@@ -19,8 +19,8 @@ from drift_ros.evaluation import metric
 from drift_ros.video import read_label_image
 
 sys.path.insert(0, str(Path(__file__).parent))
-import random_masks
-import transcription
+import random_masks  # noqa: E402
+import transcription  # noqa: E402
 
 
 def pairs(root):

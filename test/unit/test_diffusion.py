@@ -4,11 +4,11 @@
 import json
 import shutil
 
+from diffusers.models.attention_processor import AttnProcessor
 import numpy as np
 import pytest
-import torch
-from diffusers.models.attention_processor import AttnProcessor
 from tiny_models import FAMILIES, save_checkpoint
+import torch
 
 from drift_ros.diffusion.checkpoint import load_checkpoint
 from drift_ros.diffusion.features import DiffusionFeatures, self_attention_layers

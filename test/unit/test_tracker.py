@@ -6,7 +6,7 @@ import threading
 
 import numpy as np
 import pytest
-from scenes import BLUE, GREEN, RED, ColourFeatures, overlap, scene, square_mask
+from scenes import BLUE, ColourFeatures, GREEN, overlap, RED, scene, square_mask
 
 from drift_ros import (
     FrameError,

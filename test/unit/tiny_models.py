@@ -4,8 +4,8 @@
 import json
 from pathlib import Path
 
-import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+import torch
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
