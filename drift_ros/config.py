@@ -31,12 +31,16 @@ class TrackerConfig:
         240, "Pixels of the frame's shorter side as the model sees it.", low=32, high=2048
     )
     timestep: int = _option(
-        1, 'Noise level tau the U-Net is told (0: clean, 999: pure noise).', low=0, high=999
+        -1,
+        "Noise level tau the U-Net is told (0: clean, 999: pure noise). -1: the checkpoint's own, "
+        'else 51.',
+        low=-1,
+        high=999,
     )
     layers: tuple[str, ...] = _option(
         (),
         'Self-attention layers to use, by name or part of it (up_blocks.2.attentions.0). Empty: '
-        'the first one of the last up block.',
+        "the checkpoint's own, else the first one of the last up block.",
     )
     radius: int = _option(
         12,

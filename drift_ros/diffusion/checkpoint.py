@@ -13,6 +13,7 @@ from drift_ros.errors import CheckpointError
 
 EMBEDDED = Path(__file__).resolve().parent.parent / 'checkpoints'
 
+_DIFT_TIMESTEP = 51
 _AUTOENCODERS = ('AutoencoderKL', 'AutoencoderTiny')
 
 
@@ -33,6 +34,10 @@ class Checkpoint:
         (1, tokens, cross-attention width), the text encoder's states of the empty prompt.
     added_conditions : dict of str to Tensor
         SDXL's pooled text embedding and time ids, else empty.
+    layers : tuple of str
+        Attention layers the folder's own ``drift_ros.json`` recommends for tracking; else empty.
+    timestep : int
+        Noise level it recommends; else DIFT's for Stable Diffusion on video (arXiv 2306.03881).
 
     """
 
@@ -42,6 +47,8 @@ class Checkpoint:
     scheduler: Any
     prompt: Tensor
     added_conditions: dict[str, Tensor]
+    layers: tuple[str, ...] = ()
+    timestep: int = _DIFT_TIMESTEP
 
     @property
     def device(self) -> torch.device:
@@ -102,6 +109,7 @@ def load_checkpoint(
         scheduler=DDIMScheduler.from_pretrained(folder, subfolder='scheduler'),
         prompt=states.to(target, dtype),
         added_conditions={key: value.to(target, dtype) for key, value in added.items()},
+        **_recommendations(folder),
     )
 
 
@@ -180,6 +188,19 @@ def _check_components(folder: Path) -> dict[str, str]:
             f'{", ".join(required)}: copy or download the whole folder'
         )
     return {name: entry[1] for name, entry in index.items() if isinstance(entry, list)}
+
+
+def _recommendations(folder: Path) -> dict[str, Any]:
+    path = folder / 'drift_ros.json'
+    if not path.is_file():
+        return {}
+    try:
+        notes = json.loads(path.read_text())
+        return {'layers': (str(notes['attention_layer']),), 'timestep': int(notes['timestep'])}
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f'{path} must name attention_layer and timestep ({error!r}); mend or remove it'
+        ) from error
 
 
 def _autoencoder_class(components: dict[str, str]) -> type:

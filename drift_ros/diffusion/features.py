@@ -56,7 +56,7 @@ class DiffusionFeatures:
         checkpoint: Checkpoint,
         *,
         layers: Sequence[str] = (),
-        timestep: int = 1,
+        timestep: int = -1,
         resolution: int = 240,
     ) -> None:
         """
@@ -68,10 +68,10 @@ class DiffusionFeatures:
             The model.
         layers : sequence of str
             Names of attention blocks or parts of them, for instance ``up_blocks.2.attentions.0``.
-            Empty: the first self-attention of the last up block that has one (the finest grid
-            reached with the network's whole context).
+            Empty: those the checkpoint recommends, else the first self-attention of the last up
+            block that has one (the finest grid reached with the network's whole context).
         timestep : int
-            Noise level tau the U-Net is told, 0 to 999.
+            Noise level tau the U-Net is told, 0 to 999. -1: the checkpoint's own.
         resolution : int
             The frame's shorter side is resized to about this many pixels.
 
@@ -84,10 +84,12 @@ class DiffusionFeatures:
         self._checkpoint = checkpoint
         self._resolution = resolution
         steps = checkpoint.scheduler.config.num_train_timesteps
+        if timestep == -1:
+            timestep = checkpoint.timestep
         if not 0 <= timestep < steps:
             raise CheckpointError(f'timestep is {timestep}; this checkpoint has 0 to {steps - 1}')
         self._timestep = timestep
-        self.layers = select_layers(checkpoint.unet, layers)
+        self.layers = select_layers(checkpoint.unet, layers or checkpoint.layers)
         self._captured: dict[str, LayerFeatures] = {}
 
     def extract(self, frame: np.ndarray) -> FrameFeatures:

@@ -124,6 +124,21 @@ def test_layers_are_chosen_by_parts_of_names(sd1):
         DiffusionFeatures(checkpoint, layers=['up_blocks.9'])
 
 
+def test_a_checkpoint_recommends_its_own_layer_and_timestep(broken):
+    assert DiffusionFeatures(load_checkpoint(broken, device='cpu'))._timestep == 51
+    layer = 'down_blocks.1.attentions.0.transformer_blocks.0.attn1'
+    notes = broken / 'drift_ros.json'
+    notes.write_text(json.dumps({'attention_layer': layer, 'timestep': 7}))
+    checkpoint = load_checkpoint(broken, device='cpu')
+    extractor = DiffusionFeatures(checkpoint)
+    assert extractor.layers == (layer,) and extractor._timestep == 7
+    chosen = DiffusionFeatures(checkpoint, layers=['up_blocks.2.attentions.0'], timestep=3)
+    assert chosen.layers[0].startswith('up_blocks.2') and chosen._timestep == 3
+    notes.write_text('{}')
+    with pytest.raises(CheckpointError, match='must name attention_layer and timestep'):
+        load_checkpoint(broken, device='cpu')
+
+
 def test_timestep_out_of_range(sd1):
     with pytest.raises(CheckpointError, match='timestep is 1000'):
         DiffusionFeatures(load_checkpoint(sd1, device='cpu'), timestep=1000)
