@@ -3,6 +3,8 @@
 
 from dataclasses import dataclass
 import json
+from collections.abc import Iterator
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -239,6 +241,20 @@ def _load_weights(cls: Any, folder: Path, component: str, dtype: torch.dtype) ->
         ) from error
 
 
+@contextlib.contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """Keep transformers' bar, which takes milliseconds here, out of the node's log."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
 def _encode_prompt(
     folder: Path, components: dict[str, str], prompt: str, unet: torch.nn.Module
 ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -252,7 +268,8 @@ def _encode_prompt(
             folder, subfolder=f'tokenizer{suffix}', local_files_only=True
         )
         cls = getattr(transformers, components.get(f'text_encoder{suffix}', 'CLIPTextModel'))
-        encoder = _load_weights(cls, folder, f'text_encoder{suffix}', torch.float32).eval()
+        with _no_progress_bar():
+            encoder = _load_weights(cls, folder, f'text_encoder{suffix}', torch.float32).eval()
         tokens = tokenizer(
             prompt,
             padding='max_length',
