@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Load the parts of a Stable-Diffusion-style diffusers folder that the tracker needs."""
 
-from dataclasses import dataclass
-import json
 from collections.abc import Iterator
 import contextlib
+from dataclasses import dataclass
+import json
 from pathlib import Path
 from typing import Any
 
