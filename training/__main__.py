@@ -38,7 +38,7 @@ def _progress(console: Console) -> Progress:
 @click.option('--set', 'overrides', multiple=True, metavar='KEY=VALUE',
               help='Override one key, for instance --set views.size=128.')
 @click.option('--start-from', type=click.Path(path_type=Path, exists=True),
-              help='state.pt of another run whose averaged weights a new run starts from.')
+              help='state.pt of another run whose weights a new run starts from.')
 @click.option('--dev', type=click.Path(path_type=Path, exists=True),
               help='DAVIS-style folder for the J&F curve (JPEGImages/, Annotations/).')
 @click.option('--dev-every', default=200, show_default=True, help='Steps between J&F scores.')
@@ -72,7 +72,7 @@ def main(folders: tuple[Path, ...], out: Path, config_file: Path | None,
     if trainer.resume():
         console.print(f'resumed at step {trainer.step}')
     elif start_from is not None:
-        trainer.load(start_from, weights_only=True)
+        trainer.start_from(start_from)
     console.print(f'{len(photos)} photographs in {len(photos.categories)} categories, '
                   f'{sum(p.numel() for p in trainer.parameters) / 1e6:.1f} M parameters')
     started = time.monotonic()

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
+import json
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import torch
 import torch.nn.functional as F
 
 from drift_ros import Tracker, TrackerConfig
-from drift_ros.diffusion.checkpoint import load_checkpoint
+from drift_ros.diffusion.checkpoint import EMBEDDED, load_checkpoint
 from drift_ros.diffusion.features import DiffusionFeatures, FrameFeatures, LayerFeatures
 from drift_ros.evaluation.davis import find_sequences
 from drift_ros.evaluation.metric import SequenceScorer, summarize
@@ -86,10 +87,16 @@ def dev_score(davis: Path, make: Callable[[], Tracker], frames: int = 16,
             {name: summarize([score]).j_and_f for name, score in scores.items()})
 
 
+def model_config(model: Path | None) -> TrackerConfig:
+    """Return the tracker's defaults with the layer the model was trained for, no refinement."""
+    notes = json.loads(((model or EMBEDDED) / 'drift_ros.json').read_text())
+    return TrackerConfig(layers=(notes['attention_layer'],), refinement='none')
+
+
 def model_score(davis: Path, model: Path, frames: int = 16, **options: Any
                 ) -> tuple[float, dict[str, float]]:
-    """Return `dev_score` of an exported model, tracker options given, without refinement."""
-    config = TrackerConfig(**{'refinement': 'none', **options})
+    """Return `dev_score` of an exported model, with these tracker options."""
+    config = replace(model_config(model), **options)
     return dev_score(davis, lambda: Tracker(model, config), frames)
 
 
@@ -105,7 +112,7 @@ def main(davis: Path, model: Path | None, frames: int, sharpness: tuple[float, .
          threads: int) -> None:
     """Compare the attention kernel with hidden features' cosine similarity (J&F)."""
     torch.set_num_threads(threads)
-    config = replace(TrackerConfig(), refinement='none')
+    config = model_config(model)
     rows: list[tuple[str, Callable[[], Tracker]]] = [
         ('attention, Q and K', lambda: Tracker(model, config))]
     for s in sharpness:

@@ -167,7 +167,7 @@ def build_text_encoder(tokenizer: CLIPTokenizer, width: int = 64) -> CLIPTextMod
 def build_unet(channels: Sequence[int] = (64, 96, 160), heads: Sequence[int] = (1, 3, 4),
                attention: Sequence[bool] = (True, False, True), text_width: int = 64,
                layers_per_block: int = 1, early: bool = False,
-               groups: int = 16) -> UNet2DConditionModel:
+               groups: int = 16, stem: int = 3) -> UNet2DConditionModel:
     """
     Return the U-Net: one resolution per entry of `channels`, the first at latent resolution.
 
@@ -180,6 +180,7 @@ def build_unet(channels: Sequence[int] = (64, 96, 160), heads: Sequence[int] = (
     layers_per_block : residual blocks per down block (up blocks have one more)
     early : attention also in the down path at latent resolution
     groups : groups of the group normalisation
+    stem : kernel size of the first convolution
 
     """
     n = len(channels)
@@ -190,8 +191,8 @@ def build_unet(channels: Sequence[int] = (64, 96, 160), heads: Sequence[int] = (
         sample_size=48, in_channels=LATENT_CHANNELS, out_channels=LATENT_CHANNELS,
         down_block_types=down, up_block_types=up, block_out_channels=tuple(channels),
         layers_per_block=layers_per_block, attention_head_dim=tuple(heads),
-        cross_attention_dim=text_width, norm_num_groups=groups, use_linear_projection=True,
-        mid_block_type='UNetMidBlock2DCrossAttn')
+        conv_in_kernel=stem, cross_attention_dim=text_width, norm_num_groups=groups,
+        use_linear_projection=True, mid_block_type='UNetMidBlock2DCrossAttn')
 
 
 def build_scheduler() -> DDIMScheduler:

@@ -14,12 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from drift_ros import TrackerConfig
 from drift_ros.diffusion.checkpoint import load_checkpoint
 from drift_ros.diffusion.features import DiffusionFeatures, LayerFeatures, self_attention_layers
 from drift_ros.video import VideoReader
 
-from .dev import HiddenFeatures
+from .dev import HiddenFeatures, model_config
 
 
 def query_row(now: LayerFeatures, reference: LayerFeatures, point: tuple[float, float],
@@ -61,8 +60,9 @@ def main(video: Path, out: Path, model: Path | None, frames: tuple[int, int],
         raise click.ClickException(f'{video} ends before frame {max(frames)}')
     images = [wanted[i] for i in frames]
     checkpoint = load_checkpoint(model)
-    config = TrackerConfig()
-    last = DiffusionFeatures(checkpoint, timestep=config.timestep, resolution=config.resolution)
+    config = model_config(model)
+    last = DiffusionFeatures(checkpoint, layers=config.layers, timestep=config.timestep,
+                             resolution=config.resolution)
     captured = last.layers[0]
     many = max((name for name in self_attention_layers(checkpoint.unet) if name != captured),
                key=lambda name: checkpoint.unet.get_submodule(name).heads)

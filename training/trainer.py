@@ -86,7 +86,8 @@ class Trainer:
         u = config['unet']
         self.unet: UNet2DConditionModel = models.build_unet(
             u['channels'], u['heads'], u['attention'], layers_per_block=u['layers_per_block'],
-            early=u['early'], groups=u['groups']).to(memory_format=torch.channels_last)
+            early=u['early'], groups=u['groups'], stem=u['stem'])
+        self.unet.to(memory_format=torch.channels_last)
         self.tokenizer = models.build_tokenizer(['a photo of', *photos.categories])
         self.text = models.build_text_encoder(self.tokenizer)
         self.layer = config['layer']
@@ -104,8 +105,9 @@ class Trainer:
                                            betas=(0.9, 0.99), weight_decay=config['weight_decay'])
         self.average = [p.detach().clone() for p in self.parameters]
         self.alphas = models.build_scheduler().alphas_cumprod
-        self.views = ViewConfig(**{k: tuple(v) if isinstance(v, list) else v
-                                   for k, v in config['views'].items()})
+        views: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v
+                                 for k, v in config['views'].items()}
+        self.views = ViewConfig(**views)
         self.step = 0
         self.history: list[dict[str, float]] = []
 
@@ -254,20 +256,47 @@ class Trainer:
             self.history = [r for r in json.loads(history.read_text()) if r['step'] <= self.step]
         return True
 
-    def load(self, path: Path, weights_only: bool = False) -> None:
-        """Load a state file; with `weights_only` just the averaged weights as a new start."""
+    def load(self, path: Path) -> None:
+        """Load a state file of a run of the same configuration."""
         state = torch.load(path, map_location='cpu', weights_only=True)
-        if weights_only:
-            with torch.no_grad():
-                for p, a, e in zip(self.parameters, state['average'], self.average):
-                    p.copy_(a)
-                    e.copy_(a)
-            return
         self.unet.load_state_dict(state['unet'])
         self.text.load_state_dict(state['text'])
         self.average = state['average']
         self.optimizer.load_state_dict(state['optimizer'])
         self.step = state['step']
+
+    def start_from(self, path: Path) -> list[str]:
+        """
+        Start a new run from another run's weights, whose network may differ.
+
+        Weights of equal name and shape are taken. A first convolution of another kernel size is
+        centred. Attention blocks the other network lacks start as identities.
+
+        Returns
+        -------
+        list of str
+            Names of the U-Net's weights that keep their fresh start.
+
+        """
+        state = torch.load(path, map_location='cpu', weights_only=True)
+        own = self.unet.state_dict()
+        fresh = []
+        for name, value in own.items():
+            old = state['unet'].get(name)
+            if old is not None and old.shape == value.shape:
+                value.copy_(old)
+            elif name == 'conv_in.weight' and old is not None and old.shape[2] < value.shape[2]:
+                margin = (value.shape[-1] - old.shape[-1]) // 2
+                value.zero_()
+                value[..., margin:margin + old.shape[-1], margin:margin + old.shape[-1]] = old
+            else:
+                fresh.append(name)
+                if name.endswith(('.proj_out.weight', '.proj_out.bias')):
+                    value.zero_()
+        self.unet.load_state_dict(own)
+        self.text.load_state_dict(state['text'])
+        self.average = [p.detach().clone() for p in self.parameters]
+        return fresh
 
     def averaged(self) -> tuple[UNet2DConditionModel, Any]:
         """Return copies of U-Net and text encoder with the averaged weights."""

@@ -30,7 +30,7 @@ class ViewConfig:
     stride: int = 4             # pixels per token
     zoom: tuple[float, float] = (0.7, 1.25)   # crop side / photo pixels: larger shows less
     motion: float = 1.0         # multiplies every motion range
-    objects: tuple[float, ...] = (0.2, 0.5, 0.3)  # probability of 0, 1, 2 foreground layers
+    objects: tuple[float, ...] = (0.2, 0.5, 0.3)  # probabilities of 0, 1, 2 ... foreground layers
     photometric: float = 1.0    # multiplies every photometric range
     cells: int = 6              # random Voronoi label cells per layer
     label_count: int = 16       # channels of the label maps

@@ -16,7 +16,7 @@ from training.losses import bilinear_weights, kernel_losses
 from training.trainer import load_config, Trainer
 from training.views import make_scene, PhotoFolder, ViewConfig
 
-TINY = ('views.size=64', 'unet.channels=[32, 32, 32]', 'unet.groups=8', 'batch=2', 'workers=0',
+TINY = ('views.size=64', 'unet.channels=[32, 32, 48]', 'unet.groups=8', 'batch=2', 'workers=0',
         'kernel_rows=64', 'denoise_every=2', 'warmup=5', 'steps=40', 'learning_rate=0.003')
 
 
@@ -178,8 +178,7 @@ def test_export_loads_with_stock_classes(trainer, tmp_path):
     checkpoint = load_checkpoint(folder)
     for name, value in unet.state_dict().items():
         assert torch.allclose(checkpoint.unet.state_dict()[name], value, atol=2e-3), name
-    features = DiffusionFeatures(checkpoint, resolution=64)
-    assert features.layers == (trainer.layer,)
+    features = DiffusionFeatures(checkpoint, layers=(trainer.layer,), resolution=64)
     layer = features.extract(smooth_photo(3, 64)).layers[0]
     assert layer.query.shape[:3] == (1, 16, 16)
     pipeline = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
@@ -194,6 +193,24 @@ def test_export_of_an_untied_start(photos, tmp_path):
     trainer = Trainer(config, photos, tmp_path)
     trainer.run(stop=2)
     assert not torch.equal(trainer.capture.attn.to_q.weight, trainer.capture.attn.to_k.weight)
+
+
+def test_start_from_another_network(trainer, photos, tmp_path):
+    trainer.run(stop=2)
+    other = Trainer(load_config(None, (*TINY, 'unet.stem=5', 'layer=up_blocks.2.attentions.0.'
+                                       'transformer_blocks.0.attn1', 'unet.early=false')),
+                    photos, tmp_path / 'other')
+    fresh = other.start_from(trainer.out / 'state.pt')
+    assert not fresh
+    old, new = trainer.unet.state_dict(), other.unet.state_dict()
+    assert torch.equal(new['conv_in.weight'][..., 1:-1, 1:-1], old['conv_in.weight'])
+    assert torch.equal(new['conv_out.weight'], old['conv_out.weight'])
+    other.save()
+    third = Trainer(load_config(None, TINY), photos, tmp_path / 'third')
+    fresh = third.start_from(tmp_path / 'other' / 'state.pt')
+    assert {'.'.join(name.split('.')[:3]) for name in fresh} == {
+        'conv_in.weight', 'down_blocks.0.attentions'}
+    assert third.unet.down_blocks[0].attentions[0].proj_out.weight.abs().max() == 0
 
 
 def test_unknown_configuration_key_is_named():
