@@ -43,18 +43,25 @@ class TrackerConfig:
         "the checkpoint's own, else the first one of the last up block.",
     )
     radius: int = _option(
-        12,
+        10,
         'A token looks for matches at most this many tokens away, on the finest grid used. '
         '0: everywhere.',
         low=0,
         high=512,
     )
-    top_k: int = _option(0, 'Keep only this many matches per token. 0: all.', low=0, high=100_000)
+    top_k: int = _option(15, 'Keep only this many matches per token. 0: all.', low=0, high=100_000)
     temperature: float = _option(
         1.0,
         "Divides the attention logits; below 1 is sharper than the network's own.",
         low=0.01,
         high=100.0,
+    )
+    label_floor: float = _option(
+        0.01,
+        'Object probabilities below this are not remembered: where no object is near, a frame '
+        'then costs nothing.',
+        low=0.0,
+        high=0.5,
     )
     memory_frames: int = _option(
         3, 'Last frames kept as references, besides the seed frames.', low=0, high=64

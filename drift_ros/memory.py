@@ -76,7 +76,11 @@ class ReferenceMemory:
 
     def push(self, features: FrameFeatures, labels: Tensor) -> None:
         """Remember a frame with labels (h, w, 1 + objects); the oldest unpinned one goes."""
-        self.recent.append(Reference(_half(features), labels, set()))
+        objects = labels[..., 1:]
+        objects = objects.masked_fill(objects < self._config.label_floor, 0.0)
+        background = 1.0 - objects.sum(dim=-1, keepdim=True)
+        kept = torch.cat([background, objects], dim=-1)
+        self.recent.append(Reference(_half(features), kept, set()))
 
     def pin(self, features: FrameFeatures, masks: Tensor, object_ids: Sequence[int]) -> None:
         """

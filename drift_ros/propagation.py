@@ -15,8 +15,8 @@ from torch import Tensor
 import torch.nn.functional as F
 
 # Queries are handled in square tiles: the smaller a tile, the fewer keys outside the window are
-# computed in vain; the larger, the better the matrix products. 12 to 16 is best on CPUs.
-_TILE = 16
+# computed in vain; the larger, the better the matrix products.
+_TILE = 12
 # Rows of the affinity held at once when there is no window.
 _CHUNK = 1024
 

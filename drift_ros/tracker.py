@@ -291,7 +291,7 @@ class Tracker:
         return confidences
 
     def _compete(self, soft: Tensor) -> dict[int, np.ndarray]:
-        """Scale probabilities for the argmax: background (key 0), found objects; (h, w) each."""
+        """Scale the found objects' probabilities, (h, w) each, so that they can compete."""
         channels = soft.permute(2, 0, 1).cpu().numpy()
         ids = [0, *self._memory.object_ids]
         shown = {
@@ -304,7 +304,7 @@ class Tracker:
         if self.config.normalize:
             shown = {number: _stretch(channel) for number, channel in shown.items()}
         total = np.maximum(sum(shown.values()), 1e-6)
-        return {number: channel / total for number, channel in shown.items()}
+        return {number: channel / total for number, channel in shown.items() if number}
 
     def _assign(
         self, coarse: dict[int, np.ndarray], size: tuple[int, int], refiner: FrameRefiner | None
@@ -312,15 +312,15 @@ class Tracker:
         """Give each pixel to the most probable object, or to the background."""
         wide = max(self._tracked, default=0) > 255
         labels = np.zeros(size, np.uint16 if wide else np.uint8)
-        best = None
-        for number, channel in coarse.items():  # the background comes first
+        best = np.zeros(size, np.float32)
+        background = np.ones(size, np.float32)
+        for number, channel in coarse.items():
             probability = _render(channel, size, refiner)
-            if best is None:
-                best = probability
-                continue
+            background -= probability
             ahead = probability > best
             labels[ahead] = number
             best[ahead] = probability[ahead]
+        labels[best <= background] = 0
         return labels
 
 

@@ -169,8 +169,20 @@ ENGINES: dict[str, str] = {
 
 # Window and temperature are the best ones found on the dev sequences (docs/evaluation.md).
 _COLOUR: dict[str, dict[str, Any]] = {
-    'colour4': {'stride': 4, 'cells': 5, 'colour_temperature': 0.01, 'radius': 6},
-    'colour8': {'stride': 8, 'cells': 3, 'colour_temperature': 0.005, 'radius': 3},
+    'colour4': {
+        'stride': 4,
+        'cells': 5,
+        'colour_temperature': 0.015,
+        'radius': 9,
+        'top_k': 15,
+    },
+    'colour8': {
+        'stride': 8,
+        'cells': 3,
+        'colour_temperature': 0.015,
+        'radius': 5,
+        'top_k': 15,
+    },
 }
 _COLOUR_OPTIONS = {'stride': int, 'cells': int, 'colour_temperature': float}
 

@@ -253,8 +253,9 @@ def _specs(options: dict[str, Any]) -> list[EngineSpec]:
 def _evaluate(sequences: Sequence[Any], data: dict[str, Any], default_out: Path,
               options: dict[str, Any]) -> dict[tuple[str, str], str]:
     """Run, show and write an evaluation; returns the errors of jobs that failed."""
-    # Threads that wait must not spin: several processes share the processors.
-    os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
+    if options['workers'] > 1:
+        # Threads that wait must not spin where several processes share the processors.
+        os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
     from drift_ros.evaluation import runner
 
     specs = _specs(options)
