@@ -326,4 +326,9 @@ def export(folder: Path, unet: UNet2DConditionModel, vae: AutoencoderTiny,
     finally:
         pipeline.to(torch.float32)
     assert all(d == torch.float32 for d in dtypes.values()), 'train in float32'
+    # The class derives this entry, writes it, and warns of it when it reads it back.
+    config = folder / 'vae' / 'config.json'
+    entries = json.loads(config.read_text())
+    entries.pop('block_out_channels', None)
+    config.write_text(json.dumps(entries, indent=2) + '\n')
     (folder / 'drift_ros.json').write_text(json.dumps(notes, indent=2) + '\n')
