@@ -13,6 +13,7 @@ import os
 from pathlib import Path
 import sys
 import threading
+import time
 from typing import Any
 
 from rclpy.node import Node
@@ -172,7 +173,17 @@ class RecorderNode(Node):
         self.get_logger().info(f'recording {topic} [{kind}]')
 
     def join(self, timeout: float) -> bool:
-        """Finish the bag."""
+        """Write what has arrived but was not written when the executor stopped; finish the bag."""
+        deadline = time.monotonic() + 0.8 * timeout
+        for subscription in list(self.subscriptions):
+            with subscription.handle:
+                while time.monotonic() < deadline:
+                    taken = subscription.handle.take_message(
+                        subscription.msg_type, subscription.raw)
+                    if taken is None:
+                        break
+                    subscription.callback(taken[0])
+        time.sleep(0.05)  # a callback the executor had begun ends meanwhile
         self._bag.close()
         return True
 

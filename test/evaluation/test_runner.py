@@ -120,7 +120,7 @@ def test_options_are_part_of_the_fingerprint(davis):
     plain = runner.RunOptions()
     prints = {runner.fingerprint(spec, sequence, options) for spec, options in (
         (parse_engine('colour8'), plain), (parse_engine('colour8:radius=3'), plain),
-        (parse_engine('colour8', {'top_k': 5}), plain), (FLOW, plain),
+        (parse_engine('colour8', {'memory_frames': 5}), plain), (FLOW, plain),
         (FLOW, runner.RunOptions(late_objects=True)))}
     assert len(prints) == 5
 
