@@ -28,6 +28,9 @@ from drift_ros.nodes import conversions
 
 ROOT = Path(__file__).resolve().parents[2]
 PROFILES = str(ROOT / 'config' / 'fastdds_large_images.xml')
+# Discovery is one-sided for a moment: what is sent to a peer that has not seen the sender yet
+# (best-effort images, service answers) is dropped by the middleware.
+SETTLE = 0.5
 TIMEOUT = 300.0  # only ever reached when something is broken
 TRANSITIONS = {'configure': 1, 'cleanup': 2, 'activate': 3, 'deactivate': 4}
 TYPES = {
@@ -138,17 +141,21 @@ class Client:
                 TYPES[name], topic, kept.append, qos)
             wait_for(lambda topic=topic: self.node.count_publishers(topic),
                      f'a publisher on {topic}')
+            time.sleep(SETTLE)
 
     def forget(self, name):
         self.node.destroy_subscription(self.subscriptions.pop(name))
 
     def send(self, message, topic='/image'):
         """Publish an image message once a subscriber is there."""
-        if topic not in self.publishers:
+        new = topic not in self.publishers
+        if new:
             self.publishers[topic] = self.node.create_publisher(
                 type(message), topic, QoSProfile(depth=100))
         publisher = self.publishers[topic]
         wait_for(publisher.get_subscription_count, f'a subscriber on {topic}')
+        if new:
+            time.sleep(SETTLE)
         publisher.publish(message)
 
     def header(self, stamp=None, frame_id='test_camera'):
@@ -188,8 +195,7 @@ class Client:
         if key not in self.clients:
             self.clients[key] = self.node.create_client(kind, f'/{self.tracker}/{name}')
             assert self.clients[key].wait_for_service(timeout), f'no service {name}'
-            # the middleware drops an answer whose receiver the server has not discovered yet
-            time.sleep(0.3)
+            time.sleep(SETTLE)
         done = threading.Event()
         future = self.clients[key].call_async(request)
         future.add_done_callback(lambda _: done.set())
@@ -200,7 +206,10 @@ class Client:
         """Ask for a lifecycle transition; True when it succeeded."""
         request = ChangeState.Request()
         request.transition.id = TRANSITIONS[transition]
-        return self.call(ChangeState, 'change_state', request).success
+        success = self.call(ChangeState, 'change_state', request).success
+        if transition == 'activate':
+            time.sleep(SETTLE)
+        return success
 
     def state(self):
         return self.call(GetState, 'get_state', GetState.Request()).current_state.label
