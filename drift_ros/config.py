@@ -37,6 +37,26 @@ class TrackerConfig:
         low=-1,
         high=999,
     )
+    noise: str = _option(
+        'inversion',
+        'How the latents get to the noise level. inversion: deterministically, in inversion_steps '
+        'steps. random: noise of a fixed seed is added, the same on every frame.',
+        choices=('inversion', 'random'),
+    )
+    inversion_steps: int = _option(
+        0,
+        'Steps of DDIM inversion, each a whole pass of the U-Net. 0: the latents are only scaled '
+        'as at the noise level, without noise.',
+        low=0,
+        high=1000,
+    )
+    noise_samples: int = _option(
+        1, 'Random noise: queries and keys are averaged over this many samples.', low=1, high=64
+    )
+    noise_seed: int = _option(0, 'Random noise: seed of the generator.', low=0, high=2**31 - 1)
+    prompt: str = _option(
+        '', 'Text the U-Net is conditioned on, for instance the name of a category.'
+    )
     layers: tuple[str, ...] = _option(
         (),
         'Self-attention layers to use, by name or part of it (up_blocks.2.attentions.0). Empty: '
@@ -55,6 +75,12 @@ class TrackerConfig:
         "Divides the attention logits; below 1 is sharper than the network's own.",
         low=0.01,
         high=100.0,
+    )
+    head_weighting: str = _option(
+        'uniform',
+        'How attention heads are weighed. uniform: all alike. adaptive: as best reproduces the '
+        'seed masks; costs two more passes per seed, and heads of no use are left out.',
+        choices=('uniform', 'adaptive'),
     )
     label_floor: float = _option(
         0.01,

@@ -52,6 +52,8 @@ class ReferenceMemory:
         self.object_ids: list[int] = []
         self.pinned: list[Reference] = []
         self.recent: deque[Reference] = deque(maxlen=config.memory_frames)
+        self.head_weights: tuple[Tensor, ...] | None = None
+        """Weight of each head, (heads,) a layer, sum over all of them 1. None: uniform."""
 
     @property
     def references(self) -> list[Reference]:
@@ -125,6 +127,7 @@ class ReferenceMemory:
 
     def clear(self) -> None:
         """Forget everything."""
+        self.head_weights = None
         self.object_ids.clear()
         self.pinned.clear()
         self.recent.clear()
@@ -144,8 +147,17 @@ class ReferenceMemory:
         """Average the kernels of all layers and heads on the finest grid: (h, w, C)."""
         grid = features.grid
         labels = torch.stack([reference.labels for reference in references])  # (R, h, w, C)
-        total, heads = torch.zeros_like(labels[0]), 0
+        total = torch.zeros_like(labels[0])
+        heads = sum(len(layer.query) for layer in features.layers)
         for index, layer in enumerate(features.layers):
+            weights = (
+                torch.full((len(layer.query),), 1.0 / heads, device=labels.device)
+                if self.head_weights is None
+                else self.head_weights[index]
+            )
+            share = float(weights.sum())
+            if share == 0.0:
+                continue
             keys = torch.stack([r.features.layers[index].key for r in references])
             size = layer.query.shape[1:3]
             layer_radius = radius and math.ceil(radius * size[0] / grid[0])
@@ -156,10 +168,10 @@ class ReferenceMemory:
                 radius=layer_radius,
                 top_k=self._config.top_k,
                 temperature=self._config.temperature,
+                head_weights=weights / share,
             )
-            total += len(layer.query) * _resize(propagated[None], grid, 'bilinear')[0]
-            heads += len(layer.query)
-        return total / heads
+            total += share * _resize(propagated[None], grid, 'bilinear')[0]
+        return total
 
     def _match_anywhere(self, features: FrameFeatures, references: Sequence[Reference]) -> Tensor:
         coarse = [
@@ -181,7 +193,8 @@ def _add_objects(reference: Reference, found: Tensor) -> None:
 
 def _half(features: FrameFeatures) -> FrameFeatures:
     return FrameFeatures(
-        tuple(LayerFeatures(la.query.half(), la.key.half()) for la in features.layers)
+        tuple(LayerFeatures(la.query.half(), la.key.half()) for la in features.layers),
+        features.image,
     )
 
 

@@ -52,7 +52,7 @@ def propagate(
     temperature : float
         Divides the logits; below 1 the kernel is sharper than the network's own attention.
     head_weights : Tensor, optional
-        (heads,) non-negative, sum 1. None: uniform.
+        (heads,) non-negative, sum 1. None: uniform. Heads of weight 0 are not computed.
 
     Returns
     -------
@@ -65,7 +65,58 @@ def propagate(
         When shapes do not fit, or ``temperature`` is not positive.
 
     """
-    heads, height, width, dim = query.shape
+    if head_weights is None:
+        head_weights = query.new_full((len(query),), 1.0 / len(query))
+    used = head_weights.nonzero()[:, 0]
+    if 0 < len(used) < len(query):
+        query, keys, head_weights = query[used], keys[:, used], head_weights[used]
+    mix = head_weights[None].to(query.dtype)
+    return _propagate(query, keys, labels, radius, top_k, temperature, mix)[0]
+
+
+def propagate_heads(
+    query: Tensor,
+    keys: Tensor,
+    labels: Tensor,
+    *,
+    radius: int | None = None,
+    top_k: int = 0,
+    temperature: float = 1.0,
+    exclude: int = -1,
+    every: int = 1,
+) -> Tensor:
+    """
+    Propagate labels by each head alone: as :func:`propagate`, but (heads, h, w, C).
+
+    A query does not see the keys at most ``exclude`` positions away from its own place (-1: it
+    sees all): what a frame says of itself then does not come from identical tokens. Only each
+    ``every``-th query of each axis is computed and returned, from position 0 on. Raises
+    ValueError when ``exclude`` leaves nothing of the window, or ``every`` does not divide 12.
+    """
+    if every < 1 or _TILE % every:
+        raise ValueError(f'every is {every}; it must divide {_TILE}')
+    if exclude >= 0:
+        radius = max(query.shape[1:3]) - 1 if radius is None else radius
+        if exclude >= min(radius, *(side - 1 for side in query.shape[1:3])):
+            raise ValueError(f'exclude is {exclude}; it must be below the window radius {radius} '
+                             f'and the grid {tuple(query.shape[1:3])}')
+    mix = torch.eye(len(query), dtype=query.dtype, device=query.device)
+    return _propagate(query, keys, labels, radius, top_k, temperature, mix, exclude, every)
+
+
+def _propagate(
+    query: Tensor,
+    keys: Tensor,
+    labels: Tensor,
+    radius: int | None,
+    top_k: int,
+    temperature: float,
+    mix: Tensor,
+    exclude: int = -1,
+    every: int = 1,
+) -> Tensor:
+    """Give (outputs, h, w, C); ``mix`` (outputs, heads) weighs the heads of each output."""
+    _, height, width, dim = query.shape
     if keys.shape[1:] != query.shape or labels.shape[:3] != (keys.shape[0], height, width):
         raise ValueError(
             f'shapes do not fit: query {tuple(query.shape)}, keys {tuple(keys.shape)}, '
@@ -73,50 +124,52 @@ def propagate(
         )
     if temperature <= 0:
         raise ValueError(f'temperature is {temperature}; it must be above 0')
-    if head_weights is None:
-        head_weights = query.new_full((heads,), 1.0 / heads)
     keys, labels = keys.to(query.dtype), labels.to(query.dtype)
     scale = dim**-0.5 / temperature
-    if radius is None or radius >= max(height, width):
-        return _propagate_everywhere(query, keys, labels, scale, top_k, head_weights)
+    if radius is None or (radius >= max(height, width) and exclude < 0):
+        return _propagate_everywhere(query[:, ::every, ::every], keys, labels, scale, top_k, mix)
 
     # A window that holds one label vector only returns that vector whatever the affinities are:
     # tiles far from every object cost nothing.
-    out = labels[0].clone()
+    out = labels[0].expand(len(mix), -1, -1, -1).clone()
     for y0, y1, ya, yb in _spans(height, radius):
         for x0, x1, xa, xb in _spans(width, radius):
             values = labels[:, ya:yb, xa:xb].flatten(0, 2)  # (R * rows * columns, C)
             if bool((values == values[0]).all()):
-                out[y0:y1, x0:x1] = values[0]
+                out[:, y0:y1, x0:x1] = values[0]
                 continue
-            tile_query = query[:, y0:y1, x0:x1].flatten(1, 2)  # (heads, tile, d)
+            part = (slice(None), slice(y0, y1, every), slice(x0, x1, every))
+            tile_query = query[part].flatten(1, 2)  # (heads, tile, d)
             tile_keys = keys[:, :, ya:yb, xa:xb].transpose(0, 1).flatten(1, 3)
             bias = _window_bias(
-                (y1 - y0, x1 - x0), (yb - ya, xb - xa), (y0 - ya, x0 - xa), radius, query.device
+                (y1 - y0, x1 - x0),
+                (yb - ya, xb - xa),
+                (y0 - ya, x0 - xa),
+                radius,
+                query.device,
+                exclude,
+                every,
             ).to(query.dtype)
             propagated = _attend(
                 tile_query, tile_keys, values, scale, top_k, bias.repeat(1, keys.shape[0])
             )  # (heads, tile, C)
-            out[y0:y1, x0:x1] = torch.einsum('hnc,h->nc', propagated, head_weights).view(
-                y1 - y0, x1 - x0, -1
-            )
-    return out
+            mixed = torch.einsum('hnc,oh->onc', propagated, mix)
+            out[part] = mixed.view(out[part].shape)
+    return out[:, ::every, ::every]
 
 
 def _propagate_everywhere(
-    query: Tensor, keys: Tensor, labels: Tensor, scale: float, top_k: int, head_weights: Tensor
+    query: Tensor, keys: Tensor, labels: Tensor, scale: float, top_k: int, mix: Tensor
 ) -> Tensor:
-    _, height, width, _ = query.shape
+    height, width = query.shape[1:3]
     flat_query = query.flatten(1, 2)  # (heads, N, d)
     flat_keys = keys.transpose(0, 1).flatten(1, 3)  # (heads, R * N, d)
     values = labels.flatten(0, 2)  # (R * N, C)
     rows = [
-        torch.einsum(
-            'hnc,h->nc', _attend(chunk, flat_keys, values, scale, top_k, None), head_weights
-        )
+        torch.einsum('hnc,oh->onc', _attend(chunk, flat_keys, values, scale, top_k, None), mix)
         for chunk in flat_query.split(_CHUNK, dim=1)
     ]
-    return torch.cat(rows).view(height, width, -1)
+    return torch.cat(rows, dim=1).view(len(mix), height, width, -1)
 
 
 def _attend(
@@ -161,13 +214,16 @@ def _window_bias(
     offset: tuple[int, int],
     radius: int,
     device: torch.device,
+    exclude: int = -1,
+    every: int = 1,
 ) -> Tensor:
     """Give 0 inside the window and -inf outside: (tile rows * columns, region rows * columns)."""
-    inside = []
+    away = []
     for axis in range(2):
-        queries = torch.arange(tile[axis], device=device) + offset[axis]
+        queries = torch.arange(0, tile[axis], every, device=device) + offset[axis]
         keys = torch.arange(region[axis], device=device)
-        inside.append((queries[:, None] - keys[None]).abs() <= radius)  # (tile, region)
-    both = inside[0][:, None, :, None] & inside[1][None, :, None, :]
+        away.append((queries[:, None] - keys[None]).abs())  # (tile, region)
+    distance = torch.maximum(away[0][:, None, :, None], away[1][None, :, None, :])
+    both = (distance <= radius) & (distance > exclude)
     bias = torch.zeros(both.shape, device=device).masked_fill_(~both, float('-inf'))
-    return bias.view(tile[0] * tile[1], region[0] * region[1])
+    return bias.view(-1, region[0] * region[1])

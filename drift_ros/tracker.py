@@ -14,6 +14,7 @@ from torch import Tensor
 
 from drift_ros.config import TrackerConfig
 from drift_ros.diffusion.features import FrameFeatures
+from drift_ros.head_weights import HeadWeighting
 from drift_ros.memory import ReferenceMemory
 from drift_ros.objects import (
     box_of,
@@ -110,6 +111,7 @@ class Tracker:
         self._features = features or _diffusion_features(checkpoint, self.config, device)
         self._refiner = make_refiner(self.config.refinement)
         self._memory = ReferenceMemory(self.config)
+        self._weighting = HeadWeighting(self.config)
         self._registry = ObjectRegistry(self.config)
         self._tracked: dict[int, TrackedObject] = {}
 
@@ -187,11 +189,20 @@ class Tracker:
             features = self._features.extract(request.frame)
             masks = np.stack([(request.mask == label) for label, _ in chosen], axis=-1)
             shares = _token_shares(masks, features.grid).to(features.layers[0].key.device)
-            self._memory.pin(features, shares, [info.id for _, info in chosen])
+            ids = [info.id for _, info in chosen]
+            self._memory.pin(features, shares, ids)
+            self._weigh_heads(features, shares, ids)
         except Exception:
             self.cancel_seed(request)
             raise
         self._tracked.update({info.id: TrackedObject(info) for _, info in chosen})
+
+    def _weigh_heads(self, features: FrameFeatures, shares: Tensor, ids: Sequence[int]) -> None:
+        """Choose head weights anew, now that the objects of a seed frame joined."""
+        if self.config.head_weighting == 'adaptive':
+            again = getattr(self._features, 'extract_resized', None)
+            self._weighting.add(features, shares, ids, again)
+            self._memory.head_weights = self._weighting.solve()
 
     def check_object(self, object_id: int) -> None:
         """Raise UnknownObjectError unless the object is live; from any thread."""
@@ -210,11 +221,14 @@ class Tracker:
         self._registry.drop(object_id)
         if self._tracked.pop(object_id, None):
             self._memory.remove(object_id)
+            self._weighting.remove(object_id)
+            self._memory.head_weights = self._weighting.solve()
         self._registry.set_seed_frames(len(self._memory.pinned))
 
     def reset(self) -> None:
         """Forget all objects and frames; a new frame size may follow."""
         self._memory.clear()
+        self._weighting.clear()
         self._tracked.clear()
         self._registry.clear()
 
@@ -331,10 +345,14 @@ def _diffusion_features(
     from drift_ros.diffusion.features import DiffusionFeatures
 
     return DiffusionFeatures(
-        load_checkpoint(checkpoint, device=device),
+        load_checkpoint(checkpoint, device=device, prompt=config.prompt),
         layers=config.layers,
         timestep=config.timestep,
         resolution=config.resolution,
+        noise=config.noise,
+        inversion_steps=config.inversion_steps,
+        noise_samples=config.noise_samples,
+        noise_seed=config.noise_seed,
     )
 
 

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Queries and keys of a diffusion U-Net's self-attention for one frame."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import cv2
@@ -11,6 +13,7 @@ import torch
 from torch import Tensor
 
 from drift_ros.diffusion.checkpoint import Checkpoint
+from drift_ros.diffusion.inversion import DDIM
 from drift_ros.errors import CheckpointError
 
 
@@ -33,9 +36,21 @@ class LayerFeatures:
 
 @dataclass(frozen=True)
 class FrameFeatures:
-    """The captured layers of one frame, in the order of the U-Net's forward pass."""
+    """
+    What is known of one frame.
+
+    Attributes
+    ----------
+    layers : tuple of LayerFeatures
+        The captured layers, in the order of the U-Net's forward pass.
+    image : np.ndarray, optional
+        (h, w, 3) uint8 RGB, the frame as the network saw it; lets the same frame be looked at
+        again, see :meth:`DiffusionFeatures.extract_resized`.
+
+    """
 
     layers: tuple[LayerFeatures, ...]
+    image: np.ndarray | None = None
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -58,6 +73,10 @@ class DiffusionFeatures:
         layers: Sequence[str] = (),
         timestep: int = -1,
         resolution: int = 240,
+        noise: str = 'inversion',
+        inversion_steps: int = 0,
+        noise_samples: int = 1,
+        noise_seed: int = 0,
     ) -> None:
         """
         Choose layers, noise level and working size.
@@ -74,6 +93,8 @@ class DiffusionFeatures:
             Noise level tau the U-Net is told, 0 to 999. -1: the checkpoint's own.
         resolution : int
             The frame's shorter side is resized to about this many pixels.
+        noise, inversion_steps, noise_samples, noise_seed
+            How latents get to the noise level, see :class:`drift_ros.TrackerConfig`.
 
         Raises
         ------
@@ -81,16 +102,21 @@ class DiffusionFeatures:
             When a layer is not in the U-Net, or the timestep is outside the scheduler's range.
 
         """
-        self._checkpoint = checkpoint
+        self.checkpoint = checkpoint
         self._resolution = resolution
         steps = checkpoint.scheduler.config.num_train_timesteps
         if timestep == -1:
             timestep = checkpoint.timestep
         if not 0 <= timestep < steps:
             raise CheckpointError(f'timestep is {timestep}; this checkpoint has 0 to {steps - 1}')
-        self._timestep = timestep
+        self.timestep = timestep
+        self.prompt = checkpoint.prompt
+        """(1, tokens, cross-attention width): what the U-Net is conditioned on."""
+        self._ddim = DDIM(checkpoint.scheduler) if inversion_steps else None
+        self._steps = inversion_steps
+        self._samples = noise_samples if noise == 'random' else 0
+        self._noise_seed = noise_seed
         self.layers = select_layers(checkpoint.unet, layers or checkpoint.layers)
-        self._captured: dict[str, LayerFeatures] = {}
 
     def extract(self, frame: np.ndarray) -> FrameFeatures:
         """
@@ -107,32 +133,65 @@ class DiffusionFeatures:
             float32 on the checkpoint's device.
 
         """
-        latents = self.encode(frame)
-        with torch.inference_mode():
-            self._run_unet(latents)
-        captured = tuple(self._captured.pop(name) for name in self.layers)
-        return FrameFeatures(captured)
+        return self.extract_resized(self.resize(frame))
 
-    def encode(self, frame: np.ndarray) -> Tensor:
-        """Encode (H, W, 3) uint8 RGB into latents (1, channels, h, w), resized as configured."""
+    def extract_resized(self, image: np.ndarray) -> FrameFeatures:
+        """Run the network on a frame of the working size, as :meth:`resize` gives it."""
+        latents = self.noisy(self.encode(image))
+        captured: dict[str, LayerFeatures] = {}
+        last = self.layers[-1]
+        processors = {
+            name: partial(
+                _QueryKeyCapture,
+                captured=captured,
+                name=name,
+                latent_size=(latents.shape[-2], latents.shape[-1]),
+                last=name == last,
+            )
+            for name in self.layers
+        }
+        with torch.inference_mode(), capturing(self.checkpoint.unet, processors):
+            with contextlib.suppress(PassEnded):
+                self.run_unet(latents)
+        return FrameFeatures(tuple(captured[name] for name in self.layers), image)
+
+    def resize(self, frame: np.ndarray) -> np.ndarray:
+        """Resize a frame (H, W, 3) uint8 to the working size."""
         height, width = self.working_size(*frame.shape[:2])
         shrink = height * width < frame.shape[0] * frame.shape[1]
-        resized = cv2.resize(
+        return cv2.resize(
             frame, (width, height), interpolation=cv2.INTER_AREA if shrink else cv2.INTER_LINEAR
         )
-        vae = self._checkpoint.vae
-        image = torch.from_numpy(resized).to(self._checkpoint.device)
-        image = image.permute(2, 0, 1)[None].to(self._checkpoint.dtype) / 127.5 - 1.0
+
+    def encode(self, image: np.ndarray) -> Tensor:
+        """Encode an image of the working size into clean latents (1, channels, h, w)."""
+        vae = self.checkpoint.vae
+        pixels = torch.from_numpy(image).to(self.checkpoint.device)
+        pixels = pixels.permute(2, 0, 1)[None].to(self.checkpoint.dtype) / 127.5 - 1.0
         with torch.inference_mode():
-            encoded = vae.encode(image.contiguous(memory_format=torch.channels_last))
+            encoded = vae.encode(pixels.contiguous(memory_format=torch.channels_last))
         # A KL autoencoder gives a distribution, whose mode is taken; a tiny one gives latents.
         latents = encoded.latent_dist.mode() if 'latent_dist' in encoded else encoded.latents
         shift = getattr(vae.config, 'shift_factor', None) or 0.0
         return (latents - shift) * vae.config.scaling_factor
 
+    def noisy(self, latents: Tensor) -> Tensor:
+        """Take clean latents (1, channels, h, w) to the noise level: (samples, channels, h, w)."""
+        if self._ddim and not self._samples:
+            with torch.inference_mode():
+                return self._ddim.invert(latents, self.timestep, self._steps, self.run_unet)
+        alpha = float(self.checkpoint.scheduler.alphas_cumprod[self.timestep])
+        scaled = latents * alpha**0.5
+        if not self._samples:
+            return scaled  # the mean of the forward process at tau, without its noise
+        # On the CPU, so that every device gets the same noise.
+        generator = torch.Generator().manual_seed(self._noise_seed)
+        noise = torch.randn((self._samples, *latents.shape[1:]), generator=generator)
+        return scaled + (1.0 - alpha) ** 0.5 * noise.to(latents)
+
     def working_size(self, height: int, width: int) -> tuple[int, int]:
         """Size in pixels that a frame is resized to: multiples of the network's total stride."""
-        vae, unet = self._checkpoint.vae, self._checkpoint.unet
+        vae, unet = self.checkpoint.vae, self.checkpoint.unet
         stride = 2 ** (len(vae.config.block_out_channels) - 1)
         stride *= 2 ** (len(unet.config.block_out_channels) - 1)
         ratio = self._resolution / min(height, width)
@@ -141,31 +200,24 @@ class DiffusionFeatures:
             max(round(width * ratio / stride), 1) * stride,
         )
 
-    def _run_unet(self, latents: Tensor) -> None:
-        unet, scheduler = self._checkpoint.unet, self._checkpoint.scheduler
-        # The noise-free pass: the mean of the forward process at tau, without its noise.
-        alpha = float(scheduler.alphas_cumprod[self._timestep])
-        height, width = latents.shape[-2:]
-        stock = {}
-        last = self.layers[-1]
-        for name in self.layers:
-            attention = unet.get_submodule(name)
-            stock[name] = attention.processor
-            attention.processor = _QueryKeyCapture(
-                attention.processor, self._captured, name, (height, width), name == last
-            )
-        try:
-            unet(
-                latents * alpha**0.5,
-                self._timestep,
-                encoder_hidden_states=self._checkpoint.prompt,
-                added_cond_kwargs=self._checkpoint.added_conditions or None,
-            )
-        except _LastLayerReached:
-            pass
-        finally:
-            for name, processor in stock.items():
-                unet.get_submodule(name).processor = processor
+    def run_unet(self, latents: Tensor, timestep: int | None = None) -> Tensor:
+        """
+        Run the U-Net on latents (n, channels, h, w); returns its prediction.
+
+        ``timestep`` is the level it is told; default: the one features are read at. Raises
+        PassEnded where a processor ended the pass.
+        """
+        count = len(latents)
+        added = {
+            key: value.expand(count, *value.shape[1:])
+            for key, value in self.checkpoint.added_conditions.items()
+        }
+        return self.checkpoint.unet(
+            latents,
+            self.timestep if timestep is None else timestep,
+            encoder_hidden_states=self.prompt.expand(count, -1, -1),
+            added_cond_kwargs=added or None,
+        ).sample
 
 
 def self_attention_layers(unet: torch.nn.Module) -> list[str]:
@@ -203,8 +255,28 @@ def select_layers(unet: torch.nn.Module, wanted: Sequence[str]) -> tuple[str, ..
     return tuple(name for name in available if name in chosen)
 
 
-class _LastLayerReached(Exception):
-    """Ends the forward pass: nothing after the last captured layer is needed."""
+class PassEnded(Exception):
+    """Raised by a processor to end the pass: nothing after the last captured layer is needed."""
+
+
+@contextlib.contextmanager
+def capturing(
+    unet: torch.nn.Module, processors: Mapping[str, Callable[[Any], Any]]
+) -> Iterator[None]:
+    """
+    Put attention processors into a U-Net for a while.
+
+    ``processors`` maps names of attention modules to functions that take the stock processor and
+    give the one to use.
+    """
+    stock = {name: unet.get_submodule(name).processor for name in processors}
+    try:
+        for name, make in processors.items():
+            unet.get_submodule(name).processor = make(stock[name])
+        yield
+    finally:
+        for name, processor in stock.items():
+            unet.get_submodule(name).processor = processor
 
 
 class _QueryKeyCapture:
@@ -241,7 +313,7 @@ class _QueryKeyCapture:
         key = self._split_heads(attn, attn.to_k(states), attn.norm_k)
         self._captured[self._name] = LayerFeatures(query, key)
         if self._last:
-            raise _LastLayerReached
+            raise PassEnded
         return self._processor(
             attn, hidden_states, encoder_hidden_states, attention_mask, temb, **kwargs
         )
@@ -249,11 +321,12 @@ class _QueryKeyCapture:
     def _split_heads(
         self, attn: torch.nn.Module, projected: Tensor, norm: torch.nn.Module | None
     ) -> Tensor:
-        """(1, tokens, heads * d) -> (heads, h, w, d) float32."""
-        heads = projected[0].unflatten(-1, (attn.heads, -1)).transpose(0, 1)
+        """(samples, tokens, heads * d) -> (heads, h, w, d) float32, mean over the samples."""
+        heads = projected.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
         if norm is not None:
             heads = norm(heads)
-        return heads.float().unflatten(1, _token_grid(heads.shape[1], self._latent_size))
+        grid = _token_grid(heads.shape[2], self._latent_size)
+        return heads.float().mean(dim=0).unflatten(1, grid)
 
 
 def _token_grid(tokens: int, latent_size: tuple[int, int]) -> tuple[int, int]:

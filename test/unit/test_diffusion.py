@@ -66,7 +66,8 @@ def test_kernel_is_the_networks_own_self_attention(folder):
         recorders[name] = checkpoint.unet.get_submodule(name).processor = RecordProbabilities()
     with torch.inference_mode():
         checkpoint.unet(
-            extractor.encode(frame()) * float(checkpoint.scheduler.alphas_cumprod[30]) ** 0.5,
+            extractor.encode(extractor.resize(frame()))
+            * float(checkpoint.scheduler.alphas_cumprod[30]) ** 0.5,
             30,
             checkpoint.prompt,
             added_cond_kwargs=checkpoint.added_conditions,
@@ -125,15 +126,15 @@ def test_layers_are_chosen_by_parts_of_names(sd1):
 
 
 def test_a_checkpoint_recommends_its_own_layer_and_timestep(broken):
-    assert DiffusionFeatures(load_checkpoint(broken, device='cpu'))._timestep == 51
+    assert DiffusionFeatures(load_checkpoint(broken, device='cpu')).timestep == 51
     layer = 'down_blocks.1.attentions.0.transformer_blocks.0.attn1'
     notes = broken / 'drift_ros.json'
     notes.write_text(json.dumps({'attention_layer': layer, 'timestep': 7}))
     checkpoint = load_checkpoint(broken, device='cpu')
     extractor = DiffusionFeatures(checkpoint)
-    assert extractor.layers == (layer,) and extractor._timestep == 7
+    assert extractor.layers == (layer,) and extractor.timestep == 7
     chosen = DiffusionFeatures(checkpoint, layers=['up_blocks.2.attentions.0'], timestep=3)
-    assert chosen.layers[0].startswith('up_blocks.2') and chosen._timestep == 3
+    assert chosen.layers[0].startswith('up_blocks.2') and chosen.timestep == 3
     notes.write_text('{}')
     with pytest.raises(CheckpointError, match='must name attention_layer and timestep'):
         load_checkpoint(broken, device='cpu')
