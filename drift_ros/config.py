@@ -63,9 +63,15 @@ class TrackerConfig:
         "the checkpoint's own, else the first one of the last up block.",
     )
     radius: int = _option(
-        10,
-        'A token looks for matches at most this many tokens away, on the finest grid used. '
-        '0: everywhere.',
+        8,
+        'A token looks for matches at most this many tokens away in earlier frames, on the '
+        'finest grid used. 0: everywhere.',
+        low=0,
+        high=512,
+    )
+    seed_radius: int = _option(
+        16,
+        'The same for seed frames, which may lie long ago. 0: everywhere.',
         low=0,
         high=512,
     )
@@ -90,7 +96,13 @@ class TrackerConfig:
         high=0.5,
     )
     memory_frames: int = _option(
-        3, 'Last frames kept as references, besides the seed frames.', low=0, high=64
+        2, 'Last frames kept as references, besides the seed frames.', low=0, high=64
+    )
+    older_frames: int = _option(
+        3, 'Frames from before those kept as references as well.', low=0, high=64
+    )
+    older_interval: int = _option(
+        5, 'Every so many frames one becomes an older reference.', low=1, high=10_000
     )
     max_seed_frames: int = _option(
         8, 'Seed frames kept at once; a seed beyond is refused.', low=1, high=64

@@ -41,9 +41,11 @@ class Reference:
 
 class ReferenceMemory:
     """
-    Seed frames, pinned, and the last frames, rolling; and the reading of labels out of them.
+    Seed frames, pinned, and earlier frames, rolling; and the reading of labels out of them.
 
-    ``object_ids`` gives the objects of label channels 1, 2, ...; channel 0 is background.
+    Of earlier frames the last few are kept, as what follows resembles them most, and before
+    them one in every few, so that errors of single frames do not take over. ``object_ids`` gives
+    the objects of label channels 1, 2, ...; channel 0 is background.
     """
 
     def __init__(self, config: TrackerConfig) -> None:
@@ -51,14 +53,16 @@ class ReferenceMemory:
         self._config = config
         self.object_ids: list[int] = []
         self.pinned: list[Reference] = []
-        self.recent: deque[Reference] = deque(maxlen=config.memory_frames)
+        self.recent: deque[Reference] = deque()
+        self.older: deque[Reference] = deque(maxlen=config.older_frames)
+        self._pushed = 0
         self.head_weights: tuple[Tensor, ...] | None = None
         """Weight of each head, (heads,) a layer, sum over all of them 1. None: uniform."""
 
     @property
     def references(self) -> list[Reference]:
-        """All remembered frames, seed frames first."""
-        return [*self.pinned, *self.recent]
+        """All remembered frames, seed frames first, the newest last."""
+        return [*self.pinned, *self.older, *self.recent]
 
     def read(self, features: FrameFeatures) -> Tensor:
         """
@@ -70,19 +74,26 @@ class ReferenceMemory:
             (h, w, 1 + objects) float32, sums to 1.
 
         """
-        return self._attend(features, self.references, self._config.radius or None)
+        radii = [self._config.seed_radius or None] * len(self.pinned)
+        radii += [self._config.radius or None] * (len(self.older) + len(self.recent))
+        return self._attend(features, self.references, radii)
 
     def search(self, features: FrameFeatures) -> Tensor:
         """Propagate the labels of the seed frames from wherever they match: as :meth:`read`."""
         return self._match_anywhere(features, self.pinned)
 
     def push(self, features: FrameFeatures, labels: Tensor) -> None:
-        """Remember a frame with labels (h, w, 1 + objects); the oldest unpinned one goes."""
+        """Remember a frame with labels (h, w, 1 + objects); others make room."""
         objects = labels[..., 1:]
         objects = objects.masked_fill(objects < self._config.label_floor, 0.0)
         background = 1.0 - objects.sum(dim=-1, keepdim=True)
         kept = torch.cat([background, objects], dim=-1)
         self.recent.append(Reference(_half(features), kept, set()))
+        self._pushed += 1
+        if len(self.recent) > self._config.memory_frames:
+            leaving = self.recent.popleft()
+            if self._pushed % self._config.older_interval == 0:
+                self.older.append(leaving)
 
     def pin(self, features: FrameFeatures, masks: Tensor, object_ids: Sequence[int]) -> None:
         """
@@ -105,8 +116,8 @@ class ReferenceMemory:
         new = slice(-len(object_ids), None)
         for reference in self.pinned:
             _add_objects(reference, self._match_anywhere(reference.features, [seed])[..., new])
-        for reference in self.recent:
-            found = self._attend(reference.features, [seed], self._config.radius or None)
+        for reference in (*self.older, *self.recent):
+            found = self._attend(reference.features, [seed], [self._config.seed_radius or None])
             _add_objects(reference, found[..., new])
         self.pinned.append(seed)
         self.object_ids.extend(object_ids)
@@ -130,6 +141,7 @@ class ReferenceMemory:
         self.head_weights = None
         self.object_ids.clear()
         self.pinned.clear()
+        self.older.clear()
         self.recent.clear()
 
     @property
@@ -142,7 +154,10 @@ class ReferenceMemory:
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
     def _attend(
-        self, features: FrameFeatures, references: Sequence[Reference], radius: int | None
+        self,
+        features: FrameFeatures,
+        references: Sequence[Reference],
+        radii: Sequence[int | None],
     ) -> Tensor:
         """Average the kernels of all layers and heads on the finest grid: (h, w, C)."""
         grid = features.grid
@@ -160,12 +175,12 @@ class ReferenceMemory:
                 continue
             keys = torch.stack([r.features.layers[index].key for r in references])
             size = layer.query.shape[1:3]
-            layer_radius = radius and math.ceil(radius * size[0] / grid[0])
+            scale = size[0] / grid[0]
             propagated = propagate(
                 layer.query.float(),
                 keys,
                 _resize(labels, size, 'area'),
-                radius=layer_radius,
+                radius=[radius and math.ceil(radius * scale) for radius in radii],
                 top_k=self._config.top_k,
                 temperature=self._config.temperature,
                 head_weights=weights / share,
@@ -182,7 +197,7 @@ class ReferenceMemory:
             )
             for r in references
         ]
-        found = self._attend(_thin(features), coarse, None)
+        found = self._attend(_thin(features), coarse, [None] * len(coarse))
         return _resize(found[None], features.grid, 'bilinear')[0]
 
 

@@ -8,6 +8,7 @@ positions of all references, and the labels of the current frame are ``A [Y^1 ..
 labels take the place of the attention's values, so the N x RN affinity is never stored.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -17,6 +18,8 @@ import torch.nn.functional as F
 # Queries are handled in square tiles: the smaller a tile, the fewer keys outside the window are
 # computed in vain; the larger, the better the matrix products.
 _TILE = 12
+# Values whose maximum is looked at first when the largest are sought.
+_GROUP = 32
 # Rows of the affinity held at once when there is no window.
 _CHUNK = 1024
 
@@ -26,7 +29,7 @@ def propagate(
     keys: Tensor,
     labels: Tensor,
     *,
-    radius: int | None = None,
+    radius: int | Sequence[int | None] | None = None,
     top_k: int = 0,
     temperature: float = 1.0,
     head_weights: Tensor | None = None,
@@ -43,9 +46,9 @@ def propagate(
         widened to the query's.
     labels : Tensor
         (R, h, w, C) in [0, 1], one distribution over background and objects per position.
-    radius : int, optional
+    radius : int or sequence of int, optional
         A query sees only the keys of the square window of ``2 radius + 1`` positions around its
-        own place, in every reference. None: every position.
+        own place; one radius for all references, or one for each. None: every position.
     top_k : int
         Keep only the ``top_k`` largest affinities of each query, over all references jointly, and
         renormalise. 0: keep all.
@@ -98,8 +101,10 @@ def propagate_heads(
     if exclude >= 0:
         radius = max(query.shape[1:3]) - 1 if radius is None else radius
         if exclude >= min(radius, *(side - 1 for side in query.shape[1:3])):
-            raise ValueError(f'exclude is {exclude}; it must be below the window radius {radius} '
-                             f'and the grid {tuple(query.shape[1:3])}')
+            raise ValueError(
+                f'exclude is {exclude}; it must be below the window radius {radius} '
+                f'and the grid {tuple(query.shape[1:3])}'
+            )
     mix = torch.eye(len(query), dtype=query.dtype, device=query.device)
     return _propagate(query, keys, labels, radius, top_k, temperature, mix, exclude, every)
 
@@ -108,7 +113,7 @@ def _propagate(
     query: Tensor,
     keys: Tensor,
     labels: Tensor,
-    radius: int | None,
+    radius: int | Sequence[int | None] | None,
     top_k: int,
     temperature: float,
     mix: Tensor,
@@ -126,32 +131,61 @@ def _propagate(
         raise ValueError(f'temperature is {temperature}; it must be above 0')
     keys, labels = keys.to(query.dtype), labels.to(query.dtype)
     scale = dim**-0.5 / temperature
-    if radius is None or (radius >= max(height, width) and exclude < 0):
+    radii = [radius] * len(keys) if radius is None or isinstance(radius, int) else list(radius)
+    if len(radii) != len(keys):
+        raise ValueError(f'{len(radii)} radii are given for {len(keys)} references')
+    whole = max(height, width)
+    if exclude < 0 and all(reach is None or reach >= whole for reach in radii):
         return _propagate_everywhere(query[:, ::every, ::every], keys, labels, scale, top_k, mix)
+    # references that share a radius share their windows
+    groups = [
+        (reach, [index for index, other in enumerate(radii) if other == reach])
+        for reach in dict.fromkeys(radii)
+    ]
+    views = [(whole if reach is None else reach, keys[used], labels[used])
+             for reach, used in groups]
 
     # A window that holds one label vector only returns that vector whatever the affinities are:
     # tiles far from every object cost nothing.
     out = labels[0].expand(len(mix), -1, -1, -1).clone()
-    for y0, y1, ya, yb in _spans(height, radius):
-        for x0, x1, xa, xb in _spans(width, radius):
-            values = labels[:, ya:yb, xa:xb].flatten(0, 2)  # (R * rows * columns, C)
+    for y0 in range(0, height, _TILE):
+        for x0 in range(0, width, _TILE):
+            tile = (slice(y0, min(y0 + _TILE, height)), slice(x0, min(x0 + _TILE, width)))
+            windows = [
+                tuple(slice(max(span.start - reach, 0), span.stop + reach) for span in tile)
+                for reach, _, _ in views
+            ]
+            values = torch.cat(
+                [
+                    group[:, rows, columns].flatten(0, 2)
+                    for (_, _, group), (rows, columns) in zip(views, windows, strict=True)
+                ]
+            )  # (R * rows * columns, C)
             if bool((values == values[0]).all()):
-                out[:, y0:y1, x0:x1] = values[0]
+                out[(slice(None), *tile)] = values[0]
                 continue
-            part = (slice(None), slice(y0, y1, every), slice(x0, x1, every))
-            tile_query = query[part].flatten(1, 2)  # (heads, tile, d)
-            tile_keys = keys[:, :, ya:yb, xa:xb].transpose(0, 1).flatten(1, 3)
-            bias = _window_bias(
-                (y1 - y0, x1 - x0),
-                (yb - ya, xb - xa),
-                (y0 - ya, x0 - xa),
-                radius,
-                query.device,
-                exclude,
-                every,
-            ).to(query.dtype)
+            tile_keys, biases = [], []
+            for (reach, group, _), (rows, columns) in zip(views, windows, strict=True):
+                seen = group[:, :, rows, columns]  # (R, heads, rows, columns, d)
+                tile_keys.append(seen.transpose(0, 1).flatten(1, 3))
+                bias = _window_bias(
+                    (tile[0].stop - y0, tile[1].stop - x0),
+                    (seen.shape[2], seen.shape[3]),
+                    (y0 - rows.start, x0 - columns.start),
+                    reach,
+                    query.device,
+                    exclude,
+                    every,
+                )
+                biases.append(bias.to(query.dtype).repeat(1, len(group)))
+            part = (slice(None), *(slice(span.start, span.stop, every) for span in tile))
             propagated = _attend(
-                tile_query, tile_keys, values, scale, top_k, bias.repeat(1, keys.shape[0])
+                query[part].flatten(1, 2),  # (heads, tile, d)
+                torch.cat(tile_keys, dim=1),
+                values,
+                scale,
+                top_k,
+                torch.cat(biases, dim=1),
             )  # (heads, tile, C)
             mixed = torch.einsum('hnc,oh->onc', propagated, mix)
             out[part] = mixed.view(out[part].shape)
@@ -190,21 +224,30 @@ def _attend(
     logits = torch.matmul(query * scale, key.transpose(1, 2))  # (heads, n, m)
     if bias is not None:
         logits += bias
-    best, index = logits.topk(top_k, dim=-1)  # (heads, n, top_k)
+    best, index = _largest(logits, top_k)  # (heads, n, top_k)
     return torch.einsum('hnk,hnkc->hnc', best.softmax(dim=-1), value[index])
 
 
-def _spans(length: int, radius: int) -> list[tuple[int, int, int, int]]:
-    """Tiles of one axis: first and last query (exclusive), first and last key (exclusive)."""
-    return [
-        (
-            start,
-            min(start + _TILE, length),
-            max(start - radius, 0),
-            min(start + _TILE + radius, length),
-        )
-        for start in range(0, length, _TILE)
-    ]
+def _largest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """
+    Find the ``count`` largest of (..., m): values and indices, as ``topk`` does, but faster.
+
+    The largest values lie in the groups with the largest maxima, of which at most ``count`` can
+    hold one: so few groups, not whole rows, are sorted.
+    """
+    groups = values.shape[-1] // _GROUP
+    if groups <= count:
+        return values.topk(count, dim=-1)
+    rest = groups * _GROUP  # what does not fill a group stands for itself
+    grouped = values[..., :rest].unflatten(-1, (_GROUP, groups))
+    chosen = grouped.amax(dim=-2).topk(count, dim=-1).indices  # (..., count)
+    candidates = chosen[..., None, :] + groups * torch.arange(
+        _GROUP, device=values.device
+    ).unsqueeze(-1)  # (..., _GROUP, count)
+    tail = torch.arange(rest, values.shape[-1], device=values.device)
+    index = torch.cat([candidates.flatten(-2), tail.expand(*values.shape[:-1], -1)], dim=-1)
+    best, position = values.gather(-1, index).topk(count, dim=-1)
+    return best, index.gather(-1, position)
 
 
 @lru_cache(maxsize=64)

@@ -73,7 +73,9 @@ def test_states_have_the_engine_s_values():
         state.name: state.value for state in ObjectState}
 
 
-@pytest.mark.parametrize('path', sorted((ROOT / 'drift_ros_msgs').glob('*/*.[ms][sr][gv]')),
+@pytest.mark.parametrize('path', sorted(
+    path for kind in ('action', 'msg', 'srv')
+    for path in (ROOT / 'drift_ros_msgs').glob(f'{kind}/*')),
                          ids=lambda path: path.name)
 def test_every_field_is_commented(path):
     """A field has a comment in its line or right above it; so has each file as a whole."""

@@ -4,7 +4,7 @@
 import pytest
 import torch
 
-from drift_ros.propagation import propagate, propagate_heads
+from drift_ros.propagation import _largest, propagate, propagate_heads
 
 
 def dense(query, keys, labels, radius, top_k, temperature, head_weights):
@@ -151,3 +151,35 @@ def test_a_part_of_the_queries(radius, every):
     torch.testing.assert_close(part, whole[:, ::every, ::every])
     with pytest.raises(ValueError, match='every is 5'):
         propagate_heads(query, keys, labels, every=5)
+
+
+@pytest.mark.parametrize('top_k', [0, 5])
+def test_each_reference_may_have_its_own_window(top_k):
+    """A key out of its reference's window has no say: as if its logit were minus infinity."""
+    query, keys, labels = example(2, 14, 27, references=3)
+    radii = (9, 2, 2)
+    y, x = torch.meshgrid(torch.arange(14), torch.arange(27), indexing='ij')
+    away = torch.maximum(
+        (y.flatten()[:, None] - y.flatten()).abs(), (x.flatten()[:, None] - x.flatten()).abs()
+    )
+    near = torch.cat([away <= radius for radius in radii], dim=1)
+    logits = query.flatten(1, 2) @ keys.transpose(0, 1).flatten(1, 3).transpose(1, 2) / 6**0.5
+    logits = logits.masked_fill(~near, float('-inf'))
+    if top_k:
+        least = logits.topk(top_k).values[..., -1:]
+        logits = logits.masked_fill(logits < least, float('-inf'))
+    want = (logits.softmax(-1) @ labels.flatten(0, 2)).mean(0).view(14, 27, -1)
+    got = propagate(query, keys, labels, radius=radii, top_k=top_k)
+    torch.testing.assert_close(got, want, atol=1e-5, rtol=0)
+    with pytest.raises(ValueError, match='2 radii are given for 3 references'):
+        propagate(query, keys, labels, radius=(3, 3))
+
+
+@pytest.mark.parametrize('length', [1, 31, 200, 1000, 1023])
+def test_the_largest_values_are_found_among_group_maxima(length):
+    values = torch.randn(2, 5, length, generator=torch.Generator().manual_seed(length))
+    count = min(7, length)
+    want, where = values.topk(count, dim=-1)
+    got, index = _largest(values, count)
+    assert torch.equal(got, want)
+    assert torch.equal(index, where)
