@@ -88,6 +88,21 @@ class TrackerConfig:
         'seed masks; costs two more passes per seed, and heads of no use are left out.',
         choices=('uniform', 'adaptive'),
     )
+    prompt_tokens: int = _option(
+        4, 'Prompt tokens learnt per object by optimize.', low=1, high=64
+    )
+    optimize_steps: int = _option(
+        400, 'Steps of optimize at most; it ends early once nothing is gained.', low=1, high=10_000
+    )
+    optimize_budget: float = _option(
+        20.0, 'Seconds of work optimize may take.', low=0.1, high=3600.0
+    )
+    optimize_rate: float = _option(
+        0.5,
+        "Learning rate of optimize at its start, in units of the prompt's standard deviation.",
+        low=0.0001,
+        high=10.0,
+    )
     label_floor: float = _option(
         0.01,
         'Object probabilities below this are not remembered: where no object is near, a frame '

@@ -35,3 +35,7 @@ class UnknownObjectError(DriftRosError):
 
 class CheckpointError(DriftRosError):
     """A checkpoint is missing, lacks a component or does not fit the configuration."""
+
+
+class OptimizeError(DriftRosError):
+    """Prompt tokens can not be learnt with this model, these options or these objects."""

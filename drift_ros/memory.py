@@ -2,10 +2,11 @@
 """Reference memory: what the tracker remembers of earlier frames, bounded in size."""
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 import torch.nn.functional as F
@@ -136,6 +137,21 @@ class ReferenceMemory:
         if not self.pinned:
             self.clear()
 
+    def marked(self) -> list[tuple[Reference, Tensor, list[int]]]:
+        """Give each seed frame with the masks (h, w, K) and ids of the K objects marked in it."""
+        found = []
+        for reference in self.pinned:
+            ids = [number for number in self.object_ids if number in reference.owners]
+            channels = [1 + self.object_ids.index(number) for number in ids]
+            found.append((reference, reference.labels[..., channels], ids))
+        return found
+
+    def refresh(self, extract: Callable[[np.ndarray], FrameFeatures]) -> None:
+        """Look at all remembered frames again, after the network's conditions changed."""
+        for reference in self.references:
+            if reference.features.image is not None:
+                reference.features = _half(extract(reference.features.image))
+
     def clear(self) -> None:
         """Forget everything."""
         self.head_weights = None
@@ -146,12 +162,15 @@ class ReferenceMemory:
 
     @property
     def nbytes(self) -> int:
-        """Bytes held by features and labels."""
+        """Bytes held by features, labels and the frames in the network's size."""
         tensors = [reference.labels for reference in self.references]
         for reference in self.references:
             for layer in reference.features.layers:
                 tensors += [layer.query, layer.key]
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        images = [r.features.image for r in self.references if r.features.image is not None]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors) + sum(
+            image.nbytes for image in images
+        )
 
     def _attend(
         self,

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The online algorithm: seed, step, remove. It imports no ROS."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 import time
@@ -13,7 +13,16 @@ import torch
 from torch import Tensor
 
 from drift_ros.config import TrackerConfig
-from drift_ros.diffusion.features import FrameFeatures
+from drift_ros.diffusion.features import DiffusionFeatures, FrameFeatures
+from drift_ros.diffusion.textual_inversion import (
+    join_prompt,
+    OptimizeResult,
+    OptimizeStep,
+    prompt_reaches,
+    Seed,
+    TextualInversion,
+)
+from drift_ros.errors import OptimizeError
 from drift_ros.head_weights import HeadWeighting
 from drift_ros.memory import ReferenceMemory
 from drift_ros.objects import (
@@ -114,6 +123,7 @@ class Tracker:
         self._weighting = HeadWeighting(self.config)
         self._registry = ObjectRegistry(self.config)
         self._tracked: dict[int, TrackedObject] = {}
+        self._tokens: dict[int, Tensor] = {}
 
     @property
     def objects(self) -> tuple[ObjectInfo, ...]:
@@ -204,6 +214,98 @@ class Tracker:
             self._weighting.add(features, shares, ids, again)
             self._memory.head_weights = self._weighting.solve()
 
+    def optimize(
+        self, object_ids: Sequence[int] = (), budget: float = 0.0
+    ) -> Generator[OptimizeStep, None, OptimizeResult]:
+        """
+        Learn prompt tokens for objects, one step each time the generator is advanced.
+
+        Tracking may go on between two steps. When the generator ends, later frames are
+        conditioned on the tokens, and the remembered frames are looked at again under the new
+        prompt (one pass each). Closing it earlier leaves everything as it was.
+
+        >>> for progress in tracker.optimize():
+        ...     tracker.step(next_frame)
+
+        Parameters
+        ----------
+        object_ids : sequence of int
+            Objects to learn tokens for; none: all.
+        budget : float
+            Seconds of work, not counting what happens between the steps. 0: as configured.
+
+        Raises
+        ------
+        UnknownObjectError, OptimizeError
+            At once: when an object does not exist, or tokens would have no effect. While it
+            runs: when an object has been removed.
+
+        """
+        self.check_optimize(object_ids, budget)
+        return self._optimize(tuple(object_ids), budget or self.config.optimize_budget)
+
+    def check_optimize(self, object_ids: Sequence[int] = (), budget: float = 0.0) -> None:
+        """Raise what :meth:`optimize` would raise at once; from any thread."""
+        for object_id in object_ids:
+            self._registry.check(object_id)
+        if not self._registry.objects:
+            raise OptimizeError('there are no objects to learn tokens for; seed one first')
+        if not 0.0 <= budget < float('inf'):
+            raise OptimizeError(f'the budget is {budget} seconds; give 0 (as configured) or more')
+        if not isinstance(self._features, DiffusionFeatures) or not prompt_reaches(self._features):
+            raise OptimizeError(
+                'tokens would have no effect: the network reads no prompt before the last '
+                'attention layer the tracker looks at. Choose later layers (option layers, for '
+                'instance up_blocks), inversion_steps of 1 or more, or another model'
+            )
+
+    def _optimize(
+        self, object_ids: tuple[int, ...], budget: float
+    ) -> Generator[OptimizeStep, None, OptimizeResult]:
+        features = self._features
+        assert isinstance(features, DiffusionFeatures)
+        seeds = []
+        wanted = object_ids or tuple(self._memory.object_ids)
+        for reference, masks, ids in self._memory.marked():
+            chosen = [k for k, number in enumerate(ids) if number in wanted]
+            if chosen and reference.features.image is not None:
+                numbers = tuple(ids[k] for k in chosen)
+                seeds.append(Seed(reference.features.image, masks[..., chosen], numbers))
+        config = self.config
+        learning = TextualInversion(
+            features,
+            seeds,
+            self._tokens,
+            tokens=config.prompt_tokens,
+            steps=config.optimize_steps,
+            budget=budget,
+            rate=config.optimize_rate,
+        )
+        steps = learning.run()
+        while True:
+            gone = [number for number in wanted if number not in self._tracked]
+            if gone:
+                raise OptimizeError(f'object {gone[0]} has been removed; tokens are not used')
+            try:
+                progress = next(steps)
+            except StopIteration as end:
+                self._condition(
+                    {key: value for key, value in learning.best.items() if key in self._tracked}
+                )
+                return end.value
+            yield progress
+
+    def _condition(self, tokens: dict[int, Tensor]) -> None:
+        """Condition the network on the tokens of objects, and look at all references again."""
+        features = self._features
+        assert isinstance(features, DiffusionFeatures)
+        self._tokens = tokens
+        prompt = join_prompt(features.checkpoint.prompt, tokens)
+        features.prompt = prompt.to(features.checkpoint.dtype)
+        self._memory.refresh(features.extract_resized)
+        for reference, masks, ids in self._memory.marked():
+            self._weigh_heads(reference.features, masks, ids)
+
     def check_object(self, object_id: int) -> None:
         """Raise UnknownObjectError unless the object is live; from any thread."""
         self._registry.check(object_id)
@@ -229,6 +331,8 @@ class Tracker:
         """Forget all objects and frames; a new frame size may follow."""
         self._memory.clear()
         self._weighting.clear()
+        if self._tokens:
+            self._condition({})
         self._tracked.clear()
         self._registry.clear()
 

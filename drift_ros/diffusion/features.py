@@ -177,7 +177,7 @@ class DiffusionFeatures:
 
     def noisy(self, latents: Tensor) -> Tensor:
         """Take clean latents (1, channels, h, w) to the noise level: (samples, channels, h, w)."""
-        if self._ddim and not self._samples:
+        if self._ddim is not None and self.inverts:
             with torch.inference_mode():
                 return self._ddim.invert(latents, self.timestep, self._steps, self.run_unet)
         alpha = float(self.checkpoint.scheduler.alphas_cumprod[self.timestep])
@@ -200,13 +200,22 @@ class DiffusionFeatures:
             max(round(width * ratio / stride), 1) * stride,
         )
 
-    def run_unet(self, latents: Tensor, timestep: int | None = None) -> Tensor:
+    @property
+    def inverts(self) -> bool:
+        """Whether whole passes of the network take the latents to the noise level."""
+        return self._ddim is not None and not self._samples
+
+    def run_unet(
+        self, latents: Tensor, timestep: int | None = None, prompt: Tensor | None = None
+    ) -> Tensor:
         """
         Run the U-Net on latents (n, channels, h, w); returns its prediction.
 
-        ``timestep`` is the level it is told; default: the one features are read at. Raises
-        PassEnded where a processor ended the pass.
+        ``timestep`` is the level it is told, by default the one features are read at; ``prompt``
+        (1, tokens, width) stands in for :attr:`prompt`. Raises PassEnded where a processor ended
+        the pass.
         """
+        prompt = self.prompt if prompt is None else prompt
         count = len(latents)
         added = {
             key: value.expand(count, *value.shape[1:])
@@ -215,15 +224,20 @@ class DiffusionFeatures:
         return self.checkpoint.unet(
             latents,
             self.timestep if timestep is None else timestep,
-            encoder_hidden_states=self.prompt.expand(count, -1, -1),
+            encoder_hidden_states=prompt.expand(count, -1, -1),
             added_cond_kwargs=added or None,
         ).sample
 
 
 def self_attention_layers(unet: torch.nn.Module) -> list[str]:
     """Names of all self-attention modules, in the order of the forward pass."""
+    return attention_layers(unet, '.attn1')
+
+
+def attention_layers(unet: torch.nn.Module, *endings: str) -> list[str]:
+    """Names of the attention modules with these endings, in the order of the forward pass."""
     order = {'down_blocks': 0, 'mid_block': 1, 'up_blocks': 2}
-    names = [name for name, _ in unet.named_modules() if name.endswith('.attn1')]
+    names = [name for name, _ in unet.named_modules() if name.endswith(endings)]
     return sorted(names, key=lambda name: order[name.split('.')[0]])  # stable within a block
 
 
@@ -325,11 +339,11 @@ class _QueryKeyCapture:
         heads = projected.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
         if norm is not None:
             heads = norm(heads)
-        grid = _token_grid(heads.shape[2], self._latent_size)
+        grid = token_grid(heads.shape[2], self._latent_size)
         return heads.float().mean(dim=0).unflatten(1, grid)
 
 
-def _token_grid(tokens: int, latent_size: tuple[int, int]) -> tuple[int, int]:
+def token_grid(tokens: int, latent_size: tuple[int, int]) -> tuple[int, int]:
     """Rows and columns of a layer with this many tokens: the latents' size halved some times."""
     height, width = latent_size
     while height * width > tokens and max(height, width) > 1:

@@ -40,11 +40,16 @@ class Job:
     run: Callable[[], None]
     after: int = -1
     """In replay, not before the frame of this sequence number was handed out."""
+    background: bool = False
+    """Waits until there is no other job, and lets frames that wait take turns with it."""
 
 
 class Mailbox:
     """
     Hands the worker one thing at a time: jobs first, then the next frame.
+
+    Background jobs come when no frame waits, or one between two frames: neither frames nor
+    background work can starve the other.
 
     Live (``replay=False``) it holds one frame, and a newer one replaces it. In replay it holds
     every frame, in order; once they exceed ``limit`` bytes :meth:`put` waits, so that the
@@ -55,6 +60,8 @@ class Mailbox:
         self._condition = threading.Condition()
         self._frames: deque[Frame] = deque()
         self._jobs: deque[Job] = deque()
+        self._background: deque[Job] = deque()
+        self._frames_turn = False
         self._bytes = 0
         self._taken = -1  # sequence number of the last frame handed out or thrown away
         self._closed = False
@@ -93,7 +100,7 @@ class Mailbox:
     def submit(self, job: Job) -> None:
         """Queue a job."""
         with self._condition:
-            self._jobs.append(job)
+            (self._background if job.background else self._jobs).append(job)
             self._condition.notify_all()
 
     def get(self) -> Frame | Job | None:
@@ -103,7 +110,11 @@ class Mailbox:
                 if self._jobs and (not self._replay or not self._frames
                                    or self._jobs[0].after <= self._taken):
                     return self._jobs.popleft()
+                if self._background and not (self._frames and self._frames_turn):
+                    self._frames_turn = True
+                    return self._background.popleft()
                 if self._frames:
+                    self._frames_turn = False
                     frame = self._frames.popleft()
                     self._bytes -= frame.size
                     self._taken = frame.sequence
@@ -127,8 +138,15 @@ class Mailbox:
         self.clear()
         with self._condition:
             self._jobs.clear()
+            self._background.clear()
             self._closed = True
             self._condition.notify_all()
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing is handed out any more."""
+        with self._condition:
+            return self._closed
 
     @property
     def waiting(self) -> int:

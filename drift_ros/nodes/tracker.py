@@ -37,6 +37,7 @@ from drift_ros import overlay
 from drift_ros.config import TrackerConfig
 from drift_ros.errors import DriftRosError, SeedError, UnknownObjectError
 from drift_ros.nodes import conversions, parameters, runtime
+from drift_ros.nodes.optimize import OptimizeAction
 from drift_ros.nodes.parameters import NodeConfig
 from drift_ros.nodes.stream import Frame, FrameBuffer, Job, Mailbox, Statistics
 
@@ -102,6 +103,10 @@ class TrackerNode(LifecycleNodeMixin, Node):
                                      (RemoveObject, 'remove_object', self._remove_object),
                                      (Trigger, 'reset', self._reset)):
             self.create_service(kind, f'~/{name}', callback, callback_group=self._services_group)
+        self._optimize = OptimizeAction(
+            self, lambda: ((self._tracker, self._mailbox) if self._tracker is not None
+                           else self._not_configured()),
+            lambda: self._active, self._services_group)
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
         # steady: diagnostics go on when simulated time stands still
         self._timer = self.create_timer(

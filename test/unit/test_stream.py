@@ -185,3 +185,29 @@ def test_statistics():
     assert numbers['silence'] == pytest.approx(90.5)
     assert numbers['received'] == 20
     assert numbers['latency_median'] != numbers['latency_median']  # NaN: nothing lately
+
+
+def test_background_jobs_take_turns_with_frames():
+    mailbox, done = Mailbox(replay=True, limit=10**9), []
+    mailbox.configure(True, 10**9)
+
+    def again(left):
+        done.append('step')
+        if left:
+            mailbox.submit(Job(lambda: again(left - 1), background=True))
+
+    mailbox.submit(Job(lambda: again(5), background=True))
+    mailbox.submit(Job(lambda: done.append('job')))
+    for number in range(3):
+        mailbox.put(Frame(number, number, None, 1, 0.0))
+    for _ in range(10):
+        item = mailbox.get()
+        if isinstance(item, Job):
+            item.run()
+        else:
+            done.append(item.sequence)
+    assert done == ['job', 'step', 0, 'step', 1, 'step', 2, 'step', 'step', 'step']
+    assert not mailbox.closed
+    mailbox.submit(Job(lambda: None, background=True))
+    mailbox.close()
+    assert mailbox.closed and mailbox.get() is None
