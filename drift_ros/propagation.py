@@ -129,45 +129,37 @@ def _propagate(
         )
     if temperature <= 0:
         raise ValueError(f'temperature is {temperature}; it must be above 0')
-    keys, labels = keys.to(query.dtype), labels.to(query.dtype)
+    labels = labels.to(query.dtype)
     scale = dim**-0.5 / temperature
     radii = [radius] * len(keys) if radius is None or isinstance(radius, int) else list(radius)
     if len(radii) != len(keys):
         raise ValueError(f'{len(radii)} radii are given for {len(keys)} references')
     whole = max(height, width)
-    if exclude < 0 and all(reach is None or reach >= whole for reach in radii):
+    reaches = [whole if reach is None else min(reach, whole) for reach in radii]
+    if exclude < 0 and min(reaches) == whole:
         return _propagate_everywhere(query[:, ::every, ::every], keys, labels, scale, top_k, mix)
     # references that share a radius share their windows
-    groups = [
-        (reach, [index for index, other in enumerate(radii) if other == reach])
-        for reach in dict.fromkeys(radii)
-    ]
-    views = [(whole if reach is None else reach, keys[used], labels[used])
-             for reach, used in groups]
-
-    # A window that holds one label vector only returns that vector whatever the affinities are:
-    # tiles far from every object cost nothing.
+    groups = []
+    for reach in dict.fromkeys(reaches):
+        used = [index for index, other in enumerate(reaches) if other == reach]
+        groups.append((reach, keys[used], labels[used]))
     out = labels[0].expand(len(mix), -1, -1, -1).clone()
     for y0 in range(0, height, _TILE):
         for x0 in range(0, width, _TILE):
             tile = (slice(y0, min(y0 + _TILE, height)), slice(x0, min(x0 + _TILE, width)))
-            windows = [
-                tuple(slice(max(span.start - reach, 0), span.stop + reach) for span in tile)
-                for reach, _, _ in views
-            ]
-            values = torch.cat(
-                [
-                    group[:, rows, columns].flatten(0, 2)
-                    for (_, _, group), (rows, columns) in zip(views, windows, strict=True)
-                ]
-            )  # (R * rows * columns, C)
-            if bool((values == values[0]).all()):
-                out[(slice(None), *tile)] = values[0]
+            # Where all references hold one label vector only, that is the answer whatever the
+            # affinities are: tiles far from every object cost nothing. The smallest window
+            # decides; what only a wider one holds has not come near yet.
+            near = labels[(slice(None), *_window(tile, min(reaches)))]
+            if bool((near == near[0, 0, 0]).all()):
+                out[(slice(None), *tile)] = near[0, 0, 0]
                 continue
-            tile_keys, biases = [], []
-            for (reach, group, _), (rows, columns) in zip(views, windows, strict=True):
-                seen = group[:, :, rows, columns]  # (R, heads, rows, columns, d)
+            tile_keys, values, biases = [], [], []
+            for reach, group_keys, group_labels in groups:
+                rows, columns = _window(tile, reach)
+                seen = group_keys[:, :, rows, columns]  # (references, heads, rows, columns, d)
                 tile_keys.append(seen.transpose(0, 1).flatten(1, 3))
+                values.append(group_labels[:, rows, columns].flatten(0, 2))
                 bias = _window_bias(
                     (tile[0].stop - y0, tile[1].stop - x0),
                     (seen.shape[2], seen.shape[3]),
@@ -177,15 +169,15 @@ def _propagate(
                     exclude,
                     every,
                 )
-                biases.append(bias.to(query.dtype).repeat(1, len(group)))
+                biases.append(bias.expand(len(seen), -1, -1))  # (references, tile, window)
             part = (slice(None), *(slice(span.start, span.stop, every) for span in tile))
             propagated = _attend(
                 query[part].flatten(1, 2),  # (heads, tile, d)
-                torch.cat(tile_keys, dim=1),
-                values,
+                torch.cat(tile_keys, dim=1),  # (heads, m, d), the keys of all windows
+                torch.cat(values),  # (m, C)
                 scale,
                 top_k,
-                torch.cat(biases, dim=1),
+                biases,
             )  # (heads, tile, C)
             mixed = torch.einsum('hnc,oh->onc', propagated, mix)
             out[part] = mixed.view(out[part].shape)
@@ -200,32 +192,50 @@ def _propagate_everywhere(
     flat_keys = keys.transpose(0, 1).flatten(1, 3)  # (heads, R * N, d)
     values = labels.flatten(0, 2)  # (R * N, C)
     rows = [
-        torch.einsum('hnc,oh->onc', _attend(chunk, flat_keys, values, scale, top_k, None), mix)
+        torch.einsum('hnc,oh->onc', _attend(chunk, flat_keys, values, scale, top_k, ()), mix)
         for chunk in flat_query.split(_CHUNK, dim=1)
     ]
     return torch.cat(rows, dim=1).view(len(mix), height, width, -1)
 
 
 def _attend(
-    query: Tensor, key: Tensor, value: Tensor, scale: float, top_k: int, bias: Tensor | None
+    query: Tensor, key: Tensor, value: Tensor, scale: float, top_k: int, biases: Sequence[Tensor]
 ) -> Tensor:
-    """Attend from (heads, n, d) to (heads, m, d) with values (m, C): (heads, n, C)."""
+    """
+    Attend from (heads, n, d) to (heads, m, d) with values (m, C): (heads, n, C).
+
+    ``biases``, (references, n, window) each, are those of the m keys in their order; none: 0.
+    """
+    key = key.to(query.dtype)
     if not 0 < top_k < key.shape[1]:
+        mask = None
+        if biases:
+            mask = torch.cat([bias.transpose(0, 1).flatten(1) for bias in biases], dim=-1)
+            mask = mask.to(query.dtype)
         # The fused kernels want values as wide as the keys: pad, or take the channels in groups.
         dim = query.shape[-1]
         parts = []
         for group in value.split(dim, dim=-1):
             padded = F.pad(group, (0, dim - group.shape[-1])).expand(key.shape[0], -1, -1)
             attended = F.scaled_dot_product_attention(
-                query[None], key[None], padded[None], attn_mask=bias, scale=scale
+                query[None], key[None], padded[None], attn_mask=mask, scale=scale
             )[0]
             parts.append(attended[..., : group.shape[-1]])
         return torch.cat(parts, dim=-1)
     logits = torch.matmul(query * scale, key.transpose(1, 2))  # (heads, n, m)
-    if bias is not None:
-        logits += bias
+    start = 0
+    for bias in biases:
+        references, _, window = bias.shape
+        seen = logits[..., start : start + references * window]
+        seen.unflatten(-1, (references, window)).add_(bias.transpose(0, 1))
+        start += references * window
     best, index = _largest(logits, top_k)  # (heads, n, top_k)
     return torch.einsum('hnk,hnkc->hnc', best.softmax(dim=-1), value[index])
+
+
+def _window(tile: Sequence[slice], reach: int) -> tuple[slice, ...]:
+    """Rows and columns of the keys that a tile's queries see."""
+    return tuple(slice(max(span.start - reach, 0), span.stop + reach) for span in tile)
 
 
 def _largest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
