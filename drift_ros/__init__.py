@@ -21,10 +21,12 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
         CheckpointError,
         DriftRosError,
         FrameError,
+        PromptError,
         SeedError,
         UnknownObjectError,
     )
     from drift_ros.objects import ObjectEstimate, ObjectInfo, ObjectState, SeedRequest
+    from drift_ros.refinement.segmenter import Prompt, Segmentation
     from drift_ros.tracker import Tracker, TrackResult
 
 _EXPORTS = {
@@ -34,8 +36,11 @@ _EXPORTS = {
     'ObjectEstimate': 'objects',
     'ObjectInfo': 'objects',
     'ObjectState': 'objects',
+    'Prompt': 'refinement.segmenter',
+    'PromptError': 'errors',
     'SeedError': 'errors',
     'SeedRequest': 'objects',
+    'Segmentation': 'refinement.segmenter',
     'TrackResult': 'tracker',
     'Tracker': 'tracker',
     'TrackerConfig': 'config',
@@ -48,8 +53,11 @@ __all__ = [
     'ObjectEstimate',
     'ObjectInfo',
     'ObjectState',
+    'Prompt',
+    'PromptError',
     'SeedError',
     'SeedRequest',
+    'Segmentation',
     'TrackResult',
     'Tracker',
     'TrackerConfig',

@@ -14,6 +14,10 @@ _COMMANDS = {
     'eval': ('drift_ros.evaluation.commands:evaluate',
              'Measure tracking accuracy on datasets and bags.'),
     'bag': ('drift_ros.evaluation.commands:bag', 'Make rosbag2 bags from datasets and videos.'),
+    'models': ('drift_ros.models:models',
+               'List known checkpoints, check a file, download one.'),
+    'seed': ('drift_ros.nodes.seed:seed',
+             'Ask a running tracker node to follow what a box or a point marks.'),
     'demo': ('drift_ros.nodes.demo:demo',
              'Track real video through real ROS 2 nodes, end to end.'),
 }

@@ -132,8 +132,44 @@ class TrackerConfig:
     )
     refinement: str = _option(
         'guided',
-        "Sharpen masks at the image's edges: guided (edge-aware filter) or none.",
-        choices=('guided', 'none'),
+        "Sharpen masks at the image's edges: sam (Segment Anything), grabcut, bilateral (solver), "
+        'guided (filter) or none.',
+        choices=('sam', 'grabcut', 'bilateral', 'guided', 'none'),
+    )
+    sam_checkpoint: str = _option(
+        '',
+        'Segment Anything weights: an official .pth file (vit_b, vit_l, vit_h), a MobileSAM file, '
+        'or a folder with model.safetensors and config.json. Empty: the embedded small model.',
+    )
+    refine_every: int = _option(
+        1,
+        'With sam and grabcut, refine every so many frames; the guided filter does those between.',
+        low=1,
+        high=1000,
+    )
+    refinement_gate: float = _option(
+        0.6,
+        'A mask of sam or grabcut is taken only if it scores this much; the score is made of its '
+        'overlap with the coarse mask, and with sam of its expected quality and stability.',
+        low=0.0,
+        high=1.0,
+    )
+    segmenter: str = _option(
+        'grabcut',
+        'Makes masks of boxes and clicks: sam (Segment Anything) or grabcut.',
+        choices=('sam', 'grabcut'),
+    )
+    memory_labels: str = _option(
+        'coarse',
+        'What is remembered of a frame: the coarse masks, or the refined ones of sam and grabcut '
+        'where gate and confidence allow.',
+        choices=('coarse', 'refined'),
+    )
+    memory_confidence: float = _option(
+        0.5,
+        'Confidence of an object from which its refined mask may be remembered.',
+        low=0.0,
+        high=1.0,
     )
     confidence_threshold: float = _option(
         0.3, 'An object less confident than this counts as occluded.', low=0.0, high=1.0

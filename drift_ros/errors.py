@@ -29,6 +29,23 @@ class SeedError(DriftRosError):
         self.reasons = dict(reasons or {})
 
 
+class PromptError(DriftRosError):
+    """
+    A prompt was refused, or gave no mask.
+
+    Attributes
+    ----------
+    reasons : dict of int to str
+        Why, by index of the prompt; empty when the request as a whole is at fault.
+
+    """
+
+    def __init__(self, message: str, reasons: Mapping[int, str] | None = None) -> None:
+        """Keep the message and the reason of each prompt."""
+        super().__init__(message)
+        self.reasons = dict(reasons or {})
+
+
 class UnknownObjectError(DriftRosError):
     """No live object has this id."""
 

@@ -34,7 +34,14 @@ from drift_ros.objects import (
     SeedRequest,
     TrackedObject,
 )
-from drift_ros.refinement import FrameRefiner, make_refiner
+from drift_ros.refinement import make_refiner, Refined
+from drift_ros.refinement.segmenter import (
+    label_image,
+    make_segmenter,
+    Prompt,
+    Segmentation,
+    Segmenter,
+)
 
 
 class FeatureExtractor(Protocol):
@@ -63,14 +70,14 @@ class TrackResult:
     labels: np.ndarray
     objects: tuple[ObjectEstimate, ...]
     timings: dict[str, float]
-    _coarse: dict[int, np.ndarray] = field(repr=False)
-    _refiner: FrameRefiner | None = field(repr=False)
+    _found: frozenset[int] = field(repr=False)
+    _refined: Refined | None = field(repr=False)
 
     def probability(self, object_id: int) -> np.ndarray:
         """Give the refined probability of an object: (H, W) float32 in [0, 1]; 0 if not found."""
-        if object_id not in self._coarse:
+        if self._refined is None or object_id not in self._found:
             return np.zeros(self.labels.shape, np.float32)
-        return _render(self._coarse[object_id], self.labels.shape, self._refiner)
+        return self._refined.probability(object_id)
 
 
 class Tracker:
@@ -118,7 +125,9 @@ class Tracker:
         self.config = config or TrackerConfig()
         self.config.validate()
         self._features = features or _diffusion_features(checkpoint, self.config, device)
-        self._refiner = make_refiner(self.config.refinement)
+        self._refiner = make_refiner(self.config, device)
+        self._device = device
+        self._segmenter: Segmenter | None = None  # made when it is first needed
         self._memory = ReferenceMemory(self.config)
         self._weighting = HeadWeighting(self.config)
         self._registry = ObjectRegistry(self.config)
@@ -167,6 +176,45 @@ class Tracker:
         request = self.prepare_seed(frame, label_mask, names)
         self.apply_seed(request)
         return list(request.object_ids)
+
+    def segment(self, frame: np.ndarray, prompts: Sequence[Prompt]) -> list[Segmentation]:
+        """
+        Make a mask of each prompt (boxes, points) and follow nothing; from any thread.
+
+        Raises
+        ------
+        FrameError, PromptError
+            With the reason of each prompt that cannot be used or gave no mask.
+        CheckpointError
+            The option ``sam_checkpoint`` cannot be used.
+
+        """
+        if self._segmenter is None:
+            self._segmenter = make_segmenter(self.config, self._device)
+        return self._segmenter.segment(frame, prompts)
+
+    def seed_prompts(
+        self, frame: np.ndarray, prompts: Sequence[Prompt]
+    ) -> tuple[list[int], list[Segmentation]]:
+        """
+        Start to follow what boxes and points mark: :meth:`segment`, then :meth:`seed`.
+
+        Returns
+        -------
+        tuple
+            The new objects' ids and their masks, in the order of the prompts.
+
+        Raises
+        ------
+        FrameError, PromptError, SeedError
+            Nothing was seeded, and tracking is as it was.
+
+        """
+        found = self.segment(frame, prompts)
+        names = {index: prompt.name for index, prompt in enumerate(prompts, start=1)}
+        request = self.prepare_seed(frame, label_image(found), names)
+        self.apply_seed(request)
+        return list(request.object_ids), found
 
     def prepare_seed(
         self,
@@ -358,7 +406,8 @@ class Tracker:
         self._registry.check_size(frame)
         clock = _Stopwatch()
         if not self._tracked:
-            return TrackResult(np.zeros(frame.shape[:2], np.uint8), (), clock.stop(), {}, None)
+            empty = np.zeros(frame.shape[:2], np.uint8)
+            return TrackResult(empty, (), clock.stop(), frozenset(), None)
         features = self._features.extract(frame)
         clock.lap('features')
 
@@ -366,18 +415,20 @@ class Tracker:
         if any(entry.state is not ObjectState.TRACKING for entry in self._tracked.values()):
             soft = self._recover(features, soft)
         confidences = self._update_states(soft)
-        self._memory.push(features, soft)
         clock.lap('propagation')
 
         coarse = self._compete(soft)
-        refiner = self._refiner.begin(frame) if self._refiner and coarse else None
-        labels = self._assign(coarse, frame.shape[:2], refiner)
+        refined = self._refiner.refine(frame, coarse) if coarse else None
+        labels = self._assign(refined, tuple(coarse), frame.shape[:2])
+        if refined is not None and self.config.memory_labels == 'refined':
+            soft = self._sharpen(soft, refined, confidences)
+        self._memory.push(features, soft)
         objects = tuple(
             _estimate(entry, confidences[object_id], labels)
             for object_id, entry in sorted(self._tracked.items())
         )
         clock.lap('refinement')
-        return TrackResult(labels, objects, clock.stop(), coarse, refiner)
+        return TrackResult(labels, objects, clock.stop(), frozenset(coarse), refined)
 
     def _recover(self, features: FrameFeatures, soft: Tensor) -> Tensor:
         """Take missing objects from a search of the whole frame, where it finds them."""
@@ -425,21 +476,46 @@ class Tracker:
         return {number: channel / total for number, channel in shown.items() if number}
 
     def _assign(
-        self, coarse: dict[int, np.ndarray], size: tuple[int, int], refiner: FrameRefiner | None
+        self, refined: Refined | None, ids: tuple[int, ...], size: tuple[int, int]
     ) -> np.ndarray:
         """Give each pixel to the most probable object, or to the background."""
         wide = max(self._tracked, default=0) > 255
         labels = np.zeros(size, np.uint16 if wide else np.uint8)
+        if refined is None:
+            return labels
         best = np.zeros(size, np.float32)
         background = np.ones(size, np.float32)
-        for number, channel in coarse.items():
-            probability = _render(channel, size, refiner)
+        for number in ids:
+            probability = refined.probability(number)
             background -= probability
             ahead = probability > best
             labels[ahead] = number
             best[ahead] = probability[ahead]
         labels[best <= background] = 0
         return labels
+
+    def _sharpen(
+        self, soft: Tensor, refined: Refined, confidences: dict[int, float]
+    ) -> Tensor:
+        """Put refined masks into the labels to remember, where gate and confidence allow."""
+        chosen = {
+            channel: object_id
+            for channel, object_id in enumerate(self._memory.object_ids, start=1)
+            if object_id in refined.accepted
+            and confidences[object_id] >= self.config.memory_confidence
+        }
+        if not chosen:
+            return soft
+        height, width = soft.shape[:2]
+        objects = soft[..., 1:].clone()
+        for channel, object_id in chosen.items():
+            share = cv2.resize(
+                refined.probability(object_id), (width, height), interpolation=cv2.INTER_AREA
+            )
+            objects[..., channel - 1] = torch.from_numpy(share).to(soft.device)
+        total = objects.sum(dim=-1, keepdim=True)
+        objects /= total.clamp_min(1.0)
+        return torch.cat([(1.0 - total).clamp_min(0.0), objects], dim=-1)
 
 
 def _diffusion_features(
@@ -480,13 +556,6 @@ def _stretch(channel: np.ndarray) -> np.ndarray:
     """Min-max normalise (h, w), as DINO's video segmentation evaluation does."""
     low, high = float(channel.min()), float(channel.max())
     return (channel - low) / (high - low) if high > low else channel
-
-
-def _render(coarse: np.ndarray, size: tuple[int, ...], refiner: FrameRefiner | None) -> np.ndarray:
-    """Upsample (h, w) to the frame's (H, W), and refine."""
-    height, width = size
-    probability = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_LINEAR)
-    return refiner.refine(probability) if refiner else probability
 
 
 def _estimate(entry: TrackedObject, confidence: float, labels: np.ndarray) -> ObjectEstimate:

@@ -11,7 +11,7 @@ os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 
 import click  # noqa: E402
 from rich.console import Console  # noqa: E402
-from rich.progress import (  # noqa: E402  # noqa: E402
+from rich.progress import (  # noqa: E402
     BarColumn,
     MofNCompleteColumn,
     Progress,
@@ -21,7 +21,8 @@ from rich.progress import (  # noqa: E402  # noqa: E402
 )
 
 
-def _progress(console: Console) -> Progress:
+def show_progress(console: Console) -> Progress:
+    """Make a progress bar with a note at its end."""
     return Progress(TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(),
                     TimeElapsedColumn(), TimeRemainingColumn(), TextColumn('{task.fields[note]}'),
                     console=console)
@@ -78,7 +79,7 @@ def main(folders: tuple[Path, ...], out: Path, config_file: Path | None,
     started = time.monotonic()
     shown: dict[str, float] = {}
 
-    with _progress(console) as progress:
+    with show_progress(console) as progress:
         task = progress.add_task('training', total=config['steps'], completed=trainer.step,
                                  note='')
 

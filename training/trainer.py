@@ -26,14 +26,16 @@ from .views import collate, make_scene, PhotoFolder, ViewConfig
 DEFAULT_CONFIG = Path(__file__).with_name('config.yaml')
 
 
-def load_config(path: Path | None = None, overrides: tuple[str, ...] = ()) -> dict[str, Any]:
+def load_config(path: Path | None = None, overrides: tuple[str, ...] = (),
+                defaults: Path = DEFAULT_CONFIG) -> dict[str, Any]:
     """
     Read a configuration file over the defaults.
 
     Parameters
     ----------
-    path : YAML file whose keys override the packaged `config.yaml`
+    path : YAML file whose keys override those of `defaults`
     overrides : 'key=value' strings; nested keys with dots, values in YAML
+    defaults : YAML file with all keys
 
     Raises
     ------
@@ -41,7 +43,7 @@ def load_config(path: Path | None = None, overrides: tuple[str, ...] = ()) -> di
         for an unknown key, naming it
 
     """
-    config = yaml.safe_load(DEFAULT_CONFIG.read_text())
+    config = yaml.safe_load(defaults.read_text())
 
     def merge(into: dict[str, Any], new: dict[str, Any], prefix: str = '') -> None:
         for key, value in new.items():

@@ -159,7 +159,7 @@ def _apply(m: np.ndarray, points: np.ndarray) -> np.ndarray:
     return (p / w[..., None]).astype(np.float32)
 
 
-def _photometric(rng: Generator, image: np.ndarray, strength: float) -> np.ndarray:
+def photometric(rng: Generator, image: np.ndarray, strength: float) -> np.ndarray:
     """Return the image with weak random exposure, blur, noise and compression, uint8."""
     if rng.random() < 0.15:
         strength *= 3.0
@@ -266,8 +266,8 @@ def make_scene(photos: PhotoFolder, rng: Generator, config: ViewConfig) -> Scene
                                   borderMode=cv2.BORDER_CONSTANT)
                 canvas += (colour - canvas) * alpha[..., None]
                 top[alpha > 0.5] = layer
-        images[view] = _photometric(rng, np.clip(canvas, 0, 255).astype(np.uint8),
-                                    config.photometric)
+        images[view] = photometric(rng, np.clip(canvas, 0, 255).astype(np.uint8),
+                                   config.photometric)
         tops[view] = top
         # token centres lie between pixels: average the two neighbours' positions
         points = np.choose(top[..., None], [p for p, _ in grids])

@@ -17,6 +17,7 @@ import time
 import traceback
 from typing import Any, TYPE_CHECKING
 
+from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray
 from drift_ros_msgs.msg import TrackArray
 from drift_ros_msgs.srv import RemoveObject, SeedMask
@@ -39,6 +40,7 @@ from drift_ros.errors import DriftRosError, SeedError, UnknownObjectError
 from drift_ros.nodes import conversions, parameters, runtime
 from drift_ros.nodes.optimize import OptimizeAction
 from drift_ros.nodes.parameters import NodeConfig
+from drift_ros.nodes.prompting import Picture, PromptServices
 from drift_ros.nodes.stream import Frame, FrameBuffer, Job, Mailbox, Statistics
 
 if TYPE_CHECKING:
@@ -107,6 +109,7 @@ class TrackerNode(LifecycleNodeMixin, Node):
             self, lambda: ((self._tracker, self._mailbox) if self._tracker is not None
                            else self._not_configured()),
             lambda: self._active, self._services_group)
+        self._prompts = PromptServices(self, self, self._services_group)
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
         # steady: diagnostics go on when simulated time stands still
         self._timer = self.create_timer(
@@ -344,6 +347,27 @@ class TrackerNode(LifecycleNodeMixin, Node):
         return 'the node is not configured: call its configure transition first' + (
             f' (the last attempt failed: {self._failure})' if self._failure else '')
 
+    def engine(self) -> tuple[Tracker, Mailbox] | str:
+        """Give the engine and the worker's mailbox, or why there is none."""
+        tracker, mailbox = self._tracker, self._mailbox
+        return self._not_configured() if tracker is None else (tracker, mailbox)
+
+    def picture(self, image: Image | None, stamp: Time) -> Picture:
+        """
+        Decode the image a request brought, or the buffered frame of its stamp.
+
+        :raises ConversionError: the image cannot be decoded
+        :raises LookupError: no frame of this stamp is buffered
+        """
+        if image is not None and image.data:
+            return Picture(conversions.image_to_rgb(image), image.header, -1)
+        frame = self._buffer.find(stamp.sec * 10**9 + stamp.nanosec)
+        return Picture(self._decode(frame.message), frame.message.header, frame.sequence)
+
+    def seeded(self) -> None:
+        """Tell the names of the objects."""
+        self._publish_names()
+
     def _seed_mask(self, request: SeedMask.Request,
                    response: SeedMask.Response) -> SeedMask.Response:
         """Check a seed and answer; the worker carries it out before the next frame."""
@@ -356,14 +380,8 @@ class TrackerNode(LifecycleNodeMixin, Node):
         try:
             mask = conversions.image_to_labels(request.mask)
             labels = [value for value in np.unique(mask).tolist() if value]
-            after = -1
-            if request.image.data:
-                image = conversions.image_to_rgb(request.image)
-            else:
-                frame = self._buffer.find(stamp_of(request.mask.header))
-                image = self._decode(frame.message)
-                after = frame.sequence
-            seed = tracker.prepare_seed(image, mask, list(request.names))
+            picture = self.picture(request.image, request.mask.header.stamp)
+            seed = tracker.prepare_seed(picture.image, mask, list(request.names))
         except (conversions.ConversionError, DriftRosError, LookupError) as error:
             if isinstance(error, SeedError):
                 reasons = error.reasons
@@ -378,7 +396,7 @@ class TrackerNode(LifecycleNodeMixin, Node):
             tracker.apply_seed(seed)
             self._publish_names()
 
-        mailbox.submit(Job(apply, after))
+        mailbox.submit(Job(apply, picture.after))
         response.success = True
         response.labels = list(seed.labels)
         response.object_ids = list(seed.object_ids)
@@ -495,7 +513,8 @@ class TrackerNode(LifecycleNodeMixin, Node):
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run the node as a process: ``ros2 run drift_ros tracker``."""
-    runtime.run(TrackerNode, args)
+    # waiting requests hold threads: two for masks, one that optimises, and in replay the images
+    runtime.run(TrackerNode, args, threads=6)
 
 
 if __name__ == '__main__':

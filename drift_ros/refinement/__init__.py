@@ -1,27 +1,98 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Refiners: from blurred token-grid probabilities to the image's edges."""
+"""
+Refiners: from blurred token-grid probabilities to the image's edges.
 
-from typing import Protocol
+A refiner looks at a frame once, with the coarse probabilities of all objects, and gives back a
+:class:`Refined` that renders them one at a time.
+"""
+
+from collections.abc import Mapping
+from typing import Protocol, TYPE_CHECKING
 
 import numpy as np
 
-from drift_ros.refinement.guided import GuidedFilter
+from drift_ros.refinement.filters import BilateralSolver, GuidedFilter, Upsampling
+from drift_ros.refinement.grabcut import GrabCut
+
+if TYPE_CHECKING:
+    import torch
+
+    from drift_ros.config import TrackerConfig
 
 
-class FrameRefiner(Protocol):
-    """Refines the objects of one frame, whose image was looked at once."""
+class Refined(Protocol):
+    """
+    The refined objects of one frame.
 
-    def refine(self, probability: np.ndarray) -> np.ndarray:
-        """Refine one object's (H, W) float32 probability in [0, 1]: same shape and range."""
+    Attributes
+    ----------
+    accepted : frozenset of int
+        Objects whose masks were segmented anew and passed the gate. The masks of the others are
+        the coarse ones, smoothed along edges.
+
+    """
+
+    accepted: frozenset[int]
+
+    def probability(self, object_id: int) -> np.ndarray:
+        """Render an object: (H, W) float32 in [0, 1]."""
 
 
 class Refiner(Protocol):
-    """Makes a :class:`FrameRefiner` of each frame."""
+    """Makes a :class:`Refined` of each frame."""
 
-    def begin(self, frame: np.ndarray) -> FrameRefiner:
-        """Look at a frame, (H, W, 3) uint8 RGB."""
+    def refine(self, frame: np.ndarray, coarse: Mapping[int, np.ndarray]) -> Refined:
+        """
+        Refine all objects of a frame.
+
+        Parameters
+        ----------
+        frame : np.ndarray
+            (H, W, 3) uint8 RGB.
+        coarse : mapping from int to np.ndarray
+            By object id, (h, w) float32 in [0, 1], probabilities on the token grid; their sum is
+            at most 1.
+
+        """
 
 
-def make_refiner(name: str) -> Refiner | None:
-    """Make the refiner that the option ``refinement`` names; None for 'none'."""
-    return GuidedFilter() if name == 'guided' else None
+class Every:
+    """Refines every ``period``-th frame; a cheaper refiner does those between."""
+
+    def __init__(self, refiner: Refiner, between: Refiner, period: int) -> None:
+        self._refiner, self._between, self._period = refiner, between, period
+        self._frame = 0
+
+    def refine(self, frame: np.ndarray, coarse: Mapping[int, np.ndarray]) -> Refined:
+        """Refine as one of the two does."""
+        chosen = self._refiner if self._frame % self._period == 0 else self._between
+        self._frame += 1
+        return chosen.refine(frame, coarse)
+
+
+def make_refiner(config: 'TrackerConfig', device: 'str | torch.device' = 'auto') -> Refiner:
+    """
+    Make the refiner that the options ask for.
+
+    Raises
+    ------
+    CheckpointError
+        ``sam_checkpoint`` cannot be used; the message says what to do.
+
+    """
+    smooth = GuidedFilter()
+    if config.refinement == 'none':
+        return Upsampling()
+    if config.refinement == 'guided':
+        return smooth
+    if config.refinement == 'bilateral':
+        return BilateralSolver()
+    refiner: Refiner
+    if config.refinement == 'grabcut':
+        refiner = GrabCut(smooth, gate=config.refinement_gate)
+    else:
+        from drift_ros.refinement.sam import sam_predictor, SamRefiner
+
+        predictor = sam_predictor(config.sam_checkpoint, device)
+        refiner = SamRefiner(predictor, smooth, gate=config.refinement_gate)
+    return Every(refiner, smooth, config.refine_every) if config.refine_every > 1 else refiner

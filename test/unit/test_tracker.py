@@ -343,7 +343,7 @@ def test_a_seed_that_fails_inside_the_network_reserves_nothing():
     [
         ('radius', -1, r'radius is -1; it must lie in \[0, 512\]'),
         ('temperature', 0.0, 'temperature is 0.0'),
-        ('refinement', 'magic', "refinement is 'magic'; choose from guided, none"),
+        ('refinement', 'magic', "refinement is 'magic'; choose from sam"),
         ('resolution', 1.5, 'resolution is 1.5; it must be of type int'),
         ('normalize', 1, 'normalize is 1; it must be of type bool'),
         ('temperature', float('nan'), 'temperature is nan'),

@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Edge-aware smoothing without weights."""
+
+from collections.abc import Mapping
+
+import cv2
+import numpy as np
+from scipy import sparse
+from scipy.sparse.linalg import cg
+
+
+class Upsampling:
+    """No refinement: bilinear interpolation from the token grid."""
+
+    def refine(self, frame: np.ndarray, coarse: Mapping[int, np.ndarray]) -> 'Smoothed':
+        """Keep the probabilities as they are."""
+        return Smoothed(frame.shape[:2], coarse)
+
+
+class GuidedFilter:
+    """Guided image filter (He, Sun, Tang 2010), OpenCV's, with the frame as its guide."""
+
+    def __init__(self, radius: float = 1 / 60, smoothness: float = 5.0) -> None:
+        """
+        Set the filter.
+
+        Parameters
+        ----------
+        radius : float
+            Half width of the filter's window, in shares of the frame's shorter side.
+        smoothness : float
+            Grey levels (of 255) below which a difference does not count as an edge.
+
+        """
+        self._radius = radius
+        self._epsilon = smoothness**2
+
+    def refine(self, frame: np.ndarray, coarse: Mapping[int, np.ndarray]) -> 'Smoothed':
+        """Compute the guide's statistics once for all objects."""
+        radius = max(round(self._radius * min(frame.shape[:2])), 1)
+        return _Guided(
+            frame.shape[:2], coarse, cv2.ximgproc.createGuidedFilter(frame, radius, self._epsilon)
+        )
+
+
+class BilateralSolver:
+    """
+    Fast bilateral solver (Barron and Poole 2016).
+
+    The result is smooth where the frame is and close to the coarse probability where that is
+    certain. It is found on a bilateral grid, whose vertices stand for pixels near each other in
+    place and colour, of the frame reduced to ``side`` pixels at its shorter side.
+    """
+
+    def __init__(
+        self,
+        place: float = 6.0,
+        luma: float = 12.0,
+        chroma: float = 8.0,
+        smoothness: float = 8.0,
+        side: int = 240,
+    ) -> None:
+        """
+        Set the solver.
+
+        Parameters
+        ----------
+        place, luma, chroma : float
+            Size of a grid cell in pixels of the reduced frame and in grey levels (of 255).
+        smoothness : float
+            Weight of smoothness against closeness.
+        side : int
+            Shorter side of the reduced frame in pixels.
+
+        """
+        self._cell = (place, place, luma, chroma, chroma)
+        self._smoothness = smoothness
+        self._side = side
+
+    def refine(self, frame: np.ndarray, coarse: Mapping[int, np.ndarray]) -> 'Smoothed':
+        """Build the grid once for all objects."""
+        height, width = frame.shape[:2]
+        scale = min(self._side / min(height, width), 1.0)
+        size = (round(scale * width), round(scale * height))
+        small = cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
+        grid = _BilateralGrid(small, self._cell, self._smoothness)
+        return _Solved((height, width), coarse, grid, size)
+
+
+class _BilateralGrid:
+    def __init__(self, frame: np.ndarray, cell: tuple[float, ...], smoothness: float) -> None:
+        colours = cv2.cvtColor(frame, cv2.COLOR_RGB2YCrCb).astype(np.float32)
+        rows, columns = np.mgrid[: frame.shape[0], : frame.shape[1]].astype(np.float32)
+        places = np.stack([columns, rows, *np.moveaxis(colours, -1, 0)], -1).reshape(-1, 5)
+        cells = (places / np.array(cell, np.float32)).astype(np.int64)
+        # one number a cell, with room for neighbours on both sides
+        extent = cells.max(0) + 3
+        steps = np.concatenate([[1], np.cumprod(extent[:-1])])
+        keys, self.vertex = np.unique((cells + 1) @ steps, return_inverse=True)
+        count = len(keys)
+        total = 2.0 * 5 * sparse.identity(count, format='csr')
+        for step in steps:
+            place = np.searchsorted(keys, keys + step)
+            place[place == count] = 0
+            left = np.flatnonzero(keys[place] == keys + step)
+            link = sparse.csr_matrix(
+                (np.ones(len(left)), (left, place[left])), shape=(count, count)
+            )
+            total = total + link + link.T
+        self._count = count
+        mass = np.bincount(self.vertex, minlength=count).astype(np.float64)
+        # scale the blur so that it keeps constants (bistochastisation)
+        scale = np.ones(count)
+        for _ in range(8):
+            scale = np.sqrt(scale * mass / (total @ scale))
+        diagonal = sparse.diags(scale)
+        self._laplacian = smoothness * (
+            sparse.diags(scale * (total @ scale)) - diagonal @ total @ diagonal
+        )
+
+    def solve(self, target: np.ndarray, certainty: np.ndarray) -> np.ndarray:
+        """Smooth (h, w) values in [0, 1] whose weights are in [0, 1]."""
+        weight = np.bincount(self.vertex, certainty.ravel(), self._count)
+        value = np.bincount(self.vertex, (certainty * target).ravel(), self._count)
+        matrix = self._laplacian + sparse.diags(weight + 1e-6)
+        inverse = sparse.diags(1.0 / matrix.diagonal())
+        start = value / np.maximum(weight, 1e-6)
+        solution, _ = cg(matrix, value, x0=start, rtol=1e-3, maxiter=20, M=inverse)
+        return solution[self.vertex].reshape(target.shape).astype(np.float32)
+
+
+class Smoothed:
+    """Renders objects by interpolation; subclasses smooth what comes out."""
+
+    accepted: frozenset[int] = frozenset()
+
+    def __init__(self, size: tuple[int, ...], coarse: Mapping[int, np.ndarray]) -> None:
+        self.size, self._coarse = size, coarse
+
+    def probability(self, object_id: int) -> np.ndarray:
+        """Render an object: (H, W) float32 in [0, 1]."""
+        height, width = self.size
+        return self.smooth(
+            cv2.resize(self._coarse[object_id], (width, height), interpolation=cv2.INTER_LINEAR)
+        )
+
+    def smooth(self, probability: np.ndarray) -> np.ndarray:
+        """Smooth (H, W) float32 in [0, 1]."""
+        return probability
+
+
+class _Guided(Smoothed):
+    def __init__(
+        self,
+        size: tuple[int, ...],
+        coarse: Mapping[int, np.ndarray],
+        guided: 'cv2.ximgproc.GuidedFilter',
+    ) -> None:
+        super().__init__(size, coarse)
+        self._guided = guided
+
+    def smooth(self, probability: np.ndarray) -> np.ndarray:
+        return np.clip(self._guided.filter(probability), 0.0, 1.0)
+
+
+class _Solved(Smoothed):
+    def __init__(
+        self,
+        size: tuple[int, ...],
+        coarse: Mapping[int, np.ndarray],
+        grid: _BilateralGrid,
+        small: tuple[int, int],
+    ) -> None:
+        super().__init__(size, coarse)
+        self._grid, self._small = grid, small
+
+    def probability(self, object_id: int) -> np.ndarray:
+        height, width = self.size
+        target = cv2.resize(self._coarse[object_id], self._small, interpolation=cv2.INTER_LINEAR)
+        solved = self._grid.solve(target, np.abs(2.0 * target - 1.0) ** 2)
+        return np.clip(
+            cv2.resize(solved, (width, height), interpolation=cv2.INTER_LINEAR), 0.0, 1.0
+        )

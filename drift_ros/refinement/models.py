@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Segment Anything models of any size, built of the stock classes of ``segment_anything``."""
+
+from collections.abc import Mapping
+from functools import partial
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from segment_anything.modeling import (
+    ImageEncoderViT,
+    MaskDecoder,
+    PromptEncoder,
+    Sam,
+    TwoWayTransformer,
+)
+import torch
+from torch import nn
+
+from drift_ros.errors import CheckpointError
+
+
+def build_sam(config: dict[str, Any]) -> Sam:
+    """
+    Build a model with fresh weights.
+
+    Parameters
+    ----------
+    config : dict
+        ``image_size`` and ``patch_size`` in pixels, ``width``, ``depth``, ``heads``,
+        ``mlp_ratio``, ``window`` (tokens) and ``global_blocks`` (indices) of the image encoder,
+        ``relative_positions`` (bool), ``prompt_width``, ``decoder_heads``, ``decoder_mlp`` and
+        ``iou_width`` of the prompt encoder and mask decoder.
+
+    """
+    size, width = config['image_size'], config['prompt_width']
+    grid = (size // config['patch_size'],) * 2
+    return Sam(
+        image_encoder=ImageEncoderViT(
+            img_size=size,
+            patch_size=config['patch_size'],
+            embed_dim=config['width'],
+            depth=config['depth'],
+            num_heads=config['heads'],
+            mlp_ratio=config['mlp_ratio'],
+            out_chans=width,
+            norm_layer=partial(nn.LayerNorm, eps=1e-6),
+            use_rel_pos=config['relative_positions'],
+            window_size=config['window'],
+            global_attn_indexes=tuple(config['global_blocks']),
+        ),
+        prompt_encoder=PromptEncoder(
+            embed_dim=width,
+            image_embedding_size=grid,
+            input_image_size=(size, size),
+            mask_in_chans=16,
+        ),
+        mask_decoder=MaskDecoder(
+            num_multimask_outputs=3,
+            transformer=TwoWayTransformer(
+                depth=2,
+                embedding_dim=width,
+                mlp_dim=config['decoder_mlp'],
+                num_heads=config['decoder_heads'],
+            ),
+            transformer_dim=width,
+            iou_head_depth=3,
+            iou_head_hidden_dim=config['iou_width'],
+        ),
+    )
+
+
+EMBEDDED = Path(__file__).parent.parent / 'checkpoints' / 'sam_small'
+
+
+def load_sam(checkpoint: str | Path | None = None, device: str | torch.device = 'auto') -> Sam:
+    """
+    Load a Segment Anything model.
+
+    Parameters
+    ----------
+    checkpoint : str or Path, optional
+        A weights file (.pth as published for ViT-B, ViT-L, ViT-H and MobileSAM, or .safetensors
+        of the same names), whose architecture is inferred from its shapes, or a folder with
+        ``model.safetensors`` and ``config.json``. None: the embedded small model.
+    device : str or torch.device
+        'auto', 'cpu' or 'cuda[:n]'.
+
+    Returns
+    -------
+    Sam
+        In evaluation mode, single precision.
+
+    Raises
+    ------
+    CheckpointError
+        The file is missing or of another kind; the message names what to get.
+
+    """
+    from drift_ros.diffusion.checkpoint import resolve_device
+
+    path = Path(checkpoint).expanduser() if checkpoint else EMBEDDED
+    if path.is_dir():
+        model = _load_folder(path)
+    elif path.is_file():
+        model = _load_file(path)
+    else:
+        raise CheckpointError(f'there is no Segment Anything checkpoint at {path}. {_ADVICE}')
+    return model.to(resolve_device(device)).eval().requires_grad_(False)
+
+
+def _load_folder(folder: Path) -> Sam:
+    try:
+        config = json.loads((folder / 'config.json').read_text(encoding='utf-8'))['model']
+        state = load_file(folder / 'model.safetensors')
+        model = build_sam(config)
+        model.load_state_dict({name: value.float() for name, value in state.items()})
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(
+            f'{folder} holds no Segment Anything model that can be used ({_brief(error)}); a '
+            f'folder needs model.safetensors and the config.json written with it. {_ADVICE}'
+        ) from error
+    return model
+
+
+def _load_file(path: Path) -> Sam:
+    try:
+        if path.suffix == '.safetensors':
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location='cpu', weights_only=True)
+        if 'image_encoder.patch_embed.seq.0.c.weight' in state:
+            model = _mobile_sam()
+        else:
+            model = build_sam(infer_config(state))
+        model.load_state_dict({name: value.float() for name, value in state.items()})
+    except CheckpointError:
+        raise
+    except Exception as error:  # unpickling meets whatever is in the file
+        raise CheckpointError(
+            f'{path} is not a Segment Anything checkpoint that can be used ({_brief(error)}). It '
+            'may be cut short: "drift_ros models --check FILE" compares it with the published '
+            f'hash. {_ADVICE}'
+        ) from error
+    return model
+
+
+def infer_config(state: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """
+    Infer the configuration for :func:`build_sam` from published weights.
+
+    Raises
+    ------
+    KeyError
+        A weight of the image encoder with relative positions is missing.
+
+    """
+    positions = state['image_encoder.pos_embed']  # (1, grid, grid, width)
+    grid, width = int(positions.shape[1]), int(positions.shape[3])
+    patch = int(state['image_encoder.patch_embed.proj.weight'].shape[-1])
+    depth = sum(name.endswith('.attn.qkv.weight') for name in state if 'image_encoder' in name)
+    # a window of n tokens has 2 n - 1 relative positions
+    spans = [
+        (int(state[f'image_encoder.blocks.{i}.attn.rel_pos_h'].shape[0]) + 1) // 2
+        for i in range(depth)
+    ]
+    head = int(state['image_encoder.blocks.0.attn.rel_pos_h'].shape[1])
+    return {
+        'image_size': grid * patch,
+        'patch_size': patch,
+        'width': width,
+        'depth': depth,
+        'heads': width // head,
+        'mlp_ratio': state['image_encoder.blocks.0.mlp.lin1.weight'].shape[0] / width,
+        'window': min(spans),
+        'global_blocks': [i for i, span in enumerate(spans) if span == grid],
+        'relative_positions': True,
+        'prompt_width': int(state['mask_decoder.iou_token.weight'].shape[1]),
+        'decoder_heads': 8,
+        'decoder_mlp': int(
+            state['mask_decoder.transformer.layers.0.mlp.lin1.weight'].shape[0]
+        ),
+        'iou_width': int(
+            state['mask_decoder.iou_prediction_head.layers.0.weight'].shape[0]
+        ),
+    }
+
+
+def _mobile_sam() -> Sam:
+    try:
+        registry = importlib.import_module('mobile_sam').sam_model_registry
+    except ImportError as error:
+        raise CheckpointError(
+            'this is a MobileSAM checkpoint, and the Python package mobile_sam, which has its '
+            'image encoder, is not installed: install it from '
+            'https://github.com/ChaoningZhang/MobileSAM, or use another checkpoint'
+        ) from error
+    return registry['vit_t'](checkpoint=None)
+
+
+_ADVICE = (
+    'Download sam_vit_b_01ec64.pth (375 MB, Apache-2.0) from '
+    'https://dl.fbaipublicfiles.com/segment_anything/sam_vit_b_01ec64.pth into any folder and '
+    'give its path as sam_checkpoint, or leave sam_checkpoint empty for the embedded model; '
+    '"drift_ros models" lists more.'
+)
+
+
+def _brief(error: Exception) -> str:
+    text = ' '.join(str(error).split())
+    return f'{type(error).__name__}: {text[:160]}'

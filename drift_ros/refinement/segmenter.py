@@ -1,0 +1,348 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Masks from what a person points at: a box, points, or both."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import cv2
+import numpy as np
+import torch
+
+from drift_ros.config import TrackerConfig
+from drift_ros.errors import PromptError
+from drift_ros.objects import check_frame
+from drift_ros.refinement.prompts import stack_points
+from drift_ros.refinement.sam import sam_predictor, SamPredictor, stability
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """
+    What names one object.
+
+    Attributes
+    ----------
+    box : tuple of float, optional
+        (x_min, y_min, x_max, y_max) in pixels, maxima exclusive.
+    points : tuple of (x, y, positive)
+        Pixels; positive ones are on the object, the others are not. Without a box at least one
+        is positive.
+    name : str
+
+    """
+
+    box: tuple[float, float, float, float] | None = None
+    points: tuple[tuple[float, float, bool], ...] = ()
+    name: str = ''
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """
+    The answer to one prompt.
+
+    Attributes
+    ----------
+    mask : np.ndarray
+        (H, W) bool.
+    score : float
+        How sure the segmentation is of its mask, 0 to 1.
+
+    """
+
+    mask: np.ndarray
+    score: float
+
+
+class Segmenter:
+    """Makes masks of prompts, after a check."""
+
+    def __init__(self, method: 'Method') -> None:
+        """Use a method."""
+        self._method = method
+
+    def segment(self, frame: np.ndarray, prompts: Sequence[Prompt]) -> list[Segmentation]:
+        """
+        Make a mask of each prompt.
+
+        Parameters
+        ----------
+        frame : np.ndarray
+            (H, W, 3) uint8 RGB.
+        prompts : sequence of Prompt
+
+        Raises
+        ------
+        FrameError, PromptError
+            With the reason of each prompt that cannot be used or gave no mask.
+
+        """
+        check_prompts(frame, prompts)
+        found = self._method.segment(frame, prompts)
+        reasons = {
+            index: 'no object was found there; drag a box around it, or add points'
+            for index, segmentation in enumerate(found)
+            if not segmentation.mask.any()
+        }
+        if reasons:
+            listed = ', '.join(str(index + 1) for index in reasons)
+            raise PromptError(f'nothing was found for prompt {listed}', reasons)
+        return found
+
+
+def make_segmenter(config: TrackerConfig, device: str | torch.device = 'auto') -> Segmenter:
+    """
+    Make the segmenter that the options ask for.
+
+    Raises
+    ------
+    CheckpointError
+        ``sam_checkpoint`` cannot be used; the message says what to do.
+
+    """
+    if config.segmenter == 'grabcut':
+        return Segmenter(GrabCutSegmenter())
+    return Segmenter(SamSegmenter(sam_predictor(config.sam_checkpoint, device)))
+
+
+def label_image(found: Sequence[Segmentation]) -> np.ndarray:
+    """Give (H, W) int32: pixel = 1 + index of its mask, 0 = none; smaller masks lie on top."""
+    labels = np.zeros(found[0].mask.shape, np.int32)
+    for index in sorted(range(len(found)), key=lambda i: -int(found[i].mask.sum())):
+        labels[found[index].mask] = index + 1
+    return labels
+
+
+class Method(Protocol):
+    """A way to make masks of prompts that have been checked."""
+
+    def segment(self, frame: np.ndarray, prompts: Sequence[Prompt]) -> list[Segmentation]:
+        """
+        Make a mask of each prompt.
+
+        Parameters
+        ----------
+        frame : np.ndarray
+            (H, W, 3) uint8 RGB.
+        prompts : sequence of Prompt
+
+        """
+
+
+def check_prompts(frame: np.ndarray, prompts: Sequence[Prompt]) -> None:
+    """
+    Check prompts against the frame they belong to.
+
+    Raises
+    ------
+    FrameError
+        The frame is no picture.
+    PromptError
+        With the reason of each prompt that cannot be used.
+
+    """
+    check_frame(frame)
+    if not prompts:
+        raise PromptError('there are no prompts; give a box or a point for each object')
+    height, width = frame.shape[:2]
+    reasons = {}
+    for index, prompt in enumerate(prompts):
+        reason = _fault(prompt, width, height)
+        if reason:
+            reasons[index] = reason
+    if reasons:
+        raise PromptError(
+            '; '.join(f'prompt {index + 1}: {why}' for index, why in reasons.items()), reasons
+        )
+
+
+def _fault(prompt: Prompt, width: int, height: int) -> str:
+    numbers = [*(prompt.box or ()), *(value for point in prompt.points for value in point[:2])]
+    if not np.all(np.isfinite(numbers)):
+        return 'a coordinate is not a number'
+    if prompt.box is not None:
+        x0, y0, x1, y1 = prompt.box
+        if x1 <= x0 or y1 <= y0:
+            return (
+                f'the box ({x0:g}, {y0:g}, {x1:g}, {y1:g}) is empty; its order is x_min, y_min, '
+                'x_max, y_max'
+            )
+        if x1 <= 0 or y1 <= 0 or x0 >= width or y0 >= height:
+            return (
+                f'the box ({x0:g}, {y0:g}, {x1:g}, {y1:g}) is outside the image, which is '
+                f'{width}x{height}'
+            )
+        if min(x1, width) - max(x0, 0) < 2 or min(y1, height) - max(y0, 0) < 2:
+            return 'the box covers less than 2 pixels of the image; drag it around the object'
+    elif not any(positive for _, _, positive in prompt.points):
+        return 'there is neither a box nor a positive point; point at the object'
+    for x, y, _ in prompt.points:
+        if not (0 <= x < width and 0 <= y < height):
+            return f'the point ({x:g}, {y:g}) is outside the image, which is {width}x{height}'
+    return ''
+
+
+class SamSegmenter:
+    """Segment Anything; the frame is encoded once for all prompts."""
+
+    def __init__(self, predictor: SamPredictor) -> None:
+        """Use a model as :func:`drift_ros.refinement.models.load_sam` gives it."""
+        self._predictor = predictor
+
+    def segment(self, frame: np.ndarray, prompts: Sequence[Prompt]) -> list[Segmentation]:
+        """Make a mask of each prompt."""
+        view = self._predictor.look(frame, _window(frame.shape[:2], prompts))
+        found: dict[int, Segmentation] = {}
+        for boxed in (True, False):
+            # the model takes prompts with and without a box in separate batches
+            chosen = [i for i, prompt in enumerate(prompts) if (prompt.box is not None) == boxed]
+            if not chosen:
+                continue
+            points, labels = stack_points(
+                [
+                    (
+                        view.to_model(np.array([p[:2] for p in prompts[i].points]).reshape(-1, 2)),
+                        np.array([p[2] for p in prompts[i].points], np.float32),
+                    )
+                    for i in chosen
+                ]
+            )
+            boxes = None
+            if boxed:
+                corners = np.array([prompts[i].box for i in chosen], np.float64).reshape(-1, 2, 2)
+                corners[:, 1] -= 1.0  # maxima are exclusive
+                boxes = view.to_model(corners).reshape(-1, 4)
+            logits, quality = self._predictor.decode(view, points, labels, boxes, None)
+            # what it says again, given its own answer, is better
+            first = logits[torch.arange(len(chosen)), _rank(logits, quality).argmax(1)]
+            again, sure = self._predictor.decode(
+                view, points, labels, boxes, first.sigmoid().numpy()
+            )
+            logits, quality = torch.cat([logits, again], 1), torch.cat([quality, sure], 1)
+            scores = _rank(logits, quality)
+            for row, index in enumerate(chosen):
+                best = int(scores[row].argmax())
+                mask = self._predictor.render(view, logits[row, best].numpy(), frame.shape) > 0.5
+                found[index] = Segmentation(
+                    _inside(mask, prompts[index]), float(scores[row, best])
+                )
+        return [found[index] for index in range(len(prompts))]
+
+
+def _rank(logits: torch.Tensor, quality: torch.Tensor) -> torch.Tensor:
+    return quality.clamp(0.0, 1.0) * stability(logits)
+
+
+class GrabCutSegmenter:
+    """GrabCut (Rother, Kolmogorov, Blake 2004), without weights."""
+
+    def __init__(self, side: int = 240, iterations: int = 5) -> None:
+        """
+        Set the segmenter.
+
+        Parameters
+        ----------
+        side : int
+            The longer side of the part of the frame that is cut is reduced to so many pixels.
+        iterations : int
+            Of GrabCut.
+
+        """
+        self._side, self._iterations = side, iterations
+
+    def segment(self, frame: np.ndarray, prompts: Sequence[Prompt]) -> list[Segmentation]:
+        """Make a mask of each prompt; the score is the share of the edge that lies on edges."""
+        return [self._cut(frame, prompt) for prompt in prompts]
+
+    def _cut(self, frame: np.ndarray, prompt: Prompt) -> Segmentation:
+        height, width = frame.shape[:2]
+        x0, y0, x1, y1 = _window((height, width), [prompt])
+        scale = min(self._side / max(x1 - x0, y1 - y0), 1.0)
+        size = (max(round(scale * (x1 - x0)), 8), max(round(scale * (y1 - y0)), 8))
+        part = cv2.resize(frame[y0:y1, x0:x1], size, interpolation=cv2.INTER_AREA)
+        mask = np.full(part.shape[:2], cv2.GC_BGD, np.uint8)
+        reach = 0.15 * max(size)
+        if prompt.box is not None:
+            bx0, by0, bx1, by1 = (
+                (value - origin) * scale for value, origin in zip(prompt.box, (x0, y0) * 2)
+            )
+            rows = slice(max(int(by0), 0), max(int(np.ceil(by1)), 1))
+            columns = slice(max(int(bx0), 0), max(int(np.ceil(bx1)), 1))
+            mask[rows, columns] = cv2.GC_PR_FGD
+            reach = 0.08 * max(bx1 - bx0, by1 - by0)
+        else:
+            mask[:] = cv2.GC_PR_BGD
+        marks = [
+            (int((x - x0) * scale), int((y - y0) * scale), positive)
+            for x, y, positive in prompt.points
+        ]
+        dot = max(round(0.012 * max(size)), 1)
+        if prompt.box is None:
+            for x, y, positive in marks:
+                if positive:
+                    cv2.circle(mask, (x, y), round(reach), cv2.GC_PR_FGD, -1)
+        for x, y, positive in marks:
+            cv2.circle(mask, (x, y), dot, cv2.GC_FGD if positive else cv2.GC_BGD, -1)
+        cv2.setRNGSeed(0)
+        try:
+            cv2.grabCut(
+                part,
+                mask,
+                None,
+                np.zeros((1, 65)),
+                np.zeros((1, 65)),
+                self._iterations,
+                cv2.GC_INIT_WITH_MASK,
+            )
+        except cv2.error:  # fewer colours than its models have components: take the marks
+            pass
+        cut = np.isin(mask, (cv2.GC_FGD, cv2.GC_PR_FGD)).astype(np.uint8)
+        full = np.zeros((height, width), np.float32)
+        full[y0:y1, x0:x1] = cv2.resize(
+            cut.astype(np.float32), (x1 - x0, y1 - y0), interpolation=cv2.INTER_LINEAR
+        )
+        return Segmentation(_inside(full > 0.5, prompt), _edge_share(part, cut))
+
+
+def _edge_share(image: np.ndarray, mask: np.ndarray) -> float:
+    """Share of a mask's outline where the picture has an edge, too."""
+    outline = cv2.morphologyEx(mask, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) > 0
+    edges = cv2.dilate(cv2.Canny(image, 60, 120), np.ones((3, 3), np.uint8)) > 0
+    return float(edges[outline].mean()) if outline.any() else 0.0
+
+
+def _window(size: tuple[int, ...], prompts: Sequence[Prompt]) -> tuple[int, int, int, int]:
+    """Part of a frame to look at: around the boxes; all of it where one prompt has none."""
+    height, width = size[:2]
+    boxes = np.array([prompt.box for prompt in prompts if prompt.box is not None])
+    if len(boxes) < len(prompts):
+        return 0, 0, width, height
+    low, high = boxes[:, :2].min(0), boxes[:, 2:].max(0)
+    points = [point[:2] for prompt in prompts for point in prompt.points]
+    if points:
+        low, high = np.minimum(low, np.min(points, 0)), np.maximum(high, np.max(points, 0) + 1)
+    pad = 0.3 * float((high - low).max()) + 2
+    x0, y0 = np.clip(np.floor(low - pad), 0, [width - 2, height - 2]).astype(int)
+    x1, y1 = np.clip(np.ceil(high + pad), [x0 + 2, y0 + 2], [width, height]).astype(int)
+    return int(x0), int(y0), int(x1), int(y1)
+
+
+def _inside(mask: np.ndarray, prompt: Prompt) -> np.ndarray:
+    """Keep of a mask (H, W) bool what is in the box, somewhat enlarged, and joined to points."""
+    kept = mask.copy()
+    if prompt.box is not None:
+        x0, y0, x1, y1 = prompt.box
+        pad_x, pad_y = 0.1 * (x1 - x0), 0.1 * (y1 - y0)
+        inside = np.zeros_like(mask)
+        rows = slice(max(int(y0 - pad_y), 0), max(int(np.ceil(y1 + pad_y)), 0))
+        columns = slice(max(int(x0 - pad_x), 0), max(int(np.ceil(x1 + pad_x)), 0))
+        inside[rows, columns] = True
+        kept &= inside
+    positive = [(int(x), int(y)) for x, y, on in prompt.points if on]
+    if prompt.box is None and positive:
+        _, parts = cv2.connectedComponents(kept.astype(np.uint8))
+        marked = {int(parts[y, x]) for x, y in positive} - {0}
+        if marked:
+            kept = np.isin(parts, list(marked))
+    return kept

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``drift_ros models``: hashes are checked; nothing is fetched but on demand."""
+
+import hashlib
+
+from click.testing import CliRunner
+import pytest
+
+from drift_ros import CheckpointError
+from drift_ros import models as module
+from drift_ros.cli import main
+
+MADE_UP = b'made-up weights' * 1000
+KNOWN = (module.KnownModel('made_up', 'made_up.pth', 1, 'Apache-2.0', 'a test', 'file:///nowhere',
+                           hashlib.sha256(MADE_UP).hexdigest()),)
+
+
+def test_a_file_is_recognised_by_its_hash(tmp_path):
+    path = tmp_path / 'any name'
+    path.write_bytes(MADE_UP)
+    assert module.check(path, KNOWN).name == 'made_up'
+    path.write_bytes(MADE_UP[:-1])
+    with pytest.raises(CheckpointError, match='no checkpoint known here'):
+        module.check(path, KNOWN)
+    short = tmp_path / 'made_up.pth'
+    short.write_bytes(MADE_UP[:-1])
+    with pytest.raises(CheckpointError, match='is not made_up as published.*get it again'):
+        module.check(short, KNOWN)
+
+
+def test_download_keeps_only_what_was_published(tmp_path):
+    """The url is a local file: no network."""
+    source = tmp_path / 'source.pth'
+    source.write_bytes(MADE_UP)
+    known = module.KnownModel(**{**vars(KNOWN[0]), 'url': source.as_uri()})
+    folder = tmp_path / 'models'
+    assert list(module.download(known, folder))[-1] == (len(MADE_UP), len(MADE_UP))
+    assert [path.name for path in folder.iterdir()] == ['made_up.pth']
+    source.write_bytes(b'something else')
+    (folder / 'made_up.pth').unlink()
+    with pytest.raises(CheckpointError, match='nothing was kept'):
+        list(module.download(known, folder))
+    source.unlink()
+    with pytest.raises(CheckpointError, match='cannot download'):
+        list(module.download(known, folder))
+    assert not list(folder.iterdir())
+
+
+def test_listing_tells_what_is_here(tmp_path, monkeypatch):
+    monkeypatch.setenv('DRIFT_ROS_MODELS', str(tmp_path))
+    (tmp_path / 'sam_vit_b_01ec64.pth').write_bytes(b'1')
+
+    def refuse(*args, **kwargs):
+        raise AssertionError('the listing went to the network')
+
+    monkeypatch.setattr(module.urllib.request, 'urlopen', refuse)
+    result = CliRunner().invoke(main, ['models'])
+    assert result.exit_code == 0, result.output
+    for name in ('sam_vit_b', 'sam_vit_l', 'sam_vit_h', 'mobile_sam', 'stable-diffusion-2.1'):
+        assert name in result.output
+    assert str(tmp_path / 'sam_vit_b_01ec64.pth') in result.output
+    assert result.output.count(f'not in {tmp_path}') == len(module.KNOWN) - 1
+    assert 'Apache-2.0' in result.output and '375 MB' in result.output
+
+
+def test_check_on_the_command_line(tmp_path):
+    path = tmp_path / 'sam_vit_h_4b8939.pth'
+    path.write_bytes(MADE_UP)
+    result = CliRunner().invoke(main, ['models', '--check', str(path)])
+    assert result.exit_code == 1 and 'is not sam_vit_h as published' in result.output
+
+
+def test_hashes_are_whole_and_files_are_named_after_them():
+    for known in module.KNOWN:
+        assert len(known.sha256) in (0, 64)

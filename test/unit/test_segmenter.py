@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Masks from boxes and clicks, and the engine's use of them."""
+
+import numpy as np
+import pytest
+from sam_models import random_sam, save_folder
+from scenes import BLUE, ColourFeatures, GREEN, overlap, RED, scene, square_mask
+import torch
+
+from drift_ros import Prompt, PromptError, SeedError, Tracker, TrackerConfig
+from drift_ros.refinement.sam import SamPredictor
+from drift_ros.refinement.segmenter import (
+    check_prompts,
+    label_image,
+    SamSegmenter,
+    Segmentation,
+    Segmenter,
+)
+
+FRAME = scene((16, 16, 32, RED), (80, 40, 36, GREEN))
+TRUTH = square_mask((16, 16, 32), (80, 40, 36))
+RED_BOX, GREEN_BOX = (13, 13, 51, 51), (77, 37, 119, 79)
+
+
+def make(**options):
+    defaults = {'resolution': 96, 'radius': 6, 'segmenter': 'grabcut', 'refinement': 'none'}
+    return Tracker(config=TrackerConfig(**{**defaults, **options}), features=ColourFeatures())
+
+
+@pytest.mark.parametrize('prompt', [
+    Prompt(box=RED_BOX),
+    Prompt(box=(13.4, 13.2, 51.5, 50.8), points=((30, 30, True),)),
+    Prompt(points=((32, 32, True),)),
+    Prompt(points=((20, 20, True), (40, 40, True), (96, 60, False))),
+    Prompt(box=(-20, -30, 51, 51)),
+], ids=['box', 'box and point', 'point', 'points', 'box beyond the image'])
+def test_grabcut_finds_what_is_pointed_at(prompt):
+    (found,) = make().segment(FRAME, [prompt])
+    assert found.mask.shape == FRAME.shape[:2] and found.mask.dtype == bool
+    assert overlap(found.mask, TRUTH == 1) > 0.85
+    assert 0 <= found.score <= 1
+
+
+def test_several_prompts_follow_several_objects():
+    tracker = make()
+    ids, found = tracker.seed_prompts(
+        FRAME, [Prompt(box=GREEN_BOX, name='can'), Prompt(points=((32, 32, True),), name='cup')])
+    assert ids == [1, 2]
+    assert [item.name for item in tracker.objects] == ['can', 'cup']
+    assert overlap(found[0].mask, TRUTH == 2) > 0.85
+    result = tracker.step(scene((20, 18, 32, RED), (78, 38, 36, GREEN)))
+    assert overlap(result.labels == 2, square_mask((20, 18, 32)) == 1) > 0.75
+    assert overlap(result.labels == 1, square_mask((78, 38, 36)) == 1) > 0.75
+
+
+def test_segmenting_follows_nothing():
+    tracker = make()
+    tracker.segment(FRAME, [Prompt(box=RED_BOX)])
+    assert tracker.objects == ()
+    tracker.seed_prompts(FRAME, [Prompt(box=RED_BOX)])
+    tracker.segment(FRAME, [Prompt(box=GREEN_BOX)])
+    assert [item.id for item in tracker.objects] == [1]
+
+
+@pytest.mark.parametrize('prompt, reason', [
+    (Prompt(), 'neither a box nor a positive point'),
+    (Prompt(points=((5, 5, False),)), 'neither a box nor a positive point'),
+    (Prompt(box=(50, 10, 20, 40)), 'is empty; its order is'),
+    (Prompt(box=(200, 10, 240, 40)), 'outside the image, which is 128x96'),
+    (Prompt(box=(-40, 10, 1, 40)), 'less than 2 pixels'),
+    (Prompt(points=((128, 5, True),)), r'the point \(128, 5\) is outside the image'),
+    (Prompt(box=RED_BOX, points=((-1, 5, False),)), 'outside the image'),
+    (Prompt(box=(0, 0, float('nan'), 9)), 'not a number'),
+    (Prompt(points=((float('inf'), 9, True),)), 'not a number'),
+])
+def test_bad_prompts_are_refused_with_their_reasons(prompt, reason):
+    tracker = make()
+    with pytest.raises(PromptError, match=reason) as caught:
+        tracker.seed_prompts(FRAME, [Prompt(box=RED_BOX), prompt])
+    assert set(caught.value.reasons) == {1}
+    assert tracker.objects == ()
+
+
+def test_no_prompts_at_all():
+    with pytest.raises(PromptError, match='give a box or a point'):
+        check_prompts(FRAME, [])
+
+
+def test_nothing_to_be_found():
+    class Blind:
+        def segment(self, frame, prompts):
+            empty = np.zeros(frame.shape[:2], bool)
+            return [Segmentation(TRUTH == 1, 1.0), Segmentation(empty, 0.9)]
+
+    with pytest.raises(PromptError, match='nothing was found for prompt 2') as caught:
+        Segmenter(Blind()).segment(FRAME, [Prompt(box=RED_BOX), Prompt(box=GREEN_BOX)])
+    assert set(caught.value.reasons) == {1}
+
+
+def test_a_mask_too_small_to_follow():
+    tracker = make(resolution=32)
+    frame = scene((60, 60, 5, RED))
+    with pytest.raises(SeedError, match='too small') as caught:
+        tracker.seed_prompts(frame, [Prompt(box=(57, 57, 68, 68))])
+    assert set(caught.value.reasons) == {1}
+    assert tracker.objects == ()
+
+
+def test_small_objects_lie_on_top_of_large_ones():
+    large, small = np.zeros((9, 9), bool), np.zeros((9, 9), bool)
+    large[1:8, 1:8], small[3:5, 3:5] = True, True
+    labels = label_image([Segmentation(small, 0.1), Segmentation(large, 0.9)])
+    assert labels[3, 3] == 1 and labels[1, 1] == 2 and labels[0, 0] == 0
+
+
+class Knowing(SamPredictor):
+    """Real classes; says the red square in its last candidate, and is sure of it."""
+
+    def decode(self, view, points, labels, boxes, masks):
+        logits, quality = (t.clone() for t in super().decode(view, points, labels, boxes, masks))
+        known = self.to_map(view, (TRUTH == 1).astype(np.float32), FRAME.shape)
+        logits[:, 3] = torch.from_numpy(20 * known - 10)
+        quality[:] = 0.1
+        quality[:, 3] = 1.0
+        self.looked = view.window
+        return logits, quality
+
+
+@pytest.mark.parametrize('prompts', [
+    [Prompt(box=RED_BOX)], [Prompt(points=((32, 32, True), (96, 60, False)))],
+    [Prompt(points=((32, 32, True),)), Prompt(box=RED_BOX, points=((30, 30, True),))]])
+def test_segment_anything_takes_the_best_candidate(prompts):
+    found = SamSegmenter(Knowing(random_sam())).segment(FRAME, prompts)
+    assert len(found) == len(prompts)
+    for segmentation in found:
+        assert overlap(segmentation.mask, TRUTH == 1) > 0.9
+        assert segmentation.score > 0.9
+
+
+def test_boxes_are_looked_at_closely():
+    predictor = Knowing(random_sam())
+    SamSegmenter(predictor).segment(FRAME, [Prompt(box=RED_BOX)])
+    x0, y0, x1, y1 = predictor.looked
+    assert x0 < 13 and y0 < 13 and 51 < x1 < 80 and 51 < y1 < 80
+    SamSegmenter(predictor).segment(FRAME, [Prompt(points=((32, 32, True),))])
+    assert predictor.looked == (0, 0, 128, 96)
+
+
+def test_random_weights_answer_or_say_why(tmp_path):
+    tracker = make(segmenter='sam', sam_checkpoint=str(save_folder(tmp_path / 'sam')))
+    try:
+        (found,) = tracker.segment(scene((16, 16, 32, BLUE)), [Prompt(box=RED_BOX)])
+    except PromptError as error:
+        assert error.reasons
+    else:
+        ys, xs = np.nonzero(found.mask)
+        assert xs.min() >= 9 and xs.max() < 56 and ys.min() >= 9 and ys.max() < 56
