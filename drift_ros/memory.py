@@ -17,6 +17,8 @@ from drift_ros.propagation import propagate
 
 # Global matches look at every second token in both frames: a sixteenth of the work.
 _COARSE = 2
+# A seed frame's objects are shown at most this much larger or smaller than they were.
+_ZOOM = 2.0
 
 
 @dataclass
@@ -75,9 +77,11 @@ class ReferenceMemory:
             (h, w, 1 + objects) float32, sums to 1.
 
         """
-        radii = [self._config.seed_radius or None] * len(self.pinned)
-        radii += [self._config.radius or None] * (len(self.older) + len(self.recent))
-        return self._attend(features, self.references, radii)
+        seeds = [self._aligned(seed) for seed in self.pinned]
+        earlier = [*self.older, *self.recent]
+        radii = [self._config.seed_radius or None] * len(seeds)
+        radii += [self._config.radius or None] * len(earlier)
+        return self._attend(features, [*seeds, *earlier], radii)
 
     def search(self, features: FrameFeatures) -> Tensor:
         """Propagate the labels of the seed frames from wherever they match: as :meth:`read`."""
@@ -207,6 +211,36 @@ class ReferenceMemory:
             total += share * _resize(propagated[None], grid, 'bilinear')[0]
         return total
 
+    def _aligned(self, seed: Reference) -> Reference:
+        """
+        Move a seed frame's objects to where, and as large as, they were last seen.
+
+        A seed frame may lie long ago: its windows follow the objects.
+        """
+        if not self.recent:
+            return seed
+        now, then = self.recent[-1].labels[..., 1:], seed.labels[..., 1:]  # (h, w, objects)
+        height, width, _ = now.shape
+        rows, columns = torch.meshgrid(
+            torch.arange(height, device=now.device),
+            torch.arange(width, device=now.device),
+            indexing='ij',
+        )
+        place = torch.stack([rows, columns], dim=-1).float()  # (h, w, 2)
+        mass_now, centre_now = _moments(now, place)
+        mass_then, centre_then = _moments(then, place)
+        known = (mass_now > 1.0) & (mass_then > 1.0)
+        if not known.any():
+            return seed
+        zoom = (mass_then / mass_now.clamp_min(1.0)).sqrt().clamp(1 / _ZOOM, _ZOOM)  # (objects,)
+        # each place moves with the object nearest to it
+        reach = self._config.radius or max(height, width)
+        around = F.avg_pool2d(now.permute(2, 0, 1) * known[:, None, None], 2 * reach + 1, 1, reach)
+        weight, nearest = around.max(dim=0)  # (h, w)
+        target = centre_then[nearest] + (place - centre_now[nearest]) * zoom[nearest][..., None]
+        target = torch.where(weight[..., None] > 0, target, place)
+        return _warp(seed, target)
+
     def _match_anywhere(self, features: FrameFeatures, references: Sequence[Reference]) -> Tensor:
         coarse = [
             Reference(
@@ -218,6 +252,29 @@ class ReferenceMemory:
         ]
         found = self._attend(_thin(features), coarse, [None] * len(coarse))
         return _resize(found[None], features.grid, 'bilinear')[0]
+
+
+def _moments(labels: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
+    """Mass (objects,) and centre (objects, 2) of labels (h, w, objects) at places (h, w, 2)."""
+    mass = labels.sum(dim=(0, 1))
+    centre = torch.einsum('hwk,hwc->kc', labels, place) / mass.clamp_min(1e-6)[:, None]
+    return mass, centre
+
+
+def _warp(reference: Reference, target: Tensor) -> Reference:
+    """Give each place what ``target``, (h, w, 2) rows and columns on the finest grid, holds."""
+    grid = target.new_tensor(target.shape[:2])
+    layers = []
+    for layer in reference.features.layers:
+        size = target.new_tensor(layer.key.shape[1:3])
+        coarse = _resize(target[None], layer.key.shape[1:3], 'area')[0]
+        scaled = (coarse + 0.5) * (size / grid) - 0.5
+        rows, columns = torch.minimum(scaled.round().clamp_min(0), size - 1).long().unbind(-1)
+        layers.append(LayerFeatures(layer.query, layer.key[:, rows, columns]))
+    rows, columns = torch.minimum(target.round().clamp_min(0), grid - 1).long().unbind(-1)
+    return Reference(
+        FrameFeatures(tuple(layers)), reference.labels[rows, columns], reference.owners
+    )
 
 
 def _add_objects(reference: Reference, found: Tensor) -> None:

@@ -436,9 +436,16 @@ class Tracker:
         for channel, object_id in enumerate(self._memory.object_ids, start=1):
             if self._tracked[object_id].state is ObjectState.TRACKING:
                 continue
-            mass = max(soft[..., channel], found[..., channel], key=_confidence)
-            if _confidence(mass) < self.config.recovery_threshold:
-                mass = torch.zeros_like(mass)
+            # what is sure, and most of it: a window may hold a crisp part only
+            mass = max(
+                (
+                    candidate
+                    for candidate in (soft[..., channel], found[..., channel])
+                    if _confidence(candidate) >= self.config.recovery_threshold
+                ),
+                key=lambda candidate: float(candidate.square().sum()),
+                default=torch.zeros_like(soft[..., channel]),
+            )
             others = soft.clone()
             others[..., channel] = 0.0
             others /= others.sum(dim=-1, keepdim=True).clamp_min(1e-6)
