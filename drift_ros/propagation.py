@@ -10,6 +10,8 @@ labels take the place of the attention's values, so the N x RN affinity is never
 
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import groupby
+import math
 
 import torch
 from torch import Tensor
@@ -138,11 +140,18 @@ def _propagate(
     reaches = [whole if reach is None else min(reach, whole) for reach in radii]
     if exclude < 0 and min(reaches) == whole:
         return _propagate_everywhere(query[:, ::every, ::every], keys, labels, scale, top_k, mix)
-    # references that share a radius share their windows
-    groups = []
-    for reach in dict.fromkeys(reaches):
-        used = [index for index, other in enumerate(reaches) if other == reach]
-        groups.append((reach, keys[used], labels[used]))
+    # neighbours in the row of references that share a radius share their windows
+    groups = [
+        (reach, [index for index, _ in run])
+        for reach, run in groupby(enumerate(reaches), key=lambda item: item[1])
+    ]
+    # Room for the largest tile, so that none of them has to ask the system for memory.
+    most = sum(
+        len(run) * min(_TILE + 2 * reach, height) * min(_TILE + 2 * reach, width)
+        for reach, run in groups
+    )
+    key_room = query.new_empty(len(query) * most * dim)
+    bias_room = query.new_empty(len(query) * (_TILE // every) ** 2 * most)
     out = labels[0].expand(len(mix), -1, -1, -1).clone()
     for y0 in range(0, height, _TILE):
         for x0 in range(0, width, _TILE):
@@ -154,31 +163,35 @@ def _propagate(
             if bool((near == near[0, 0, 0]).all()):
                 out[(slice(None), *tile)] = near[0, 0, 0]
                 continue
-            tile_keys, values, biases = [], [], []
-            for reach, group_keys, group_labels in groups:
+            part = (slice(None), *(slice(span.start, span.stop, every) for span in tile))
+            tile_query = query[part].flatten(1, 2)  # (heads, tile, d)
+            views, values = [], []
+            for reach, run in groups:
                 rows, columns = _window(tile, reach)
-                seen = group_keys[:, :, rows, columns]  # (references, heads, rows, columns, d)
-                tile_keys.append(seen.transpose(0, 1).flatten(1, 3))
-                values.append(group_labels[:, rows, columns].flatten(0, 2))
-                bias = _window_bias(
+                used = slice(run[0], run[-1] + 1)
+                views.append(keys[used, :, rows, columns].transpose(0, 1))
+                values.append(labels[used, rows, columns].flatten(0, 2))
+            value = torch.cat(values)  # (m, C), of the keys of all windows
+            key = key_room[: len(query) * len(value) * dim].view(len(query), -1, dim)
+            shape = (*tile_query.shape[:2], len(value))
+            bias = bias_room[: math.prod(shape)].view(shape)  # (heads, tile, m)
+            start = 0
+            for (reach, run), seen in zip(groups, views, strict=True):
+                rows, columns = _window(tile, reach)
+                end = start + math.prod(seen.shape[1:4])
+                key[:, start:end].view(seen.shape).copy_(seen)
+                inside = _window_bias(
                     (tile[0].stop - y0, tile[1].stop - x0),
-                    (seen.shape[2], seen.shape[3]),
+                    tuple(seen.shape[2:4]),
                     (y0 - rows.start, x0 - columns.start),
                     reach,
                     query.device,
                     exclude,
                     every,
                 )
-                biases.append(bias.expand(len(seen), -1, -1))  # (references, tile, window)
-            part = (slice(None), *(slice(span.start, span.stop, every) for span in tile))
-            propagated = _attend(
-                query[part].flatten(1, 2),  # (heads, tile, d)
-                torch.cat(tile_keys, dim=1),  # (heads, m, d), the keys of all windows
-                torch.cat(values),  # (m, C)
-                scale,
-                top_k,
-                biases,
-            )  # (heads, tile, C)
+                bias[..., start:end].unflatten(-1, (len(run), -1)).copy_(inside[:, None])
+                start = end
+            propagated = _attend(tile_query, key, value, scale, top_k, bias)  # (heads, tile, C)
             mixed = torch.einsum('hnc,oh->onc', propagated, mix)
             out[part] = mixed.view(out[part].shape)
     return out[:, ::every, ::every]
@@ -192,43 +205,39 @@ def _propagate_everywhere(
     flat_keys = keys.transpose(0, 1).flatten(1, 3)  # (heads, R * N, d)
     values = labels.flatten(0, 2)  # (R * N, C)
     rows = [
-        torch.einsum('hnc,oh->onc', _attend(chunk, flat_keys, values, scale, top_k, ()), mix)
+        torch.einsum('hnc,oh->onc', _attend(chunk, flat_keys, values, scale, top_k, None), mix)
         for chunk in flat_query.split(_CHUNK, dim=1)
     ]
     return torch.cat(rows, dim=1).view(len(mix), height, width, -1)
 
 
 def _attend(
-    query: Tensor, key: Tensor, value: Tensor, scale: float, top_k: int, biases: Sequence[Tensor]
+    query: Tensor, key: Tensor, value: Tensor, scale: float, top_k: int, bias: Tensor | None
 ) -> Tensor:
     """
     Attend from (heads, n, d) to (heads, m, d) with values (m, C): (heads, n, C).
 
-    ``biases``, (references, n, window) each, are those of the m keys in their order; none: 0.
+    ``bias``, (heads, n, m), is overwritten.
     """
     key = key.to(query.dtype)
     if not 0 < top_k < key.shape[1]:
-        mask = None
-        if biases:
-            mask = torch.cat([bias.transpose(0, 1).flatten(1) for bias in biases], dim=-1)
-            mask = mask.to(query.dtype)
         # The fused kernels want values as wide as the keys: pad, or take the channels in groups.
         dim = query.shape[-1]
         parts = []
         for group in value.split(dim, dim=-1):
             padded = F.pad(group, (0, dim - group.shape[-1])).expand(key.shape[0], -1, -1)
             attended = F.scaled_dot_product_attention(
-                query[None], key[None], padded[None], attn_mask=mask, scale=scale
+                query[None], key[None], padded[None],
+                attn_mask=None if bias is None else bias[None], scale=scale,
             )[0]
             parts.append(attended[..., : group.shape[-1]])
         return torch.cat(parts, dim=-1)
-    logits = torch.matmul(query * scale, key.transpose(1, 2))  # (heads, n, m)
-    start = 0
-    for bias in biases:
-        references, _, window = bias.shape
-        seen = logits[..., start : start + references * window]
-        seen.unflatten(-1, (references, window)).add_(bias.transpose(0, 1))
-        start += references * window
+    scaled = query * scale
+    logits = (
+        torch.matmul(scaled, key.transpose(1, 2))
+        if bias is None
+        else bias.baddbmm_(scaled, key.transpose(1, 2))
+    )  # (heads, n, m)
     best, index = _largest(logits, top_k)  # (heads, n, top_k)
     return torch.einsum('hnk,hnkc->hnc', best.softmax(dim=-1), value[index])
 
