@@ -11,13 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 import contextlib
 from dataclasses import dataclass
-import os
 from pathlib import Path
 import shutil
-import signal
-import subprocess
-import sys
-import threading
 import time
 from types import SimpleNamespace
 from typing import Any
@@ -26,16 +21,20 @@ import click
 import numpy as np
 
 from drift_ros import overlay
+from drift_ros.nodes.processes import (
+    Children,
+    GraphClient,
+    prepare_environment,
+    ProcessError,
+    shared_file,
+)
 from drift_ros.video import read_label_image, VideoError, VideoReader, VideoWriter, write_image
 
 NAMESPACE = '/drift_ros_demo'
-RECORDED = ('tracker/mask', 'tracker/detections', 'tracker/tracks', 'tracker/label_info')
+RECORDED = ('tracker/mask', 'tracker/detections', 'tracker/tracks', 'tracker/label_info',
+            'tracker/seeds')
 _PATIENCE = 120.0
 _STATES = {1: 'TRACKING', 2: 'OCCLUDED', 3: 'LOST'}
-
-
-class DemoError(RuntimeError):
-    """The demo cannot go on; the text says why."""
 
 
 @dataclass(frozen=True)
@@ -49,40 +48,29 @@ class Seed:
     """(H, W) integer, 0 = background."""
 
 
-def _shared(relative: str) -> Path | None:
-    """Find a file of this repository or, once installed, below share/drift_ros."""
-    for root in (Path(__file__).resolve().parents[2], Path.cwd(),
-                 Path(sys.prefix) / 'share' / 'drift_ros',
-                 *(Path(prefix) / 'share' / 'drift_ros' for prefix in
-                   os.environ.get('AMENT_PREFIX_PATH', '').split(os.pathsep) if prefix)):
-        if (root / relative).exists():
-            return root / relative
-    return None
-
-
 def default_clip() -> Path:
     """
     Find the clip that set-up fetched.
 
-    :raises DemoError: it is not there
+    :raises ProcessError: it is not there
     """
     for name in ('cup.mp4', 'carphone_pristine.mp4'):
-        path = _shared(f'data/clips/{name}')
+        path = shared_file(f'data/clips/{name}')
         if path is not None:
             return path
-    raise DemoError('the demo clip is missing: run "make setup", or give --video and --mask')
+    raise ProcessError('the demo clip is missing: run "make setup", or give --video and --mask')
 
 
 def clip_seeds(clip: Path) -> list[Seed]:
     """
     Read the hand-made masks that come with a clip, ``config/demo/CLIP/NAME_FRAME.png``.
 
-    :raises DemoError: there are none
+    :raises ProcessError: there are none
     """
-    folder = _shared(f'config/demo/{clip.stem}')
+    folder = shared_file(f'config/demo/{clip.stem}')
     files = sorted(folder.glob('*_*.png')) if folder else []
     if not files:
-        raise DemoError(f'no masks come with {clip}: give one with --mask')
+        raise ProcessError(f'no masks come with {clip}: give one with --mask')
     seeds = []
     for file in files:
         name, _, index = file.stem.rpartition('_')
@@ -90,193 +78,29 @@ def clip_seeds(clip: Path) -> list[Seed]:
     return sorted(seeds, key=lambda seed: seed.index)
 
 
-class Children:
-    """Processes that always end: SIGINT first, then SIGTERM, then SIGKILL, each by its id."""
-
-    def __init__(self, logs: Path) -> None:
-        self._logs = logs
-        self._logs.mkdir(parents=True, exist_ok=True)
-        self._running: dict[str, subprocess.Popen[bytes]] = {}
-
-    def start(self, name: str, parameters: dict[str, object], remap: Sequence[str] = ()) -> None:
-        """Start a node of this package in the demo's namespace; its output goes to a log."""
-        command = [sys.executable, '-m', f'drift_ros.nodes.{name}', '--ros-args',
-                   '-r', f'__ns:={NAMESPACE}']
-        for rule in remap:
-            command += ['-r', rule]
-        for key, value in parameters.items():
-            text = str(value).lower() if isinstance(value, bool) else str(value)
-            command += ['-p', f'{key}:={text}']
-        environment = dict(os.environ)
-        root = str(Path(__file__).resolve().parents[2])
-        environment['PYTHONPATH'] = os.pathsep.join(
-            filter(None, [root, environment.get('PYTHONPATH', '')]))
-        with open(self._logs / f'{name}.log', 'wb') as log:
-            self._running[name] = subprocess.Popen(
-                command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-                env=environment)
-
-    def ended(self, name: str) -> int | None:
-        """Give a process's exit code, None while it runs."""
-        return self._running[name].poll()
-
-    def check(self) -> None:
-        """
-        Look whether a process has failed.
-
-        :raises DemoError: with the end of its log
-        """
-        for name, process in self._running.items():
-            if process.poll() not in (None, 0):
-                log = (self._logs / f'{name}.log').read_text(errors='replace').strip()
-                tail = '\n'.join(log.splitlines()[-8:])
-                raise DemoError(
-                    f'the {name} process ended with code {process.returncode}:\n{tail}')
-
-    def stop(self, name: str) -> float:
-        """End a process; return the seconds it took."""
-        process = self._running.pop(name)
-        start = time.monotonic()
-        for number, patience in ((signal.SIGINT, 5.0), (signal.SIGTERM, 2.0),
-                                 (signal.SIGKILL, 2.0)):
-            if process.poll() is not None:
-                break
-            process.send_signal(number)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(patience)
-        return time.monotonic() - start
-
-    def stop_all(self) -> None:
-        """End them all, the youngest first."""
-        for name in list(self._running)[::-1]:
-            self.stop(name)
-
-
-def prepare_environment() -> None:
-    """Stay on this machine, in a domain of our own, with room for large images."""
-    os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
-    os.environ.setdefault('ROS_DOMAIN_ID', str(1 + os.getpid() % 100))
-    profile = _shared('config/fastdds_large_images.xml')
-    if profile is not None:
-        os.environ.setdefault('FASTDDS_DEFAULT_PROFILES_FILE', str(profile))
-
-
-class User:
+class User(GraphClient):
     """What a user of the tracker does: transitions, seeds, watching the results."""
 
     def __init__(self) -> None:
         from diagnostic_msgs.msg import DiagnosticArray
         from drift_ros_msgs.msg import TrackArray
-        from drift_ros_msgs.srv import SeedMask
-        from lifecycle_msgs.srv import ChangeState, GetState
-        import rclpy
-        from rclpy.executors import SingleThreadedExecutor
-        from rclpy.signals import SignalHandlerOptions
         from std_srvs.srv import Trigger
-        rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
-        self._rclpy = rclpy
-        self.node = rclpy.create_node('demo', namespace=NAMESPACE)
+        super().__init__('demo', NAMESPACE, {'player/resume': Trigger})
         self.tracks: list[TrackArray] = []
         self.diagnostics: dict[str, str] = {}
         self.node.create_subscription(TrackArray, 'tracker/tracks', self.tracks.append, 100)
         self.node.create_subscription(DiagnosticArray, '/diagnostics', self._diagnose, 10)
-        self._clients = {name: self.node.create_client(kind, name) for name, kind in (
-            ('tracker/get_state', GetState), ('tracker/change_state', ChangeState),
-            ('tracker/seed_mask', SeedMask), ('player/resume', Trigger))}
-        self._called: set[str] = set()
-        self.answer_time = 0.0  # seconds the last answer took
-        self._executor = SingleThreadedExecutor()
-        self._executor.add_node(self.node)
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._spin, daemon=True)
-        self._thread.start()
-
-    def _spin(self) -> None:
-        while not self._stop.is_set():
-            self._executor.spin_once(timeout_sec=0.1)
 
     def _diagnose(self, message: Any) -> None:
         for status in message.status:
             if status.name.endswith('tracker: tracking'):
                 self.diagnostics = {item.key: item.value for item in status.values}
 
-    def call(self, name: str, request: Any, watch: Callable[[], None],
-             timeout: float = 120.0, resend: float = 0.0,
-             unless: Callable[[], bool] = lambda: False) -> Any:
-        """
-        Call a service, watching the processes meanwhile.
-
-        The middleware drops an answer whose receiver the server has not discovered yet. So all
-        clients exist from the start, the first call of each waits a little, and requests that
-        may be repeated are, every ``resend`` seconds, ``unless`` their effect shows anyway
-        (then None is returned).
-
-        :raises DemoError: no answer in time
-        """
-        client = self._clients[name]
-        end = time.monotonic() + timeout
-        while not client.service_is_ready():
-            watch()
-            if time.monotonic() > end:
-                raise DemoError(f'the service {name} did not appear within {timeout:.0f} s')
-            time.sleep(0.02)
-        if name not in self._called:
-            self._called.add(name)
-            time.sleep(0.3)
-        begun = time.monotonic()
-        future, sent = client.call_async(request), begun
-        while not future.done():
-            watch()
-            if unless():
-                return None
-            if resend and time.monotonic() - sent > resend:
-                future, sent = client.call_async(request), time.monotonic()
-            if time.monotonic() > end:
-                raise DemoError(f'the service {name} did not answer within {timeout:.0f} s')
-            time.sleep(0.002)
-        self.answer_time = time.monotonic() - begun
-        return future.result()
-
-    def change_state(self, transition: int, watch: Callable[[], None]) -> bool:
-        """Ask the tracker for a lifecycle transition."""
-        from lifecycle_msgs.srv import ChangeState, GetState
-        self.call('tracker/get_state', GetState.Request(), watch, resend=2.0)
-        request = ChangeState.Request()
-        request.transition.id = transition
-        # a cold disk and a large model take their time
-        return bool(self.call('tracker/change_state', request, watch, timeout=600.0).success)
-
-    def seed(self, seed: Seed, header: Any, watch: Callable[[], None]) -> tuple[list[int], float]:
-        """
-        Give the tracker a mask; return the ids and the seconds the answer took.
-
-        :raises DemoError: it was refused
-        """
-        from drift_ros_msgs.srv import SeedMask
-
-        from drift_ros.nodes import conversions
-        labels = seed.labels
-        request = SeedMask.Request(
-            mask=conversions.labels_to_image(labels, header), names=list(seed.names))
-        answer = self.call('tracker/seed_mask', request, watch)
-        if not answer.success:
-            details = [f'label {label}: {text}'
-                       for label, text in zip(answer.labels, answer.errors) if text]
-            raise DemoError('the tracker refused the mask: '
-                            + '; '.join([answer.message, *details]))
-        return list(answer.object_ids), self.answer_time
-
     def resume(self, index: int, watch: Callable[[], None]) -> None:
         """Let the player go on after frame ``index``."""
         from std_srvs.srv import Trigger
         self.call('player/resume', Trigger.Request(), watch, resend=3.0,
                   unless=lambda: len(self.tracks) > index + 1)
-
-    def close(self) -> None:
-        """Leave the graph."""
-        self._stop.set()
-        self._thread.join(2.0)
-        self._rclpy.try_shutdown()
 
 
 def read_results(bag: Path) -> Iterator[tuple[np.ndarray, list[SimpleNamespace]]]:
@@ -337,7 +161,7 @@ def draw_results(reader: VideoReader, bag: Path, out: Path, advance: Callable[[]
             advance()
         codec = writer.codec
     if not shown:
-        raise DemoError(f'{bag} holds no masks')
+        raise ProcessError(f'{bag} holds no masks')
     write_image(sheet, overlay.contact_sheet(shown, captions=captions))
     return video, sheet, codec
 
@@ -358,8 +182,8 @@ def _run(video: Path, seeds: list[Seed], start: int, frames: int, out: Path,
     total = len(reader)
     holds = [seed.index - start for seed in seeds]
     if not total or any(not 0 <= hold < total for hold in holds):
-        raise DemoError(f'{video} has {total} frames from frame {start} on; the masks belong to '
-                        f'frames {[seed.index for seed in seeds]}')
+        raise ProcessError(f'{video} has {total} frames from frame {start} on; the masks belong '
+                           f'to frames {[seed.index for seed in seeds]}')
     out.mkdir(parents=True, exist_ok=True)
     bag = out / 'bag'
     if (bag / 'metadata.yaml').exists() or list(bag.glob('*.mcap')):
@@ -371,7 +195,7 @@ def _run(video: Path, seeds: list[Seed], start: int, frames: int, out: Path,
                         TimeElapsedColumn(), console=console)
     answers, latencies, inference = [], [], []
     with contextlib.ExitStack() as stack:
-        children = Children(out / 'logs')
+        children = Children(out / 'logs', NAMESPACE)
         stack.callback(children.stop_all)
         children.start('tracker', {'replay': True, **tracker_parameters})
         topics = [*RECORDED, *(['image'] if record_images else [])]
@@ -387,8 +211,7 @@ def _run(video: Path, seeds: list[Seed], start: int, frames: int, out: Path,
             progress.refresh()
 
         if not user.change_state(Transition.TRANSITION_CONFIGURE, watch):
-            log = (out / 'logs' / 'tracker.log').read_text(errors='replace').splitlines()
-            raise DemoError('the tracker could not be configured:\n' + '\n'.join(log[-4:]))
+            raise ProcessError(f'the tracker could not be configured:\n{children.tail("tracker")}')
         progress.advance(setup)
         user.change_state(Transition.TRANSITION_ACTIVATE, watch)
         progress.advance(setup)
@@ -409,8 +232,8 @@ def _run(video: Path, seeds: list[Seed], start: int, frames: int, out: Path,
             if done == len(user.tracks):
                 watch()
                 if time.monotonic() - last > _PATIENCE:
-                    raise DemoError(f'no frame was tracked for {_PATIENCE:.0f} s; see '
-                                    f'{out / "logs"}')
+                    raise ProcessError(f'no frame was tracked for {_PATIENCE:.0f} s; see '
+                                       f'{out / "logs"}')
                 if children.ended('player') is not None and done == len(user.tracks):
                     time.sleep(0.5)  # the last results may be on their way
                     if done == len(user.tracks):
@@ -424,10 +247,11 @@ def _run(video: Path, seeds: list[Seed], start: int, frames: int, out: Path,
                     list(message.stages).index('total')])
             for seed in seeds:
                 if seed.index - start == done:
-                    ids, seconds = user.seed(seed, message.header, watch)
+                    ids = user.seed(seed.labels, message.header, watch, names=seed.names)
+                    seconds = user.answer_time
                     answers.append(seconds)
                     named = ', '.join(f'{name} (id {number})'
-                                      for name, number in zip(seed.names, ids))
+                                      for name, number in zip(seed.names, ids.values()))
                     progress.console.print(f'frame {done}: seeded {named}, answered after '
                                            f'{1e3 * seconds:.0f} ms')
             if done in holds:
@@ -465,7 +289,7 @@ def _run(video: Path, seeds: list[Seed], start: int, frames: int, out: Path,
         table.add_row(*row)
     console.print(table)
     if done < total:
-        raise DemoError(f'only {done} of {total} frames were tracked; see {out / "logs"}')
+        raise ProcessError(f'only {done} of {total} frames were tracked; see {out / "logs"}')
 
 
 @click.command()
@@ -500,11 +324,11 @@ def demo(video: Path | None, mask: Path | None, out: Path, start: int | None, fr
         for item in extra:
             name, separator, value = item.partition(':=')
             if not separator:
-                raise DemoError(f'{item!r} is not of the form NAME:=VALUE')
+                raise ProcessError(f'{item!r} is not of the form NAME:=VALUE')
             parameters[name] = value
         _run(clip, seeds, first, frames, out, {k: v for k, v in parameters.items() if v != ''},
              record_images)
-    except (DemoError, VideoError) as error:
+    except (ProcessError, VideoError) as error:
         raise click.ClickException(str(error)) from error
 
 

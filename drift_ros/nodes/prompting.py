@@ -50,8 +50,8 @@ class Host(Protocol):
     def picture(self, image: Any, stamp: Any) -> Picture:
         """Decode a request's image, or the buffered frame of a stamp; else LookupError."""
 
-    def seeded(self) -> None:
-        """Tell that there are new objects."""
+    def seeded(self, labels: np.ndarray, header: Any) -> None:
+        """Tell that there are new objects: label image (H, W), pixel = id, of an image."""
 
 
 class PromptServices:
@@ -84,7 +84,7 @@ class PromptServices:
             response.object_ids = ids
             labels = np.array([0, *ids])[label_image(found)]
             self._describe(response, found, labels, picture)
-            self._host.seeded()
+            self._host.seeded(labels, picture.header)
 
         response.object_ids = [0] * len(request.prompts)
         return self._serve(request, response, work)
@@ -176,7 +176,7 @@ class PromptServices:
                 log.warning(f'seed_point refused: {error}')
                 return
             log.info(f'seeded {ids[0]} at a click: {int(found[0].mask.sum())} pixels')
-            self._host.seeded()
+            self._host.seeded(ids[0] * found[0].mask.astype(np.int32), picture.header)
 
         mailbox.submit(Job(seed, picture.after))
 

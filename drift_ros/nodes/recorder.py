@@ -9,9 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 import importlib
-import os
 from pathlib import Path
-import sys
 import threading
 import time
 from typing import Any
@@ -27,49 +25,11 @@ from rosbags.interfaces import (
     QosTime,
 )
 from rosbags.rosbag2 import StoragePlugin, Writer
-from rosbags.typesys import get_types_from_msg, get_typestore, Stores
-from rosbags.typesys.store import Typestore
+from rosbags.typesys import get_typestore, Stores
 
 from drift_ros.nodes import parameters, runtime
+from drift_ros.nodes.definitions import register_type
 from drift_ros.nodes.parameters import RecorderConfig
-
-
-def register_type(store: Typestore, name: str) -> None:
-    """
-    Add a message type and all it is made of to a type store, from the installed definitions.
-
-    :param name: such as ``vision_msgs/msg/Detection2DArray``
-    :raises LookupError: the package or the definition is not installed
-    """
-    if name in store.fielddefs:
-        return
-    package, _, kind = name.split('/')
-    found = get_types_from_msg(_definition(package, kind).read_text(encoding='utf-8'), name)
-    for _, fields in found.values():
-        for _, field in fields:
-            _register_field(store, field)
-    store.register(found)
-
-
-def _definition(package: str, kind: str) -> Path:
-    """Find a .msg file; ROS wheels in a virtual environment need no AMENT_PREFIX_PATH."""
-    prefixes = [*filter(None, os.environ.get('AMENT_PREFIX_PATH', '').split(os.pathsep)),
-                sys.prefix]
-    for prefix in prefixes:
-        path = Path(prefix) / 'share' / package / 'msg' / f'{kind}.msg'
-        if path.is_file():
-            return path
-    raise LookupError(f'{package}/msg/{kind} is not installed below {" or ".join(prefixes)}: '
-                      'source the workspace it is in')
-
-
-def _register_field(store: Typestore, field: Any) -> None:
-    """Register what a field is made of: a name, or an array or sequence of one."""
-    kind, what = field
-    if kind.name == 'NAME':
-        register_type(store, what)
-    elif kind.name in ('ARRAY', 'SEQUENCE'):
-        _register_field(store, what[0])
 
 
 def message_class(name: str) -> type:

@@ -175,7 +175,7 @@ class TrackerNode(LifecycleNodeMixin, Node):
                 for name, kind, qos in (
                     ('mask', Image, 10), ('detections', Detection2DArray, 10),
                     ('tracks', TrackArray, 10), ('overlay', Image, 2),
-                    ('label_info', LabelInfo, latched))}
+                    ('label_info', LabelInfo, latched), ('seeds', Image, 10))}
         self._worker = threading.Thread(
             target=self._work, args=(self._tracker, self._mailbox), name='tracking', daemon=True)
         self._worker.start()
@@ -364,9 +364,14 @@ class TrackerNode(LifecycleNodeMixin, Node):
         frame = self._buffer.find(stamp.sec * 10**9 + stamp.nanosec)
         return Picture(self._decode(frame.message), frame.message.header, frame.sequence)
 
-    def seeded(self) -> None:
-        """Tell the names of the objects."""
+    def seeded(self, labels: np.ndarray, header: Header) -> None:
+        """Tell the names of the objects, and the mask of the new ones, (H, W) pixel = id."""
         self._publish_names()
+        kind = np.uint16 if labels.max() > 255 else np.uint8
+        with self._publish_lock:
+            if self._active:
+                self._outputs['seeds'].publish(
+                    conversions.labels_to_image(labels.astype(kind), header))
 
     def _seed_mask(self, request: SeedMask.Request,
                    response: SeedMask.Response) -> SeedMask.Response:
@@ -394,7 +399,10 @@ class TrackerNode(LifecycleNodeMixin, Node):
 
         def apply() -> None:
             tracker.apply_seed(seed)
-            self._publish_names()
+            ids = np.zeros(max(seed.labels) + 1, np.int32)
+            ids[list(seed.labels)] = seed.object_ids
+            self.seeded(ids[np.where(np.isin(seed.mask, seed.labels), seed.mask, 0)],
+                        picture.header)
 
         mailbox.submit(Job(apply, picture.after))
         response.success = True
