@@ -46,6 +46,7 @@ setup(
     install_requires=requirements('requirements.txt'),
     extras_require={
         'dev': requirements('requirements-dev.txt'),
+        'ray': [line for line in requirements('requirements-dev.txt') if line.startswith('ray')],
         'ros': requirements('requirements-ros.txt'),
     },
     zip_safe=False,

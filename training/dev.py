@@ -80,7 +80,7 @@ def dev_score(davis: Path, make: Callable[[], Tracker], frames: int = 16,
         if wanted is not None and sequence.name not in wanted:
             continue
         scorer = SequenceScorer()
-        for frame, labels, _ in track(make(), sequence):
+        for frame, labels, *_ in track(make(), sequence):
             scorer.add(frame.truth, labels)
         scores[sequence.name] = scorer.finish()
     return (summarize(scores.values()).j_and_f,

@@ -7,11 +7,12 @@ same runner as a dataset's, so the same frames give the same numbers, digit for 
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 import hashlib
 from pathlib import Path
+import re
 import shutil
 from typing import Any
 
@@ -48,97 +49,228 @@ class BagError(ValueError):
 @dataclass(frozen=True)
 class BagSequence:
     """
-    One camera of a bag with its ground truth; iterate it for its frames.
+    One camera of a bag, with its ground truth and seeds; iterate it for its frames.
 
-    Frames and true masks belong together when their header stamps are equal. The sequence
-    starts at the first frame with a true mask. Frames are named by their number, 00000 onwards.
+    Frames, true masks and seeds belong together when their stamps are equal. The truth comes
+    from ``truth_topic`` or from ``truth_files`` (by stamp), or there is none. Seeds come from
+    ``seed_topic`` or ``seed_files``; without either, the first true mask is the seed. The
+    sequence starts at its first seed. Frames are named by their number, 00000 onwards.
     """
 
     name: str
     path: Path
     image_topic: str
-    truth_topic: str
+    truth_topic: str | None
     stamps: tuple[int, ...]
     truth_stamps: frozenset[int]
+    truth_files: Mapping[int, Path] = field(default_factory=dict)
+    seed_topic: str | None = None
+    seed_files: Mapping[int, Path] = field(default_factory=dict)
+    seed_stamps: frozenset[int] = frozenset()
+    compressed: bool = False
 
     def __len__(self) -> int:
         return len(self.stamps)
 
     def __iter__(self) -> Iterator[Frame]:
+        seeds = {stamp: read_labels(file) for stamp, file in self.seed_files.items()}
+        if self.seed_topic:
+            for _, stamp, labels in _messages(self.path, {self.seed_topic: _labels_of}):
+                # one frame may have been seeded twice, with different objects
+                seeds[stamp] = np.where(labels > 0, labels, seeds[stamp]) \
+                    if stamp in seeds else labels
+        for number, (stamp, image, given) in enumerate(self._pairs()):
+            file = self.truth_files.get(stamp)
+            truth = given if file is None else read_labels(file)
+            seed = seeds.get(stamp)
+            for what, mask in (('true mask', truth), ('seed', seed)):
+                if mask is not None and mask.shape != image.shape[:2]:
+                    raise BagError(
+                        f'{self.path}: the {what} of stamp {_seconds(stamp)} is '
+                        f'{mask.shape[1]}x{mask.shape[0]}, its image '
+                        f'{image.shape[1]}x{image.shape[0]}; both must be of one size')
+            yield Frame(f'{number:05d}', image, truth, seed)
+
+    def _pairs(self) -> Iterator[tuple[int, np.ndarray, np.ndarray | None]]:
+        """Give stamp, image and true mask of the topics, whatever their order in the bag."""
         # Images wait until the true mask of their stamp has come by; masks for their image.
         images: dict[int, np.ndarray] = {}
         truths: dict[int, np.ndarray] = {}
-        wanted = {stamp: number for number, stamp in enumerate(self.stamps)}
+        wanted = set(self.stamps)
+        expected = self.truth_stamps if self.truth_topic else frozenset()
         following = iter(self.stamps)
         current = next(following, None)
-        for topic, stamp, array in _messages(
-                self.path, {self.image_topic: _frame_of, self.truth_topic: _labels_of}):
+        topics: dict[str, Any] = {self.image_topic: frame_of}
+        if self.truth_topic:
+            topics[self.truth_topic] = _labels_of
+        for topic, stamp, array in _messages(self.path, topics):
             if stamp not in wanted:
                 continue
             (images if topic == self.image_topic else truths)[stamp] = array
-            while current in images and (current in truths or current not in self.truth_stamps):
-                image, truth = images.pop(current), truths.pop(current, None)
-                if truth is not None and truth.shape != image.shape[:2]:
-                    raise BagError(
-                        f'{self.path}: the true mask of stamp {_seconds(current)} is '
-                        f'{truth.shape[1]}x{truth.shape[0]}, its image '
-                        f'{image.shape[1]}x{image.shape[0]}; both must be of one size')
-                yield Frame(f'{wanted[current]:05d}', image, truth)
+            while current in images and (current in truths or current not in expected):
+                yield current, images.pop(current), truths.pop(current, None)
                 current = next(following, None)
         if current is not None:
             raise BagError(f'{self.path}: the bag ends before the message of stamp '
-                           f'{_seconds(current)} on {self.image_topic} or {self.truth_topic}')
+                           f'{_seconds(current)} on {" or ".join(topics)}')
+
+    @property
+    def has_truth(self) -> bool:
+        """Whether any frame has a true mask."""
+        return bool(self.truth_stamps)
+
+    @property
+    def seed_numbers(self) -> list[int]:
+        """Numbers of the frames that have seeds of their own."""
+        return [number for number, stamp in enumerate(self.stamps) if stamp in self.seed_stamps]
+
+    def serialized(self) -> Iterator[tuple[int, bytes]]:
+        """Give stamp in nanoseconds and serialised message (CDR) of every image."""
+        wanted = set(self.stamps)
+        store = get_typestore(Stores.ROS2_KILTED)
+        with open_bag(self.path) as reader:
+            connections = [item for item in reader.connections if item.topic == self.image_topic]
+            for connection, _, data in reader.messages(connections=connections):
+                header = store.deserialize_cdr(data, connection.msgtype).header
+                stamp = header.stamp.sec * 10**9 + header.stamp.nanosec
+                if stamp in wanted:
+                    yield stamp, bytes(data)
 
     def digest(self) -> str:
         """Return a fingerprint of the messages' stamps and topics, and the files' sizes."""
         sizes = sorted((path.suffix, path.stat().st_size) for path in self.path.iterdir()
                        if path.is_file() and path.suffix != '.yaml')
-        text = repr((self.image_topic, self.truth_topic, self.stamps,
-                     sorted(self.truth_stamps), sizes))
+        masks = [sorted((stamp, hashlib.sha256(file.read_bytes()).hexdigest())
+                        for stamp, file in files.items())
+                 for files in (self.truth_files, self.seed_files)]
+        text = repr((self.image_topic, self.truth_topic, self.stamps, self.seed_topic, masks,
+                     sorted(self.truth_stamps), sorted(self.seed_stamps), sizes))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def open_sequence(path: str | Path, *, image_topic: str | None = None,
-                  truth_topic: str | None = None, name: str | None = None,
+                  truth_topic: str | None = None, truth_folder: Path | None = None,
+                  seed_topic: str | None = None, seed_mask: Path | None = None,
+                  seed_stamp: str | None = None, name: str | None = None,
                   max_frames: int = 0) -> BagSequence:
     """
-    Find a camera and its ground truth in a bag, and check that they can be evaluated.
+    Find a camera, its ground truth and its seeds in a bag, and check that they can be evaluated.
 
-    Topics may be left out where the bag has one candidate only. ``max_frames`` cuts the
-    sequence short (0: whole).
+    Topics may be left out where the bag has one candidate only. Ground truth is
+    ``truth_topic``, or label PNG files named by stamp in ``truth_folder`` (see
+    :func:`parse_stamp`), or the topic /ground_truth/mask if the bag has it and ``truth_topic``
+    is not 'none'. Seeds are a label PNG ``seed_mask`` for the image of ``seed_stamp`` (default:
+    the first), or the label images on ``seed_topic`` (recorded from a tracker's ``~/seeds``; the
+    default where there is no truth, if the bag has one topic of such a name), or else the first
+    true mask. ``max_frames`` cuts the sequence short (0: whole).
 
     Raises BagError: the bag cannot be read or is truncated, a topic is missing or of another
-    type, stamps are not strictly increasing, too few frames.
+    type, stamps are not strictly increasing, too few frames, nothing to seed with.
     """
     path = Path(path)
     topics = _topics(path)
-    truth_topic = _choose(path, topics, truth_topic, (IMAGE,), 'ground truth',
-                          lambda topic: topic == TRUTH_TOPIC)
+    if truth_folder is not None and truth_topic is not None:
+        raise BagError(f'ground truth is either the topic {truth_topic} or the folder '
+                       f'{truth_folder}, not both')
+    if seed_mask is not None and seed_topic is not None:
+        raise BagError(f'seeds are either the topic {seed_topic} or the file {seed_mask}, '
+                       'not both')
+    if truth_topic == 'none' or truth_folder is not None:
+        truth_topic = None
+    elif truth_topic is not None or TRUTH_TOPIC in topics:
+        truth_topic = _choose(path, topics, truth_topic, (IMAGE,), 'ground truth',
+                              lambda topic: topic == TRUTH_TOPIC)
+    if seed_topic is not None or (truth_topic is None and seed_mask is None
+                                  and truth_folder is None):
+        if seed_topic is None and not any(topic.endswith('/seeds') for topic in topics):
+            listing = ', '.join(f'{topic} ({kind})' for topic, kind in sorted(topics.items()))
+            raise BagError(f'{path} has no ground truth topic {TRUTH_TOPIC} and no seeds to '
+                           f'start from; there are {listing}. Name a topic of label images with '
+                           '--truth or --seeds, or give files with --truth-folder or --seed-mask')
+        seed_topic = _choose(path, topics, seed_topic, (IMAGE,), 'seeds',
+                             lambda topic: topic.endswith('/seeds'))
     image_topic = _choose(path, topics, image_topic, (IMAGE, COMPRESSED), 'image',
-                          lambda topic: topic != truth_topic)
-    stamps: dict[str, list[int]] = {image_topic: [], truth_topic: []}
-    for topic, stamp, _ in _messages(path, {image_topic: None, truth_topic: None}):
+                          lambda topic: topic not in (truth_topic, seed_topic))
+    stamps: dict[str, list[int]] = {topic: [] for topic in (image_topic, truth_topic, seed_topic)
+                                    if topic is not None}
+    for topic, stamp, _ in _messages(path, dict.fromkeys(stamps)):
         stamps[topic].append(stamp)
     for topic, values in stamps.items():
-        _check_stamps(path, topic, values)
-    truth_stamps = frozenset(stamps[truth_topic])
+        if topic != seed_topic:  # a seed may be of an older frame than the seed before it
+            _check_stamps(path, topic, values)
     images = stamps[image_topic]
-    while images and images[0] not in truth_stamps:
+    truth_files = files_by_stamp(truth_folder) if truth_folder else {}
+    truths = frozenset(stamps.get(truth_topic or '', truth_files))
+    seed_files = {}
+    if seed_mask is not None:
+        stamp = images[0] if seed_stamp is None else parse_stamp(seed_stamp)
+        seed_files = {stamp: seed_mask}
+    seeds = frozenset(stamps.get(seed_topic or '', seed_files))
+    for stamp in sorted(seeds - set(images)):
+        raise BagError(f'{path}: the seed of stamp {_seconds(stamp)} belongs to no message of '
+                       f'{image_topic}, whose stamps go from {_seconds(images[0])} to '
+                       f'{_seconds(images[-1])}')
+    what = truth_topic or truth_folder or seed_topic
+    if (truths or not seeds) and not truths & set(images):
+        raise BagError(f'{path}: no message of {what} has the stamp of one of {image_topic}; '
+                       'ground truth must carry the stamps of its images')
+    while images and images[0] not in (seeds or truths):
         images.pop(0)
-    if not images:
-        raise BagError(f'{path}: no message of {truth_topic} has the stamp of one of '
-                       f'{image_topic}; ground truth must carry the stamps of its images')
     images = images[:max_frames or None]
     if len(images) < 3:
-        raise BagError(f'{path}: {image_topic} has {len(images)} frames from its first true mask '
-                       'on; 3 or more are needed, since the first and the last do not count')
-    return BagSequence(name or path.name, path, image_topic, truth_topic, tuple(images),
-                       truth_stamps & frozenset(images))
+        raise BagError(f'{path}: {image_topic} has {len(images)} frames from its first '
+                       f'{"seed" if seeds else "true mask"} on; 3 or more are needed, since the '
+                       'first and the last do not count')
+    return BagSequence(
+        name or path.resolve().name, path, image_topic, truth_topic, tuple(images),
+        truths & frozenset(images),
+        {stamp: file for stamp, file in truth_files.items() if stamp in set(images)},
+        seed_topic, seed_files, seeds & frozenset(images), topics[image_topic] == COMPRESSED)
+
+
+def parse_stamp(text: str) -> int:
+    """
+    Read a stamp: nanoseconds (digits only), or seconds, a point and nine digits of nanoseconds.
+
+    >>> parse_stamp('1600000000.041666667') == parse_stamp('1600000000041666667')
+    True
+
+    Raises BagError.
+    """
+    found = re.fullmatch(r'(?:(\d+)[._])?(\d+)', text)
+    if not found or (found[1] is not None and len(found[2]) != 9):
+        raise BagError(f'{text!r} is not a stamp: expected nanoseconds (1600000000041666667) or '
+                       'seconds and nine digits of nanoseconds (1600000000.041666667)')
+    return int(found[1] or 0) * 10**9 + int(found[2])
+
+
+def files_by_stamp(folder: Path) -> dict[int, Path]:
+    """Return the PNG files of a folder by the stamp they are named by; raises BagError."""
+    files = sorted(folder.glob('*.png'))
+    if not files:
+        raise BagError(f'{folder} holds no PNG files; ground truth files are label images named '
+                       'by the stamp of their image, such as 1600000000.041666667.png')
+    found: dict[int, Path] = {}
+    for file in files:
+        try:
+            stamp = parse_stamp(file.stem)
+        except BagError as error:
+            raise BagError(f'{file}: {error}') from None
+        if stamp in found:
+            raise BagError(f'{file} and {found[stamp].name} are of one stamp; remove one')
+        found[stamp] = file
+    return found
+
+
+def read_labels(path: Path) -> np.ndarray:
+    """Read a label PNG (H, W) uint8; one of 0 and 255 only is a plain mask, of object 1."""
+    labels = read_annotation(path)
+    return (labels > 0).astype(np.uint8) if set(np.unique(labels)) <= {0, 255} else labels
 
 
 def _topics(path: Path) -> dict[str, str]:
     """Return the type of every topic of a bag."""
-    with _reader(path) as reader:
+    with open_bag(path) as reader:
         return {connection.topic: connection.msgtype for connection in reader.connections}
 
 
@@ -176,7 +308,8 @@ def _check_stamps(path: Path, topic: str, stamps: Sequence[int]) -> None:
 
 
 @contextlib.contextmanager
-def _reader(path: Path) -> Iterator[Reader]:
+def open_bag(path: Path) -> Iterator[Reader]:
+    """Open a bag for reading; raises BagError when that is not possible."""
     if not path.exists():
         raise BagError(f'{path} does not exist')
     if not (path / 'metadata.yaml').is_file():
@@ -208,7 +341,7 @@ def _messages(path: Path, topics: dict[str, Callable[[Any], np.ndarray] | None],
     """
     store = get_typestore(Stores.ROS2_KILTED)
     nothing = np.empty(0)
-    with _reader(path) as reader:
+    with open_bag(path) as reader:
         connections = [item for item in reader.connections if item.topic in topics]
         promised = sum(item.msgcount for item in connections)
         source = reader.messages(connections=connections)
@@ -236,7 +369,8 @@ def _messages(path: Path, topics: dict[str, Callable[[Any], np.ndarray] | None],
                            'reindex" make a bag of the readable part')
 
 
-def _frame_of(message: Any) -> np.ndarray:
+def frame_of(message: Any) -> np.ndarray:
+    """Decode an image message of either kind: (H, W, 3) uint8 RGB."""
     return (compressed_to_rgb if hasattr(message, 'format') else image_to_rgb)(message)
 
 
@@ -292,58 +426,13 @@ def bag_from_video(frames: Iterable[np.ndarray], path: str | Path, *, storage: s
         file = masks / f'{number:05d}.png' if masks.is_dir() else masks
         if (masks.is_file() and number) or not file.is_file():
             return None
-        labels = read_annotation(file)
-        # As everywhere: a picture of 0 and 255 only is a plain mask.
-        return (labels > 0).astype(np.uint8) if set(np.unique(labels)) <= {0, 255} else labels
+        return read_labels(file)
 
     def items() -> Iterator[tuple[np.ndarray, bytes | None, str, np.ndarray | None]]:
         for number, frame in enumerate(frames):
             yield frame, None, 'png', truth_of(number)
 
     return _write_bag(path, items(), storage, compressed, rate, progress)
-
-
-def write_result_bag(sequence: BagSequence, masks: dict[str, Path], path: str | Path) -> Path:
-    """
-    Write the evaluated messages of a bag again, with the predicted masks beside them.
-
-    Images and true masks keep their bytes, topics and times. ``masks`` gives, per engine, the
-    folder of its predictions (00000.png ...); each becomes a topic ``/<engine>/mask`` (mono8,
-    pixel = label) whose messages carry the header of their image.
-    """
-    path = Path(path)
-    if path.exists():
-        shutil.rmtree(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    store = get_typestore(Stores.ROS2_KILTED)
-    numbers = {stamp: number for number, stamp in enumerate(sequence.stamps)}
-    with _reader(sequence.path) as reader, Writer(
-            path, version=9, storage_plugin=StoragePlugin.MCAP) as writer:
-        connections = [item for item in reader.connections
-                       if item.topic in (sequence.image_topic, sequence.truth_topic)]
-        copies = {item.topic: writer.add_connection(
-            item.topic, item.msgtype, typestore=store,
-            offered_qos_profiles=item.ext.offered_qos_profiles) for item in connections}
-        outputs = {engine: writer.add_connection(_topic_name(engine), IMAGE, typestore=store)
-                   for engine in masks}
-        for connection, time, data in reader.messages(connections=connections):
-            header = store.deserialize_cdr(data, connection.msgtype).header
-            number = numbers.get(header.stamp.sec * 10**9 + header.stamp.nanosec)
-            if number is None:
-                continue
-            writer.write(copies[connection.topic], time, data)
-            if connection.topic == sequence.image_topic:
-                for engine, folder in masks.items():
-                    labels = read_annotation(folder / f'{number:05d}.png')
-                    message = image_message(store, header, labels)
-                    writer.write(outputs[engine], time, store.serialize_cdr(message, IMAGE))
-    return path
-
-
-def _topic_name(engine: str) -> str:
-    """Turn an engine's label into a valid topic."""
-    name = ''.join(char if char.isalnum() and char.isascii() else '_' for char in engine)
-    return f'/{"e" if name[0].isdigit() else ""}{name}/mask'
 
 
 def _write_bag(path: str | Path,

@@ -79,6 +79,18 @@ class FirstMask:
         return self._labels.copy()
 
 
+def dense_flow(frame: np.ndarray, last: np.ndarray) -> np.ndarray:
+    """Return where each pixel of ``frame`` was in ``last``: (H, W) uint8 each to (H, W, 2)."""
+    return cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM).calc(frame, last, None)
+
+
+def warp_labels(labels: np.ndarray, flow: np.ndarray) -> np.ndarray:
+    """Move the last frame's label image (H, W) along :func:`dense_flow`, nearest neighbour."""
+    rows, columns = np.indices(labels.shape, dtype=np.float32)
+    return cv2.remap(labels, columns + flow[..., 0], rows + flow[..., 1], cv2.INTER_NEAREST,
+                     borderMode=cv2.BORDER_REPLICATE)
+
+
 class OpticalFlow(FirstMask):
     """
     Masks warped from frame to frame by dense optical flow (DIS, Kroeger et al., ECCV 2016).
@@ -89,7 +101,6 @@ class OpticalFlow(FirstMask):
 
     def __init__(self) -> None:
         super().__init__()
-        self._flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
         self._last: np.ndarray | None = None
 
     def seed(self, frame: np.ndarray, label_mask: np.ndarray) -> list[int]:
@@ -101,10 +112,7 @@ class OpticalFlow(FirstMask):
         if self._labels is None or self._last is None:
             return np.zeros(frame.shape[:2], np.uint16)
         grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
-        flow = self._flow.calc(grey, self._last, None)
-        rows, columns = np.indices(grey.shape, dtype=np.float32)
-        self._labels = cv2.remap(self._labels, columns + flow[..., 0], rows + flow[..., 1],
-                                 cv2.INTER_NEAREST, borderMode=cv2.BORDER_REPLICATE)
+        self._labels = warp_labels(self._labels, dense_flow(grey, self._last))
         self._last = grey
         return self._labels.copy()
 

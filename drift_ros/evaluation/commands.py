@@ -51,6 +51,9 @@ def _engine_options(function: Callable) -> Callable:
                      help='Folder of results; finished parts of an earlier run are kept.'),
         click.option('--workers', type=click.IntRange(1), default=1, show_default=True,
                      help='Processes.'),
+        click.option('--ray', metavar='ADDRESS',
+                     help='Run the jobs on the Ray cluster there (auto, ray://HOST:10001, ...), '
+                          'or on --workers local Ray processes (local).'),
         click.option('--threads', type=click.IntRange(0), default=0, show_default=True,
                      help='Threads per process; 0: processors shared among the workers.'),
         click.option('--late-objects', is_flag=True,
@@ -107,62 +110,100 @@ def davis(root: Path, resolution: str | None, subset: str | None, year: str | No
 @evaluate.command('bag', epilog=_tracker_options())
 @click.argument('bags', nargs=-1, required=True,
                 type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option('--offline', is_flag=True, default=True,
-              help='Straight through the engine, as fast as it goes (the default).')
+@click.option('--offline/--live', default=True, show_default=True,
+              help='offline: straight through the engine, as fast as it goes. live: through a '
+                   'tracker node, too, over ROS 2: latency, drops, streaming accuracy.')
+@click.option('--rate', metavar='HZ[,HZ...]',
+              help='live: frames per second; every rate is a run '
+                   '[default: as the stamps of the bag say].')
 @click.option('--image', 'images', multiple=True,
               help='Image topic; repeat it for several cameras [default: the only one].')
 @click.option('--truth', 'truths', multiple=True,
               help='Topic of true label images; once, or once per --image '
-                   '[default: /ground_truth/mask].')
+                   '[default: /ground_truth/mask, if the bag has it; "none": do not use it].')
+@click.option('--truth-folder', type=click.Path(exists=True, file_okay=False, path_type=Path),
+              help='True label PNG files named by the stamp of their image: nanoseconds, or '
+                   'seconds.nanoseconds with nine digits. For one bag and one camera.')
+@click.option('--seed-mask', type=click.Path(exists=True, dir_okay=False, path_type=Path),
+              help='Label PNG to start from, for one bag and one camera '
+                   '[default: the first true mask].')
+@click.option('--seed-stamp', metavar='STAMP',
+              help='Stamp of its image, as in --truth-folder [default: the first image].')
+@click.option('--seeds', 'seed_topic', metavar='TOPIC',
+              help='Topic of recorded seeds (~/seeds of the tracker node) to start from '
+                   '[default without ground truth: the only one there].')
+@click.option('--compare', 'compare_run',
+              type=click.Path(exists=True, file_okay=False, path_type=Path),
+              help='Without ground truth: the results whose masks to compare with '
+                   '[default: the first engine of this run].')
 @click.option('--max-frames', type=click.IntRange(0), default=0, show_default=True,
               help='Use only the first frames of each camera (0: all).')
 @click.option('--write-bags', is_flag=True,
-              help='Write bags/NAME (mcap) with the predicted masks beside the input.')
+              help='Write bags/NAME (mcap) with masks, boxes, tracks and overlays beside the '
+                   'input.')
 @_engine_options
-def evaluate_bag(bags: Sequence[Path], offline: bool, images: Sequence[str],
+def evaluate_bag(bags: Sequence[Path], offline: bool, rate: str | None, images: Sequence[str],
                  truths: Sequence[str], max_frames: int, write_bags: bool,
-                 **options: Any) -> None:
+                 compare_run: Path | None, **options: Any) -> None:
     """
     Score engines on rosbag2 BAGS (sqlite3 or mcap, raw or compressed images).
 
     The first true mask of each camera seeds the engine. The numbers are those of "eval davis"
-    on the same frames, digit for digit.
+    on the same frames, digit for digit. Without ground truth (then give seeds), stability,
+    survival and the agreement of engines are reported instead of accuracy.
     """
-    from drift_ros.evaluation.bags import open_sequence, write_result_bag
+    from drift_ros.evaluation.live import parse_rates
 
     with _errors():
-        if len(truths) > 1 and len(truths) != len(images):
-            raise ValueError(f'{len(truths)} topics of --truth for {len(images)} of --image: '
-                             'give one for all, or one each')
-        cameras: Sequence[str | None] = images or (None,)
-        topics: list[str | None] = list(truths) or [None]
-        topics *= len(cameras) if len(topics) == 1 else 1
-        found = []
-        for path in bags:
-            for image, truth in zip(cameras, topics, strict=True):
-                name = path.resolve().name
-                if len(cameras) > 1:
-                    name += (image or '').replace('/', '-')
-                found.append(open_sequence(path, image_topic=image, truth_topic=truth, name=name,
-                                           max_frames=max_frames))
-        names = [item.name for item in found]
-        for name in names:
-            if names.count(name) > 1:
-                raise ValueError(f'two bags are named {name!r}: results would overwrite each '
-                                 'other; rename one')
-        data = {'kind': 'bag', 'bags': [str(path) for path in bags], 'mode': 'offline',
-                'topics': {item.name: [item.image_topic, item.truth_topic] for item in found},
-                'max_frames': max_frames, 'sequences': names}
-        folder = options['out'] or Path('out', 'eval', f'bag-{names[0]}')
-        failed = _evaluate(found, data, folder, options)
-        for sequence in found if write_bags else ():
-            masks = {spec.label: folder / 'masks' / spec.label / sequence.name
-                     for spec in _specs(options) if (spec.label, sequence.name) not in failed}
-            if masks:
-                path = write_result_bag(sequence, masks, folder / 'bags' / sequence.name)
-                click.echo(f'bag: {path}')
+        if rate is not None and offline:
+            raise ValueError('--rate is the pace of a live replay: add --live')
+        single = {key: options.pop(key) for key in
+                  ('truth_folder', 'seed_mask', 'seed_stamp', 'seed_topic')}
+        found = _open_bags(bags, images, truths, max_frames, single)
+        rates = [] if offline else parse_rates(rate)
+        data = {'kind': 'bag', 'bags': [str(path) for path in bags],
+                'mode': 'offline' if offline else 'live', 'rates': rates,
+                'topics': {item.name: [item.image_topic, item.truth_topic, item.seed_topic]
+                           for item in found},
+                **{key: value and str(value) for key, value in single.items()},
+                'compare': compare_run and str(compare_run), 'max_frames': max_frames,
+                'sequences': [item.name for item in found]}
+        folder = options['out'] or Path('out', 'eval', f'bag-{found[0].name}')
+        failed = _evaluate(found, data, folder, options, rates=rates, compare=compare_run,
+                           write_bags=write_bags)
     if failed:
         raise click.exceptions.Exit(1)
+
+
+def _open_bags(bags: Sequence[Path], images: Sequence[str], truths: Sequence[str],
+               max_frames: int, single: dict[str, Any]) -> list[Any]:
+    """Open every camera of every bag; ``single`` are options that fit one sequence only."""
+    from drift_ros.evaluation.bags import open_sequence
+
+    if len(truths) > 1 and len(truths) != len(images):
+        raise ValueError(f'{len(truths)} topics of --truth for {len(images)} of --image: '
+                         'give one for all, or one each')
+    cameras: Sequence[str | None] = images or (None,)
+    topics: list[str | None] = list(truths) or [None]
+    topics *= len(cameras) if len(topics) == 1 else 1
+    files = [key for key in ('truth_folder', 'seed_mask', 'seed_stamp') if single[key]]
+    if files and len(bags) * len(cameras) > 1:
+        raise ValueError(f'--{files[0].replace("_", "-")} belongs to one camera of one bag, but '
+                         f'{len(bags) * len(cameras)} are given: evaluate them one by one')
+    found = []
+    for path in bags:
+        for image, truth in zip(cameras, topics, strict=True):
+            name = path.resolve().name
+            if len(cameras) > 1:
+                name += (image or '').replace('/', '-')
+            found.append(open_sequence(path, image_topic=image, truth_topic=truth, name=name,
+                                       max_frames=max_frames, **single))
+    names = [item.name for item in found]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f'two bags are named {name!r}: results would overwrite each '
+                             'other; rename one')
+    return found
 
 
 @evaluate.command()
@@ -251,21 +292,27 @@ def _specs(options: dict[str, Any]) -> list[EngineSpec]:
 
 
 def _evaluate(sequences: Sequence[Any], data: dict[str, Any], default_out: Path,
-              options: dict[str, Any]) -> dict[tuple[str, str], str]:
+              options: dict[str, Any], *, rates: Sequence[float | None] = (),
+              compare: Path | None = None,
+              write_bags: bool = False) -> dict[tuple[str, str], str]:
     """Run, show and write an evaluation; returns the errors of jobs that failed."""
     if options['workers'] > 1:
         # Threads that wait must not spin where several processes share the processors.
         os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
-    from drift_ros.evaluation import runner
+    from drift_ros.evaluation import live, report, runner, stability, tables
 
     specs = _specs(options)
+    for spec in specs:
+        if rates and spec.name != 'tracker':
+            raise ValueError(f'{spec.name} cannot run live: the tracker node runs the engine '
+                             '"tracker" only')
     folder = options['out'] or default_out
     run_options = runner.RunOptions(options['late_objects'], options['threads'])
     description = runner.describe_run(specs, run_options,
                                       {**data, 'workers': options['workers'],
-                                       'threads': options['threads']})
+                                       'threads': options['threads'], 'ray': options['ray']})
     console = Console()
-    total = sum(len(sequence) for sequence in sequences) * len(specs)
+    total = sum(len(sequence) for sequence in sequences) * len(specs) * (1 + len(rates))
     with Progress(TextColumn('{task.description:40.40}'), BarColumn(), MofNCompleteColumn(),
                   TextColumn('frames'), TimeRemainingColumn(), console=console) as bar:
         task = bar.add_task('', total=total)
@@ -274,57 +321,47 @@ def _evaluate(sequences: Sequence[Any], data: dict[str, Any], default_out: Path,
             bar.update(task, advance=count, description=f'{engine} {name}')
 
         results, errors = runner.run(specs, sequences, folder, options=run_options,
-                                     workers=options['workers'], progress=progress)
+                                     workers=options['workers'], ray=options['ray'],
+                                     progress=progress)
+        if rates:
+            more, failed = live.run_live(specs, sequences, rates, folder, run_options, progress)
+            results, errors = [*results, *more], {**errors, **failed}
         bar.update(task, description='done')
-    runner.write_results(folder, description, results, errors)
-    if results:
-        console.print(score_table(results))
-        from drift_ros.evaluation import report
-
+    unscored = stability.stability_rows(folder, results, sequences, compare=compare)
+    live_rows = live.live_rows(results)
+    runner.write_results(folder, description, results, errors,
+                         {'live': live_rows, 'stability': stability.columns(unscored)})
+    if any(row.scored for row in results):
+        console.print(tables.score_table(results))
         report.write_chart(folder / 'scores.png', results)
-        if options['report']:
-            with Progress(TextColumn('report {task.description:33.33}'), BarColumn(),
-                          MofNCompleteColumn(), TextColumn('sequences'), console=console) as bar:
-                task = bar.add_task('', total=len(sequences))
-                report.write_report(
-                    folder, description, results, errors, sequences,
-                    lambda name: bar.update(task, advance=1, description=name))
-            console.print(f'report: {folder / "report.html"}')
+    for title, columns, rows in (('Live', tables.LIVE, live_rows),
+                                 ('No ground truth: this is not accuracy (percent)',
+                                  tables.STABILITY, unscored)):
+        if rows:
+            console.print(tables.text_table(title, columns, rows))
+    if results and options['report']:
+        with Progress(TextColumn('report {task.description:33.33}'), BarColumn(),
+                      MofNCompleteColumn(), TextColumn('sequences'), console=console) as bar:
+            task = bar.add_task('', total=len(sequences))
+            report.write_report(
+                folder, description, results, errors, sequences,
+                lambda name: bar.update(task, advance=1, description=name),
+                live=live_rows, stability=unscored)
+        console.print(f'report: {folder / "report.html"}')
+    if write_bags:
+        from drift_ros.evaluation.result_bag import write_result_bag
+
+        for sequence in sequences:
+            chosen = [row for row in results if row.sequence == sequence.name]
+            if chosen:
+                path = write_result_bag(sequence, chosen, folder,
+                                        folder / 'bags' / sequence.name)
+                console.print(f'bag: {path}', soft_wrap=True)
     console.print(f'results: {folder / "results.csv"}, {folder / "results.json"}; '
                   f'masks: {folder / "masks"}', soft_wrap=True)
     for (engine, sequence), text in errors.items():
         console.print(f'[red]failed:[/] {engine} on {sequence}: {text}', soft_wrap=True)
     return errors
-
-
-def score_table(results: Sequence[Any]) -> Table:
-    """Make the table of J and F per sequence, and means over objects, of every engine."""
-    from drift_ros.evaluation.runner import engine_summary
-
-    summary = engine_summary(results)
-    table = Table(title='J / F, in percent', title_justify='left')
-    table.add_column('sequence')
-    for engine in summary:
-        table.add_column(engine, justify='right')
-    by_key = {(row.engine, row.sequence): row.summary for row in results}
-    for name in dict.fromkeys(row.sequence for row in results):
-        cells = []
-        for engine in summary:
-            found = by_key.get((engine, name))
-            cells.append(f'{100 * found.j.mean:.1f} / {100 * found.f.mean:.1f}' if found else '-')
-        table.add_row(name, *cells)
-    table.add_section()
-    for title, keys in (('mean over objects', ('j_mean', 'f_mean')),
-                        ('recall', ('j_recall', 'f_recall')),
-                        ('decay', ('j_decay', 'f_decay'))):
-        table.add_row(title, *(f'{100 * row[keys[0]]:.1f} / {100 * row[keys[1]]:.1f}'
-                               for row in summary.values()))
-    table.add_row('J&F', *(f'{100 * row["j_and_f"]:.2f}' for row in summary.values()),
-                  style='bold')
-    table.add_row('ms per frame (median)',
-                  *('-' if row['ms_median'] is None else f'{row["ms_median"]:.1f}'
-                    for row in summary.values()))
-    return table
 
 
 @click.group()

@@ -37,12 +37,14 @@ class Frame:
     One frame of a sequence.
 
     ``name`` is the file stem of its masks, ``image`` (H, W, 3) uint8 RGB, ``truth`` the label
-    image (H, W) uint8 with 255 for void, or None where there is no annotation.
+    image (H, W) uint8 with 255 for void, or None where there is no annotation. ``seed`` is a
+    label image of the same kind that starts objects here, where seeds do not come from the truth.
     """
 
     name: str
     image: np.ndarray
     truth: np.ndarray | None
+    seed: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

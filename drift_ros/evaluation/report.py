@@ -11,6 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from drift_ros.evaluation import tables
 from drift_ros.evaluation.davis import Frame, read_annotation
 from drift_ros.evaluation.runner import engine_summary, JobResult, SequenceSource
 from drift_ros.overlay import contact_sheet, draw_labels
@@ -27,6 +28,7 @@ _FALL = 5
 def write_chart(path: Path, results: Sequence[JobResult]) -> None:
     """Write a bar chart of J&F per sequence and engine as PNG."""
     pyplot = _pyplot()
+    results = [row for row in results if row.scored]
     summary = engine_summary(results)
     names = list(dict.fromkeys(row.sequence for row in results))
     scores = {(row.engine, row.sequence): 100 * row.summary.j_and_f for row in results}
@@ -50,11 +52,14 @@ def write_chart(path: Path, results: Sequence[JobResult]) -> None:
 
 def write_report(folder: Path, run: Mapping[str, Any], results: Sequence[JobResult],
                  errors: Mapping[tuple[str, str], str], sequences: Sequence[SequenceSource],
-                 progress: Callable[[str], None] = lambda name: None) -> Path:
+                 progress: Callable[[str], None] = lambda name: None, *,
+                 live: Sequence[Mapping[str, Any]] = (),
+                 stability: Sequence[Mapping[str, Any]] = ()) -> Path:
     """
     Write ``report.html`` and its ``media`` into a folder of results; return the page's path.
 
-    The folder must hold the masks and ``scores.png``; frames are read from ``sequences`` once.
+    The folder must hold the masks and, where anything is scored, ``scores.png``; frames are read
+    from ``sequences`` once. ``live`` and ``stability`` are the rows of those tables.
     """
     import jinja2
 
@@ -63,17 +68,21 @@ def write_report(folder: Path, run: Mapping[str, Any], results: Sequence[JobResu
     for sequence in sequences:
         rows = [row for row in results if row.sequence == sequence.name]
         if rows:
-            sections.append({'name': sequence.name, 'rows': rows, 'chart': _timeline(rows),
-                             **_media(folder, sequence, rows)})
+            series = {row['engine']: row['series'] for row in stability
+                      if row['sequence'] == sequence.name}
+            sections.append({'name': sequence.name, 'rows': rows,
+                             'charts': _charts(rows, series), **_media(folder, sequence, rows)})
         progress(sequence.name)
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True,
                                      undefined=jinja2.StrictUndefined)
-    environment.filters['percent'] = lambda value: f'{100 * value:.1f}'
+    environment.filters['percent'] = tables.percent
+    environment.filters['number'] = tables.number
     page = environment.from_string(_PAGE).render(
         run=run, summary=summary, sections=sections, errors=errors,
-        scores={(row.engine, row.sequence): row.summary for row in results},
-        milliseconds={(row.engine, row.sequence): float(np.median(row.milliseconds))
-                      for row in results},
+        scores={(row.engine, row.sequence): row.summary for row in results if row.scored},
+        tables=[(name, tables.cells(columns, rows), note) for name, columns, rows, note in (
+            ('live', tables.LIVE, live, _LIVE_NOTE),
+            ('stability', tables.STABILITY, stability, _STABILITY_NOTE)) if rows],
         configuration=json.dumps(run, indent=2, default=list))
     path = folder / 'report.html'
     path.write_text(page, encoding='utf-8')
@@ -94,24 +103,61 @@ def _frame_means(row: JobResult) -> np.ndarray:
     return np.stack([np.nanmean(row.score.j, axis=1), np.nanmean(row.score.f, axis=1)])
 
 
-def _timeline(rows: Sequence[JobResult]) -> str:
-    """Draw J and F over time as SVG."""
+def _charts(rows: Sequence[JobResult], stability: Mapping[str, Sequence[float | None]],
+            ) -> list[str]:
+    """Draw what there is over time as SVG: J and F, latency of live runs, stability."""
+    charts = []
+    scored = {row.engine: row for row in rows if row.scored}
+    if scored:
+        means = {engine: _frame_means(row) for engine, row in scored.items()}
+        charts.append(_chart([
+            (f'{name}, percent', {engine: (scored[engine].score.frames, 100 * values[index])
+                                  for engine, values in means.items()}, 102)
+            for index, name in enumerate('JF')]))
+    live = {row.engine: row for row in rows if row.live}
+    if live:
+        charts.append(_chart([
+            ('latency of the masks that arrived, ms', {
+                engine: (_arrived(row), row.milliseconds) for engine, row in live.items()}, None),
+            ('age of the newest mask, frames', {
+                engine: (np.arange(len(row.frame_names)),
+                         np.arange(len(row.frame_names)) - np.array((row.live or {})['shown']))
+                for engine, row in live.items()}, None)]))
+    if stability:
+        charts.append(_chart([
+            ('IoU with the last mask moved by flow, percent', {
+                engine: (np.arange(1, len(values) + 1),
+                         100 * np.array(values, dtype=np.float64))
+                for engine, values in stability.items()}, 102),
+            ('confidence (mean over objects), percent', {
+                row.engine: (np.arange(len(row.tracks)), 100 * np.array([
+                    np.mean([item.confidence for item in tracks]) if tracks else np.nan
+                    for tracks in row.tracks])) for row in rows if not row.scored}, 102)]))
+    return charts
+
+
+def _arrived(row: JobResult) -> np.ndarray:
+    """Frames whose masks arrived in a live run."""
+    return np.array([item[0] for item in (row.live or {})['arrivals']])
+
+
+def _chart(panels: Sequence[tuple[str, Mapping[str, tuple[np.ndarray, np.ndarray]],
+                                  float | None]]) -> str:
+    """Draw panels side by side as SVG: title, (frames, values) by engine, top of the axis."""
     import matplotlib
 
     pyplot = _pyplot()
     # A fixed salt keeps the file the same from run to run.
     with matplotlib.rc_context({'svg.hashsalt': 'drift_ros', 'svg.fonttype': 'none'}):
-        figure, axes = pyplot.subplots(1, 2, figsize=(10, 2.6), sharey=True,
-                                       layout='constrained')
-        for row in rows:
-            for axis, values in zip(axes, _frame_means(row), strict=True):
-                axis.plot(row.score.frames, 100 * values, label=row.engine, linewidth=1.5)
-        for axis, name in zip(axes, ('J, percent', 'F, percent'), strict=True):
-            axis.set_title(name, loc='left', fontsize=10)
-            axis.set_ylim(-2, 102)
+        figure, axes = pyplot.subplots(1, len(panels), figsize=(10, 2.6), layout='constrained')
+        for axis, (title, lines, top) in zip(axes, panels, strict=True):
+            for engine, (frames, values) in lines.items():
+                axis.plot(frames, values, label=engine, linewidth=1.5)
+            axis.set_title(title, loc='left', fontsize=10)
+            axis.set_ylim(-2 if top else 0, top)
             axis.set_xlabel('frame', fontsize=9)
             axis.grid(color='0.9')
-        axes[1].legend(fontsize=8)
+        axes[-1].legend(fontsize=8)
         text = io.StringIO()
         figure.savefig(text, format='svg', metadata={'Date': None})
         pyplot.close(figure)
@@ -140,7 +186,7 @@ def _media(folder: Path, sequence: SequenceSource, rows: Sequence[JobResult]) ->
     """Write a sequence's video and overlays; return their paths relative to the folder."""
     media = folder / 'media' / sequence.name
     media.mkdir(parents=True, exist_ok=True)
-    moments = {row.engine: _moments(row) for row in rows}
+    moments = {row.engine: _moments(row) for row in rows if row.scored}
     stride = -(-len(sequence) // _VIDEO_FRAMES)
     pictures = []
     with VideoWriter(media / 'overlay.mp4', 24.0 / stride) as writer:
@@ -185,6 +231,15 @@ def _panels(folder: Path, sequence: SequenceSource, rows: Sequence[JobResult],
         yield index, frame, shown
 
 
+_LIVE_NOTE = (
+    'Latency: from publication of an image to arrival of its mask. Streaming: at the instant an '
+    'image is published, the newest mask that has arrived is scored against its truth. On '
+    'arrival: the newest mask that arrived before the next image. CPU in percent of one '
+    'processor.')
+_STABILITY_NOTE = (
+    'No ground truth: nothing here is accuracy. IoU of consecutive masks; tracking: share of '
+    'frames in that state; agreement: J and F against the masks of another run.')
+
 _PAGE = """<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -228,11 +283,22 @@ First and last frame of each sequence are not scored; means are over objects.</p
 <td>{{ row[name] | percent }}</td>
 {% endfor %}
 <td>{{ row.objects }}</td><td>{{ row.frames }}</td>
-<td>{{ '%.1f' % row.ms_median if row.ms_median is not none else '-' }}</td>
-<td>{{ '%.1f' % row.ms_95 if row.ms_95 is not none else '-' }}</td></tr>
+<td>{{ row.ms_median | number }}</td><td>{{ row.ms_95 | number }}</td></tr>
 {% endfor %}
 </tbody></table>
+{% if scores %}
 <p><img src="scores.png" alt="Bar chart of J&amp;F per sequence and engine"></p>
+{% endif %}
+{% for name, rows, note in tables %}
+<table id="{{ name }}">
+<thead><tr>{% for cell in rows[0] %}<th>{{ cell }}</th>{% endfor %}</tr></thead>
+<tbody>
+{% for row in rows[1:] %}
+<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% endfor %}
+</tbody></table>
+<p class="note">{{ note }}</p>
+{% endfor %}
 <h2>Sequences</h2>
 <table id="sequences">
 <thead><tr><th>J / F</th>{% for engine in summary %}<th>{{ engine }}</th>{% endfor %}</tr></thead>
@@ -250,7 +316,9 @@ First and last frame of each sequence are not scored; means are over objects.</p
 {% for section in sections %}
 <section id="{{ section.name }}">
 <h2>{{ section.name }}</h2>
-{{ section.chart | safe }}
+{% for chart in section.charts %}
+{{ chart | safe }}
+{% endfor %}
 <p><video controls muted loop playsinline preload="metadata" src="{{ section.video }}"></video></p>
 {% if section.codec != 'h264' %}
 <p class="note">This video was written without PyAV ({{ section.codec }}); browsers may not play

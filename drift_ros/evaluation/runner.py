@@ -37,7 +37,7 @@ import numpy as np
 
 import drift_ros
 from drift_ros.errors import DriftRosError
-from drift_ros.evaluation.baselines import Engine, EngineSpec
+from drift_ros.evaluation.baselines import EngineSpec
 from drift_ros.evaluation.davis import DatasetError, Frame, write_mask
 from drift_ros.evaluation.metric import (
     MetricError,
@@ -46,8 +46,8 @@ from drift_ros.evaluation.metric import (
     Statistics,
     summarize,
     Summary,
-    VOID_LABEL,
 )
+from drift_ros.evaluation.protocol import Track, track
 
 Progress = Callable[[str, str, int], None]
 """Called with engine, sequence and the number of frames done since the last call."""
@@ -81,9 +81,19 @@ class RunOptions:
     save_masks: bool = True
 
 
+NO_SCORE = SequenceScore(np.zeros(0, np.int64), (), np.zeros((0, 0)), np.zeros((0, 0)))
+"""The score where there is no truth."""
+
+
 @dataclass(frozen=True)
 class JobResult:
-    """Outcome of one engine on one sequence: scores, and milliseconds per step (n,) float64."""
+    """
+    Outcome of one engine on one sequence.
+
+    ``score`` is empty without ground truth (see ``scored``), ``milliseconds`` (n,) float64 are
+    those of each step, live: from publication to mask. ``tracks`` holds the objects of every
+    frame, ``live`` what a live run measured besides, None offline.
+    """
 
     engine: str
     sequence: str
@@ -91,6 +101,13 @@ class JobResult:
     milliseconds: np.ndarray
     size: tuple[int, int]
     frame_names: tuple[str, ...]
+    tracks: tuple[tuple[Track, ...], ...] = ()
+    live: Mapping[str, Any] | None = None
+
+    @property
+    def scored(self) -> bool:
+        """Whether there was a truth to score against."""
+        return bool(self.score.objects)
 
     @property
     def summary(self) -> Summary:
@@ -112,6 +129,8 @@ class JobResult:
             'j': plain(self.score.j),
             'f': plain(self.score.f),
             'milliseconds': self.milliseconds.tolist(),
+            'tracks': [[item.as_list() for item in row] for row in self.tracks],
+            'live': self.live,
         }
 
     @classmethod
@@ -124,67 +143,62 @@ class JobResult:
                        dtype=np.float64).reshape(shape) for key in 'jf'))
         return cls(data['engine'], data['sequence'], score,
                    np.array(data['milliseconds'], dtype=np.float64),
-                   (data['size'][0], data['size'][1]), tuple(data['frame_names']))
-
-
-def track(engine: Engine, frames: Iterable[Frame], late_objects: bool = False,
-          ) -> Iterator[tuple[Frame, np.ndarray, float | None]]:
-    """
-    Follow a sequence's objects by the semi-supervised protocol.
-
-    The engine is seeded with the first true mask (void is background) and never sees another,
-    unless ``late_objects`` is set: then an id not seen before is seeded where it first appears.
-
-    Yields, for every frame, the frame, the predicted labels (H, W) uint8 *in the ids of the
-    truth*, and the milliseconds of the step (None for a frame that only seeds).
-    """
-    table = np.zeros(1, np.uint8)  # engine id -> label of the truth
-    known: set[int] = set()
-    for index, frame in enumerate(frames):
-        labels = np.zeros(frame.image.shape[:2], np.uint8)
-        elapsed = None
-        if known:
-            start = time.perf_counter()
-            result = engine.step(frame.image)
-            elapsed = 1e3 * (time.perf_counter() - start)
-            labels = table[result.labels]
-        if frame.truth is not None and (index == 0 or late_objects):
-            present = np.unique(frame.truth)
-            new = [int(v) for v in present if v not in (0, VOID_LABEL) and int(v) not in known]
-            if new:
-                mask = np.where(np.isin(frame.truth, new), frame.truth, 0).astype(np.uint8)
-                ids = engine.seed(frame.image, mask)
-                table = np.concatenate(
-                    [table, np.zeros(max(max(ids) + 1 - len(table), 0), np.uint8)])
-                table[ids] = new
-                labels = np.where(mask > 0, mask, labels)
-                known.update(new)
-            elif index == 0 and not late_objects:
-                raise MetricError('the first true mask is empty: there is nothing to seed')
-        yield frame, labels, elapsed
+                   (data['size'][0], data['size'][1]), tuple(data['frame_names']),
+                   tuple(tuple(map(Track.from_list, row)) for row in data.get('tracks', ())),
+                   data.get('live'))
 
 
 def run_job(spec: EngineSpec, sequence: SequenceSource, folder: Path, options: RunOptions,
             progress: Progress = lambda engine, name, count: None) -> JobResult:
     """Run one engine on one sequence; write masks and scores into the folder of results."""
-    engine = spec.make()
-    scorer = SequenceScorer(options.late_objects)
-    names, milliseconds, size = [], [], (0, 0)
-    for frame, labels, elapsed in track(engine, sequence, options.late_objects):
-        if options.save_masks:
-            write_mask(folder / 'masks' / spec.label / sequence.name / f'{frame.name}.png',
-                       labels)
-        scorer.add(frame.truth, labels)
-        names.append(frame.name)
-        size = labels.shape
-        if elapsed is not None:
-            milliseconds.append(elapsed)
+    collector = Collector(spec.label, sequence.name, folder, options)
+    milliseconds = []
+    for step in track(spec.make(), sequence, options.late_objects):
+        collector.add(step.frame, step.labels, step.tracks)
+        if step.milliseconds is not None:
+            milliseconds.append(step.milliseconds)
         progress(spec.label, sequence.name, 1)
-    result = JobResult(spec.label, sequence.name, scorer.finish(), np.array(milliseconds),
-                       (size[0], size[1]), tuple(names))
-    data = {**result.as_dict(), 'fingerprint': fingerprint(spec, sequence, options)}
-    write_json(score_file(folder, spec.label, sequence.name), data)
-    return result
+    return collector.finish(milliseconds, fingerprint(spec, sequence, options))
+
+
+class Collector:
+    """Scores and writes a job's masks, frame by frame."""
+
+    def __init__(self, engine: str, sequence: str, folder: Path, options: RunOptions) -> None:
+        self._key, self._folder, self._options = (engine, sequence), folder, options
+        self._scorer = SequenceScorer(options.late_objects)
+        self._names: list[str] = []
+        self._tracks: list[tuple[Track, ...]] = []
+        self._size = (0, 0)
+        self._has_truth = False
+
+    def add(self, frame: Frame, labels: np.ndarray, tracks: tuple[Track, ...]) -> None:
+        """Take the next frame's predicted labels (H, W) uint8."""
+        if self._options.save_masks:
+            write_mask(self._folder.joinpath('masks', *self._key, f'{frame.name}.png'), labels)
+        self._has_truth = self._has_truth or frame.truth is not None
+        # without a truth in the first frame, its seed says which objects there are
+        first = frame.seed if frame.truth is None and not self._names else frame.truth
+        self._scorer.add(first, labels)
+        self._names.append(frame.name)
+        self._tracks.append(tracks)
+        self._size = (labels.shape[0], labels.shape[1])
+
+    def finish(self, milliseconds: Sequence[float], fingerprint: str,
+               live: Mapping[str, Any] | None = None) -> JobResult:
+        """Write and return the result; without any truth its score is empty."""
+        result = JobResult(*self._key, self._score(), np.array(milliseconds, dtype=np.float64),
+                           self._size, tuple(self._names), tuple(self._tracks), live)
+        write_json(score_file(self._folder, *self._key),
+                   {**result.as_dict(), 'fingerprint': fingerprint})
+        return result
+
+    def summary(self) -> float | None:
+        """Return J&F so far, from 0 to 1; None without any truth."""
+        return summarize([self._score()]).j_and_f if self._has_truth else None
+
+    def _score(self) -> SequenceScore:
+        return self._scorer.finish() if self._has_truth else NO_SCORE
 
 
 def score_file(folder: Path, engine: str, sequence: str) -> Path:
@@ -218,12 +232,14 @@ def finished(spec: EngineSpec, sequence: SequenceSource, folder: Path,
 
 def run(specs: Sequence[EngineSpec], sequences: Sequence[SequenceSource], folder: Path, *,
         options: RunOptions = RunOptions(), workers: int = 1,  # noqa: B008  (frozen)
+        ray: str | None = None,
         progress: Progress = lambda engine, name, count: None,
         ) -> tuple[list[JobResult], dict[tuple[str, str], str]]:
     """
     Run every engine on every sequence; finished jobs of an earlier run are taken over.
 
-    ``workers`` is the number of processes (1: this one). Returns the results, in the order of
+    ``workers`` is the number of processes (1: this one), ``ray`` the address of a Ray cluster to
+    run on instead, or 'local'. Returns the results, in the order of
     engines and sequences, and the errors by (engine, sequence): one failing job does not end
     the others.
     """
@@ -239,8 +255,11 @@ def run(specs: Sequence[EngineSpec], sequences: Sequence[SequenceSource], folder
         results[spec.label, sequence.name] = kept
         progress(spec.label, sequence.name, len(sequence))
     threads = options.threads or max((os.cpu_count() or 1) // max(workers, 1), 1)
-    if workers <= 1 or len(waiting) <= 1:
-        _limit_threads(threads)
+    if ray and waiting:
+        from drift_ros.evaluation.cluster import run_on_ray
+        run_on_ray(waiting, folder, options, ray, workers, threads, progress, results, errors)
+    elif workers <= 1 or len(waiting) <= 1:
+        limit_threads(threads)
         for spec, sequence in waiting:
             key = (spec.label, sequence.name)
             try:
@@ -269,7 +288,7 @@ def _run_in_processes(waiting: list, folder: Path, options: RunOptions, workers:
 
         thread = threading.Thread(target=forward, daemon=True)
         thread.start()
-        with ProcessPoolExecutor(workers, context, _limit_threads, (threads,)) as pool:
+        with ProcessPoolExecutor(workers, context, limit_threads, (threads,)) as pool:
             futures = {pool.submit(_job, spec, sequence, folder, options, channel):
                        (spec.label, sequence.name) for spec, sequence in waiting}
             for future in _completed(pool, futures):
@@ -300,7 +319,8 @@ def _job(spec: EngineSpec, sequence: SequenceSource, folder: Path, options: RunO
                    lambda engine, name, count: channel.put((engine, name, count)))
 
 
-def _limit_threads(threads: int) -> None:
+def limit_threads(threads: int) -> None:
+    """Bound the threads of this process's libraries."""
     import cv2
 
     cv2.setNumThreads(threads)
@@ -371,7 +391,8 @@ def source_digest() -> str:
             # Nodes, pictures and reports change no number.
             if str(part) != 'nodes/conversions.py' and (
                     part.parts[0] in ('nodes', 'cli.py', 'overlay.py')
-                    or part.name in ('commands.py', 'report.py', 'compare.py')):
+                    or part.name in ('commands.py', 'report.py', 'compare.py', 'live.py',
+                                     'stability.py', 'result_bag.py', 'cluster.py')):
                 continue
             text.update(str(part).encode() + b'\0' + path.read_bytes())
         _DIGESTS['source'] = text.hexdigest()[:16]
@@ -401,7 +422,11 @@ def model_digest(spec: EngineSpec) -> str | None:
 
 
 def engine_summary(results: Iterable[JobResult]) -> dict[str, dict[str, Any]]:
-    """Return per engine: J&F, statistics of J and F over objects, and milliseconds per step."""
+    """
+    Return per engine: J&F, statistics of J and F over objects, and milliseconds per step.
+
+    Scores are None where no sequence has a truth.
+    """
     grouped: dict[str, list[JobResult]] = {}
     for result in results:
         grouped.setdefault(result.engine, []).append(result)
@@ -409,18 +434,19 @@ def engine_summary(results: Iterable[JobResult]) -> dict[str, dict[str, Any]]:
 
 
 def _summary_row(rows: Sequence[JobResult]) -> dict[str, Any]:
-    summary = summarize([row.score for row in rows])
+    scored = [row.score for row in rows if row.scored]
+    summary = summarize(scored) if scored else None
     times = np.concatenate([row.milliseconds for row in rows])
 
-    def statistics_of(name: str, values: Statistics) -> dict[str, float]:
-        return {f'{name}_mean': values.mean, f'{name}_recall': values.recall,
-                f'{name}_decay': values.decay}
+    def statistics_of(name: str, values: Statistics | None) -> dict[str, float | None]:
+        return {f'{name}_{part}': getattr(values, part) if values else None
+                for part in ('mean', 'recall', 'decay')}
 
     return {
-        'j_and_f': summary.j_and_f,
-        **statistics_of('j', summary.j),
-        **statistics_of('f', summary.f),
-        'objects': summary.objects,
+        'j_and_f': summary.j_and_f if summary else None,
+        **statistics_of('j', summary.j if summary else None),
+        **statistics_of('f', summary.f if summary else None),
+        'objects': summary.objects if summary else 0,
         'sequences': len(rows),
         'frames': int(sum(len(row.frame_names) for row in rows)),
         'ms_median': float(np.median(times)) if times.size else None,
@@ -429,8 +455,13 @@ def _summary_row(rows: Sequence[JobResult]) -> dict[str, Any]:
 
 
 def write_results(folder: Path, description: Mapping[str, Any], results: Sequence[JobResult],
-                  errors: Mapping[tuple[str, str], str]) -> None:
-    """Write run.json, results.json, results.csv (per object) and frames.csv (per frame)."""
+                  errors: Mapping[tuple[str, str], str],
+                  tables: Mapping[str, Sequence[Mapping[str, Any]]] | None = None) -> None:
+    """
+    Write run.json, results.json, results.csv (per object) and frames.csv (per frame).
+
+    ``tables`` are more parts of results.json, each a CSV file of its own, too.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / 'run.json', description)
     write_json(folder / 'results.json', {
@@ -440,7 +471,14 @@ def write_results(folder: Path, description: Mapping[str, Any], results: Sequenc
                       for row in results],
         'errors': [{'engine': engine, 'sequence': sequence, 'error': text}
                    for (engine, sequence), text in errors.items()],
+        **(tables or {}),
     })
+    for name, rows in (tables or {}).items():
+        if rows:
+            with _replacing(folder / f'{name}.csv') as file:
+                table = csv.DictWriter(file, list(rows[0]))
+                table.writeheader()
+                table.writerows(rows)
     with _replacing(folder / 'results.csv') as file:
         writer = csv.writer(file)
         writer.writerow(['engine', 'sequence', 'object', 'frames', 'j_mean', 'j_recall',

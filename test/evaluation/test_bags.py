@@ -78,7 +78,7 @@ def test_conversion_is_reproducible(davis, tmp_path):
     first, second = (open_sequence(tmp_path / name, name='x') for name in 'ab')
     assert first.stamps == second.stamps and first.digest() == second.digest()
     assert np.diff(first.stamps).tolist() == [10**8] * 7
-    with bags._reader(tmp_path / 'a') as reader:
+    with bags.open_bag(tmp_path / 'a') as reader:
         kinds = {item.topic: item.msgtype for item in reader.connections}
     assert kinds == {IMAGE: bags.IMAGE, TRUTH: bags.IMAGE, bags.INFO_TOPIC: bags.CAMERA_INFO}
     with pytest.raises(BagError, match='exists already'):

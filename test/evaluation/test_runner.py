@@ -28,9 +28,9 @@ def test_labels_come_back_in_the_truth_s_ids():
     frames, labels = scene(2, objects=2)
     labels = np.where(labels == 1, 9, np.where(labels == 2, 4, 0)).astype(np.uint8)
     outcome = list(runner.track(FirstMask(), frames_of(frames, labels)))
-    for _, predicted, _ in outcome:
+    for _, predicted, *_ in outcome:
         np.testing.assert_array_equal(predicted, labels[0])
-    assert [elapsed is None for _, _, elapsed in outcome] == [True] + [False] * 7
+    assert [elapsed is None for _, _, elapsed, _ in outcome] == [True] + [False] * 7
 
 
 def test_engine_never_sees_more_than_the_first_mask():
@@ -55,7 +55,7 @@ def test_late_objects_are_seeded_where_they_appear():
     labels[:3][labels[:3] == 2] = 0
     outcome = list(runner.track(FirstMask(), frames_of(frames, labels), late_objects=True))
     assert not (outcome[2][1] == 2).any()
-    for _, predicted, _ in outcome[3:]:
+    for _, predicted, *_ in outcome[3:]:
         np.testing.assert_array_equal(predicted == 2, labels[3] == 2)
         np.testing.assert_array_equal(predicted == 1, labels[0] == 1)
 

@@ -73,7 +73,8 @@ def test_python_dependencies_are_declared():
     runtime = requirements('requirements.txt')
     used = {DISTRIBUTIONS.get(name, name).lower() for name in imports('drift_ros')
             if not ROS.match(name)}
-    assert {name.replace('_', '-') for name in used} <= set(runtime)
+    optional = {'ray'}  # an extra: imported on use, with a message where it is missing
+    assert {name.replace('_', '-') for name in used} - optional <= set(runtime)
     development = {DISTRIBUTIONS.get(name, name).lower().replace('_', '-')
                    for name in imports('training', 'test') if not ROS.match(name)}
     known = {*runtime, *requirements('requirements-dev.txt'),
@@ -116,7 +117,8 @@ def test_ros2_finds_executables_and_files():
     for name in ('tracker', 'player', 'recorder', 'drift_ros'):
         assert (prefix / 'lib/drift_ros' / name).stat().st_mode & 0o111, name
     for name in ('package.xml', 'launch/tracker.launch.py', 'config/tracker.yaml',
-                 'config/fastdds_large_images.xml'):
+                 'config/fastdds_large_images.xml', 'config/drift_ros.rviz',
+                 'config/foxglove_layout.json'):
         installed = prefix / 'share/drift_ros' / name
         assert installed.read_bytes() == (ROOT / name).read_bytes(), name
 

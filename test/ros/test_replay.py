@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``drift_ros eval bag --live``: a bag through a real tracker process, and what it measures."""
+
+import csv
+import json
+import os
+from pathlib import Path
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+from rosbags.rosbag2 import Writer
+from rosbags.typesys import get_typestore, Stores
+from scenes import RED, scene, square_mask
+
+from drift_ros.evaluation import bags, live
+from drift_ros.evaluation.davis import read_annotation
+from drift_ros.nodes import processes, replay
+
+ROOT = Path(__file__).resolve().parents[2]
+DOMAIN = 61
+FRAMES = 6
+
+
+@pytest.fixture(scope='module', autouse=True)
+def domain():
+    old = os.environ.get('ROS_DOMAIN_ID')
+    os.environ['ROS_DOMAIN_ID'] = str(DOMAIN)
+    yield
+    os.environ.pop('ROS_DOMAIN_ID') if old is None else os.environ.update(ROS_DOMAIN_ID=old)
+
+
+@pytest.fixture(scope='module')
+def bag(tmp_path_factory):
+    """Make a bag in which a red square moves, with its true masks."""
+    store = get_typestore(Stores.ROS2_KILTED)
+    path = tmp_path_factory.mktemp('bags') / 'square'
+    with Writer(path, version=9, storage_plugin=bags.STORAGES['mcap']) as writer:
+        topics = [writer.add_connection(topic, bags.IMAGE, typestore=store)
+                  for topic in (bags.IMAGE_TOPIC, bags.TRUTH_TOPIC)]
+        for index in range(FRAMES):
+            place = (8 + 4 * index, 30, 24)
+            header = bags._header(store, 10**9 + index * 10**8)
+            for topic, picture in zip(topics, (scene((*place, RED)), square_mask(place))):
+                message = bags.image_message(store, header, picture)
+                writer.write(topic, index, store.serialize_cdr(message, bags.IMAGE))
+    return path
+
+
+def command(bag, out, checkpoint, *more):
+    return [sys.executable, '-m', 'drift_ros.cli', 'eval', 'bag', str(bag), '--live', '--model',
+            str(checkpoint), '--set', 'resolution=96', '--set', 'radius=6', '--set',
+            'confidence_threshold=0', '--out', str(out), '--threads', '1', *more]
+
+
+def environment():
+    return {**os.environ, 'PYTHONPATH': os.pathsep.join(
+        [str(ROOT), os.environ.get('PYTHONPATH', '')]).rstrip(os.pathsep)}
+
+
+def test_live_run(bag, checkpoint, tmp_path):
+    """One command: offline and two rates, a row each; what arrived is what the engine says."""
+    done = subprocess.run(command(bag, tmp_path, checkpoint, '--rate', '1,50', '--write-bags'),
+                          env=environment(), capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    data = json.loads((tmp_path / 'results.json').read_text())
+    slow, fast = data['live']
+    assert [row['engine'] for row in data['live']] == ['tracker@1Hz', 'tracker@50Hz']
+    assert slow['rate_in'] == pytest.approx(1, rel=0.2) and slow['frames'] == FRAMES - 1
+    for row in (slow, fast):
+        assert 0 < row['latency_median'] <= row['latency_95'] <= row['latency_max']
+        assert row['cpu'] > 0 and 50 < row['memory_mean'] <= row['memory_max']
+        assert 0 <= row['streaming'] <= 1 and 0 <= row['on_arrival'] <= 1
+        assert row['offline'] == data['engines']['tracker']['j_and_f']
+    rows = list(csv.DictReader((tmp_path / 'live.csv').read_text().splitlines()))
+    assert [row['engine'] for row in rows] == ['tracker@1Hz', 'tracker@50Hz']
+    page = (tmp_path / 'report.html').read_text()
+    assert 'id="live"' in page and 'latency of the masks that arrived' in page
+    if not slow['dropped']:  # then the node was shown every frame the offline engine was
+        for index in range(1, FRAMES):
+            name = f'{index:05d}.png'
+            np.testing.assert_array_equal(
+                read_annotation(tmp_path / 'delivered' / 'tracker@1Hz' / 'square' / name),
+                read_annotation(tmp_path / 'masks' / 'tracker' / 'square' / name))
+    topics = bags._topics(tmp_path / 'bags' / 'square')
+    assert {'/tracker/mask', '/tracker_1Hz/tracks', '/tracker_50Hz/detections'} <= set(topics)
+    # predictions are the newest masks there were, never those of frames to come
+    scores = json.loads((tmp_path / 'scores' / 'tracker@50Hz' / 'square.json').read_text())
+    assert all(shown < index for index, shown in enumerate(scores['live']['shown']) if index)
+
+
+def test_node_that_cannot_start(bag, tmp_path):
+    """The node's own words are in the error, and no process stays."""
+    with pytest.raises(processes.ProcessError, match='could not be configured(.|\n)*no-model'):
+        sequence = bags.open_sequence(bag)
+        replay.replay(sequence.serialized(), live.find_seeds(sequence, False),
+                      {'model': str(tmp_path / 'no-model')}, tmp_path / 'logs', compressed=False)
+
+
+def test_node_that_dies(bag, checkpoint, tmp_path, monkeypatch):
+    """Its end and the end of its log are told."""
+    pids = []
+    start = processes.Children.start
+
+    def watched(children, *arguments, **named):
+        pids.append(start(children, *arguments, **named))
+        return pids[-1]
+
+    monkeypatch.setattr(processes.Children, 'start', watched)
+    sequence = bags.open_sequence(bag)
+    with pytest.raises(processes.ProcessError, match='ended with code -9(.|\n)*seeded'):
+        replay.replay(sequence.serialized(), live.find_seeds(sequence, False),
+                      {'model': str(checkpoint), 'resolution': 96}, tmp_path / 'logs',
+                      compressed=False, rate=2.0,
+                      progress=lambda: os.kill(pids[0], signal.SIGKILL))
+
+
+def test_interrupt_ends_everything(bag, checkpoint, tmp_path):
+    """SIGINT in the middle: the node goes down with the command, without a traceback."""
+    process = subprocess.Popen(
+        command(bag, tmp_path / 'out', checkpoint, '--rate', '0.2', '--no-report'),
+        env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    log = tmp_path / 'out' / 'logs' / 'tracker@0.2Hz' / 'square' / 'tracker.log'
+    timer = threading.Timer(600, process.kill)
+    timer.start()
+    while process.poll() is None and not (log.exists() and 'seeded' in log.read_text()):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate()
+    timer.cancel()
+    assert process.returncode == 1 and 'Aborted' in output and 'Traceback' not in output, output
+    assert 'Traceback' not in log.read_text()
+    import psutil
+    left = [item for item in psutil.process_iter(['cmdline', 'environ'])
+            if 'drift_ros.nodes.tracker' in (item.info['cmdline'] or [])
+            and (item.info['environ'] or {}).get('ROS_DOMAIN_ID') == str(DOMAIN)]
+    assert not left
