@@ -35,7 +35,7 @@ TIMEOUT = 300.0  # only ever reached when something is broken
 TRANSITIONS = {'configure': 1, 'cleanup': 2, 'activate': 3, 'deactivate': 4}
 TYPES = {
     'mask': Image, 'overlay': Image, 'detections': Detection2DArray, 'tracks': TrackArray,
-    'label_info': LabelInfo, 'diagnostics': DiagnosticArray,
+    'label_info': LabelInfo, 'seeds': Image, 'diagnostics': DiagnosticArray,
 }
 
 

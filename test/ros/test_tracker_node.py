@@ -222,6 +222,20 @@ def test_overlay_is_made_only_for_subscribers(tracker):
     assert len(tracker.messages['overlay']) == count
 
 
+def test_masks_that_were_taken_are_published(tracker):
+    """With the ids they got and the header of their image; those refused are not."""
+    tracker.listen('seeds')
+    header = tracker.publish(FRAME)
+    tracker.result(header)
+    assert not tracker.seed(MASK[:4], header).success
+    response = tracker.seed(MASK * 9, header)
+    message = tracker.result(header, 'seeds')
+    assert message.header.frame_id == 'test_camera'
+    labels = conversions.image_to_labels(message)
+    np.testing.assert_array_equal(labels, np.where(MASK > 0, response.object_ids[0], 0))
+    assert len(tracker.messages['seeds']) == 1
+
+
 def test_label_info_reaches_those_who_come_late(tracker):
     number = seed_cup(tracker)
     tracker.track(FRAME)
