@@ -45,7 +45,8 @@ def write_chart(path: Path, results: Sequence[JobResult]) -> None:
     axes.set_ylim(0, 100)
     axes.grid(axis='y', color='0.9')
     axes.set_axisbelow(True)
-    figure.legend(loc='outside upper center', ncols=min(len(summary), 5), frameon=False)
+    columns = max(1, min(len(summary), int(figure.get_figwidth() / 2.2)))
+    figure.legend(loc='outside upper center', ncols=columns, frameon=False)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
 
@@ -261,6 +262,8 @@ figure { display: inline-block; margin: .4em .8em .4em 0; max-width: 640px; }
 figcaption, .note { color: #555; font-size: .9em; }
 pre { background: #f5f5f5; padding: 1em; overflow-x: auto; font-size: .85em; }
 .error { color: #a00; }
+.wide { overflow-x: auto; } .wide table { font-size: .85em; } .wide td { white-space: nowrap; }
+.wide th, .wide td { padding: .25em .6em; }
 </style>
 </head>
 <body>
@@ -290,13 +293,13 @@ First and last frame of each sequence are not scored; means are over objects.</p
 <p><img src="scores.png" alt="Bar chart of J&amp;F per sequence and engine"></p>
 {% endif %}
 {% for name, rows, note in tables %}
-<table id="{{ name }}">
+<div class="wide"><table id="{{ name }}">
 <thead><tr>{% for cell in rows[0] %}<th>{{ cell }}</th>{% endfor %}</tr></thead>
 <tbody>
 {% for row in rows[1:] %}
 <tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
 {% endfor %}
-</tbody></table>
+</tbody></table></div>
 <p class="note">{{ note }}</p>
 {% endfor %}
 <h2>Sequences</h2>
