@@ -15,6 +15,7 @@ from rich.progress import (  # noqa: E402
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -35,7 +36,8 @@ def show_progress(console: Console) -> Progress:
 @click.option('--out', type=click.Path(path_type=Path), required=True,
               help='Run folder. An interrupted run in it is continued.')
 @click.option('--config', 'config_file', type=click.Path(path_type=Path, exists=True),
-              help='YAML file whose keys override those of training/config.yaml.')
+              help='YAML file whose keys override those of training/config.yaml, or with several '
+                   'stages (training/published.yaml).')
 @click.option('--set', 'overrides', multiple=True, metavar='KEY=VALUE',
               help='Override one key, for instance --set views.size=128.')
 @click.option('--start-from', type=click.Path(path_type=Path, exists=True),
@@ -43,13 +45,15 @@ def show_progress(console: Console) -> Progress:
 @click.option('--dev', type=click.Path(path_type=Path, exists=True),
               help='DAVIS-style folder for the J&F curve (JPEGImages/, Annotations/).')
 @click.option('--dev-every', default=200, show_default=True, help='Steps between J&F scores.')
+@click.option('--dev-frames', default=16, show_default=True,
+              help='Frames per sequence of those scores, 0: all.')
 @click.option('--minutes', type=float, help='Stop after so many minutes (resume later).')
 @click.option('--decoder-steps', default=1500, show_default=True,
               help='Steps of the decoder training at the end.')
 @click.option('--threads', default=os.cpu_count(), show_default=True, help='CPU threads.')
 def main(folders: tuple[Path, ...], out: Path, config_file: Path | None,
          overrides: tuple[str, ...], start_from: Path | None, dev: Path | None, dev_every: int,
-         minutes: float | None, decoder_steps: int, threads: int) -> None:
+         dev_frames: int, minutes: float | None, decoder_steps: int, threads: int) -> None:
     """
     Train the embedded image diffusion model from folders of photographs.
 
@@ -59,53 +63,62 @@ def main(folders: tuple[Path, ...], out: Path, config_file: Path | None,
 
     from .finish import export_run, plot_curves, train_decoder
     from .model import build_vae
-    from .trainer import load_config, Trainer
+    from .trainer import load_stages, Trainer
     from .views import PhotoFolder
 
     torch.set_num_threads(threads)
     console = Console()
     try:
-        config = load_config(config_file, overrides)
+        stages = load_stages(config_file, overrides)
         photos = PhotoFolder(list(folders))
     except (ValueError, FileNotFoundError) as error:
         raise click.ClickException(str(error)) from error
-    trainer = Trainer(config, photos, out)
-    if trainer.resume():
-        console.print(f'resumed at step {trainer.step}')
-    elif start_from is not None:
-        trainer.start_from(start_from)
-    console.print(f'{len(photos)} photographs in {len(photos.categories)} categories, '
-                  f'{sum(p.numel() for p in trainer.parameters) / 1e6:.1f} M parameters')
     started = time.monotonic()
     shown: dict[str, float] = {}
 
+    def late() -> bool:
+        return minutes is not None and time.monotonic() - started > 60 * minutes
+
     with show_progress(console) as progress:
-        task = progress.add_task('training', total=config['steps'], completed=trainer.step,
-                                 note='')
+        for name, config in stages:
+            trainer = Trainer(config, photos, out / name)
+            if trainer.resume():
+                console.print(f'{name} resumed at step {trainer.step}'.lstrip())
+            elif start_from is not None:
+                trainer.start_from(start_from)
+            start_from = trainer.out / 'state.pt'
+            console.print(f'{len(photos)} photographs in {len(photos.categories)} categories, '
+                          f'{sum(p.numel() for p in trainer.parameters) / 1e6:.1f} M parameters')
+            task = progress.add_task(f'training {name}'.rstrip(), total=config['steps'],
+                                     completed=trainer.step, note='')
 
-        def on_step(row: dict[str, float]) -> bool:
-            for name, value in row.items():
-                shown[name] = 0.95 * shown.get(name, value) + 0.05 * value
-            note = ' '.join(f'{k} {shown[k]:.3f}' for k in
-                            ('denoise', 'correspondence', 'transport', 'accuracy', 'dev_jf')
-                            if k in shown)
-            progress.update(task, completed=trainer.step, note=note)
-            if dev is not None and trainer.step % dev_every == 0:
-                from .dev import model_score
-                export_run(trainer, build_vae(), out / 'model')
-                row['dev_jf'] = shown['dev_jf'] = model_score(dev, out / 'model')[0]
-                console.print(f'step {trainer.step}: {note} J&F {row["dev_jf"]:.4f}')
-            if trainer.step % 50 == 0:
-                plot_curves(trainer.history, out / 'curves.png')
-                if not console.is_terminal:
-                    console.print(f'step {trainer.step}: {note}')
-            return minutes is not None and time.monotonic() - started > 60 * minutes
+            def on_step(row: dict[str, float], trainer: Trainer = trainer,
+                        task: TaskID = task) -> bool:
+                for key, value in row.items():
+                    shown[key] = 0.95 * shown.get(key, value) + 0.05 * value
+                note = ' '.join(f'{k} {shown[k]:.3f}' for k in
+                                ('denoise', 'correspondence', 'transport', 'accuracy', 'dev_jf')
+                                if k in shown)
+                progress.update(task, completed=trainer.step, note=note)
+                if dev is not None and trainer.step % dev_every == 0:
+                    from .dev import model_score
+                    export_run(trainer, build_vae(), trainer.out / 'model')
+                    score, _ = model_score(dev, trainer.out / 'model', dev_frames)
+                    row['dev_jf'] = shown['dev_jf'] = score
+                    console.print(f'step {trainer.step}: {note} J&F {score:.4f}')
+                if trainer.step % 50 == 0:
+                    plot_curves(trainer.history, trainer.out / 'curves.png')
+                    if not console.is_terminal:
+                        console.print(f'step {trainer.step}: {note}')
+                return late()
 
-        trainer.run(on_step=on_step)
+            trainer.run(on_step=on_step)
+            plot_curves(trainer.history, trainer.out / 'curves.png')
+            if late():
+                break
         decode = progress.add_task('decoder', total=decoder_steps, note='')
         vae = train_decoder(trainer, decoder_steps, lambda step, loss: progress.update(
             decode, completed=step, note=f'mse {loss:.4f}'))
-    plot_curves(trainer.history, out / 'curves.png')
     export_run(trainer, vae, out / 'model')
     size = sum(p.stat().st_size for p in (out / 'model').rglob('*') if p.is_file()) / 1e6
     console.print(f'exported step {trainer.step} to {out / "model"} ({size:.1f} MB)')

@@ -29,13 +29,37 @@ DEFAULT_CONFIG = Path(__file__).with_name('config.yaml')
 def load_config(path: Path | None = None, overrides: tuple[str, ...] = (),
                 defaults: Path = DEFAULT_CONFIG) -> dict[str, Any]:
     """
+    Read a configuration file of one stage over the defaults; see `load_stages`.
+
+    Raises
+    ------
+    ValueError
+        for an unknown key, naming it, or when the file describes several stages
+
+    """
+    stages = load_stages(path, overrides, defaults)
+    if len(stages) > 1:
+        raise ValueError(f'{path} describes {len(stages)} stages, here one is expected')
+    return stages[0][1]
+
+
+def load_stages(path: Path | None = None, overrides: tuple[str, ...] = (),
+                defaults: Path = DEFAULT_CONFIG) -> list[tuple[str, dict[str, Any]]]:
+    """
     Read a configuration file over the defaults.
 
     Parameters
     ----------
-    path : YAML file whose keys override those of `defaults`
-    overrides : 'key=value' strings; nested keys with dots, values in YAML
+    path : YAML file whose keys override those of `defaults`. Under its key `stages` it may list
+        runs that follow each other, each starting from the weights of the one before: a `name`
+        and the keys that are its own
+    overrides : 'key=value' strings; nested keys with dots, values in YAML; for every stage
     defaults : YAML file with all keys
+
+    Returns
+    -------
+    list of (str, dict)
+        name and configuration of each stage; a file without stages is one stage named ''
 
     Raises
     ------
@@ -43,8 +67,6 @@ def load_config(path: Path | None = None, overrides: tuple[str, ...] = (),
         for an unknown key, naming it
 
     """
-    config = yaml.safe_load(defaults.read_text())
-
     def merge(into: dict[str, Any], new: dict[str, Any], prefix: str = '') -> None:
         for key, value in new.items():
             if key not in into:
@@ -55,15 +77,20 @@ def load_config(path: Path | None = None, overrides: tuple[str, ...] = (),
             else:
                 into[key] = value
 
-    if path is not None:
-        merge(config, yaml.safe_load(Path(path).read_text()) or {})
-    for item in overrides:
-        key, _, value = item.partition('=')
-        nested: Any = yaml.safe_load(value)
-        for part in reversed(key.split('.')):
-            nested = {part: nested}
-        merge(config, nested)
-    return config
+    given = (yaml.safe_load(Path(path).read_text()) or {}) if path is not None else {}
+    stages = []
+    for stage in given.pop('stages', [{}]):
+        config = yaml.safe_load(defaults.read_text())
+        merge(config, given)
+        merge(config, {key: value for key, value in stage.items() if key != 'name'})
+        for item in overrides:
+            key, _, value = item.partition('=')
+            nested: Any = yaml.safe_load(value)
+            for part in reversed(key.split('.')):
+                nested = {part: nested}
+            merge(config, nested)
+        stages.append((stage.get('name', ''), config))
+    return stages
 
 
 class Trainer:

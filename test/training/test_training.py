@@ -2,6 +2,7 @@
 """The training: exact autoencoder, known geometry, losses, resuming, export."""
 from pathlib import Path
 
+from click.testing import CliRunner
 import cv2
 from diffusers import StableDiffusionPipeline
 import numpy as np
@@ -11,9 +12,10 @@ import torch
 from drift_ros.diffusion.checkpoint import load_checkpoint
 from drift_ros.diffusion.features import DiffusionFeatures
 from training import model as models
+from training.__main__ import main
 from training.finish import export_run, plot_curves
 from training.losses import bilinear_weights, kernel_losses
-from training.trainer import load_config, Trainer
+from training.trainer import DEFAULT_CONFIG, load_config, load_stages, Trainer
 from training.views import make_scene, PhotoFolder, ViewConfig
 
 TINY = ('views.size=64', 'unet.channels=[32, 32, 48]', 'unet.groups=8', 'batch=2', 'workers=0',
@@ -216,6 +218,36 @@ def test_start_from_another_network(trainer, photos, tmp_path):
 def test_unknown_configuration_key_is_named():
     with pytest.raises(ValueError, match='bacth'):
         load_config(None, ('bacth=3',))
+
+
+def test_published_recipe_is_a_chain():
+    stages = load_stages(DEFAULT_CONFIG.with_name('published.yaml'), ('batch=2',))
+    assert [name for name, _ in stages] == ['late', 'early']
+    assert [config['unet']['early'] for _, config in stages] == [False, True]
+    assert all(config['batch'] == 2 for _, config in stages)
+    with pytest.raises(ValueError, match='2 stages'):
+        load_config(DEFAULT_CONFIG.with_name('published.yaml'))
+
+
+def test_one_command_runs_a_chain_and_continues_it(photos, tmp_path):
+    """The second stage starts from the first one's weights; a second call takes no step."""
+    recipe = tmp_path / 'recipe.yaml'
+    recipe.write_text('stages: [{name: first, steps: 2}, {name: second, steps: 1}]')
+    command = ['--photos', str(photos.paths[0].parents[1]), '--out', str(tmp_path / 'run'),
+               '--config', str(recipe), '--decoder-steps', '1', '--threads', '1']
+    for item in TINY:
+        if not item.startswith('steps'):
+            command += ['--set', item]
+    command += ['--set', 'learning_rate=0.0']
+    for _ in range(2):
+        done = CliRunner().invoke(main, command, catch_exceptions=False)
+        assert done.exit_code == 0 and 'exported step 1' in done.output
+    first, second = (
+        torch.load(tmp_path / 'run' / name / 'state.pt', weights_only=True)
+        for name in ('first', 'second'))
+    assert (first['step'], second['step']) == (2, 1)
+    assert all(torch.equal(value, second['unet'][name]) for name, value in first['unet'].items())
+    assert load_checkpoint(tmp_path / 'run' / 'model').unet is not None
 
 
 def test_empty_photo_folder_is_named(tmp_path):
