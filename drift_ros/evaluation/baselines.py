@@ -166,8 +166,29 @@ class ColourPatches:
         return flat / np.maximum(np.linalg.norm(flat, axis=-1, keepdims=True), 1e-6)
 
 
+class BoxSeeded:
+    """The tracker, told of the box of each object's seed mask instead of the mask itself."""
+
+    def __init__(self, tracker: Any) -> None:
+        self._tracker = tracker
+
+    def seed(self, frame: np.ndarray, label_mask: np.ndarray) -> list[int]:
+        """Seed from boxes; ids in ascending order of labels."""
+        from drift_ros.objects import box_of
+        from drift_ros.refinement.segmenter import Prompt
+
+        boxes = [box_of(label_mask == label) for label in np.unique(label_mask[label_mask != 0])]
+        ids, _ = self._tracker.seed_prompts(frame, [Prompt(box=box) for box in boxes])
+        return list(ids)
+
+    def step(self, frame: np.ndarray) -> Any:
+        """Track."""
+        return self._tracker.step(frame)
+
+
 ENGINES: dict[str, str] = {
     'tracker': 'the tracker with a diffusion model (the embedded one unless --model is given)',
+    'boxes': "the tracker seeded from the boxes of the first masks' objects, not from the masks",
     'first-mask': 'the first mask repeated on every frame',
     'flow': 'the mask warped from frame to frame by DIS optical flow',
     'colour4': 'the tracker on raw colour patches of stride 4, without a network',
@@ -222,8 +243,9 @@ class EngineSpec:
         chosen: dict[str, Any] = {key: value for key, value in self.options.items()
                                   if key in fields}
         config = TrackerConfig(**chosen)
-        if self.name == 'tracker':
-            return Tracker(self.model, config, device=self.device)
+        if self.name in ('tracker', 'boxes'):
+            tracker = Tracker(self.model, config, device=self.device)
+            return BoxSeeded(tracker) if self.name == 'boxes' else tracker
         extractor = ColourPatches(self.options['stride'], self.options['cells'],
                                   self.options['colour_temperature'], config.resolution)
         return Tracker(config=config, device=self.device, features=extractor)
@@ -267,7 +289,8 @@ def parse_engine(text: str, settings: Mapping[str, Any] | None = None,
         values[key] = extra[key](value) if key in extra else parse_option(key, value)
     checked = {key: value for key, value in values.items() if key not in _COLOUR_OPTIONS}
     TrackerConfig(**checked).validate()
-    return EngineSpec(label, name, values, model if name == 'tracker' else None, device)
+    model = model if name in ('tracker', 'boxes') else None
+    return EngineSpec(label, name, values, model, device)
 
 
 def parse_option(name: str, text: str) -> Any:

@@ -405,7 +405,7 @@ def model_digest(spec: EngineSpec) -> str | None:
 
     Files above 64 MB count by name, size and time of change.
     """
-    if spec.name != 'tracker':
+    if spec.name not in ('tracker', 'boxes'):
         return None
     folder = Path(spec.model) if spec.model else Path(drift_ros.__file__).parent / 'checkpoints'
     if not folder.is_dir():

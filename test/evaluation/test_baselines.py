@@ -9,6 +9,7 @@ import pytest
 
 from drift_ros.config import TrackerConfig
 from drift_ros.evaluation.baselines import (
+    BoxSeeded,
     ColourPatches,
     FirstMask,
     load_params_file,
@@ -17,6 +18,7 @@ from drift_ros.evaluation.baselines import (
     split_settings,
 )
 from drift_ros.evaluation.metric import region_similarity
+from drift_ros.tracker import Tracker
 
 from .conftest import scene
 
@@ -82,6 +84,24 @@ def test_colour_engine_tracks_a_square():
         result = engine.step(frame)
     assert region_similarity(labels[-1] > 0, labels[0] > 0) < .1
     assert region_similarity(labels[-1] > 0, result.labels == item) > .5
+
+
+def test_boxes_take_the_place_of_masks():
+    """The engine is told of boxes only, and finds what is in them."""
+    image = np.random.default_rng(0).integers(90, 110, (96, 128, 3), np.uint8)
+    image[20:60, 30:70] = (220, 30, 30)
+    image[30:50, 90:110] = (30, 220, 30)
+    labels = np.zeros((96, 128), np.uint8)
+    labels[20:60, 30:70], labels[30:50, 90:110] = 4, 9
+    config = TrackerConfig(resolution=96, radius=6, segmenter='grabcut', refinement='none')
+    engine = BoxSeeded(Tracker(config=config, features=ColourPatches(resolution=96)))
+    corners = np.where(labels == 4, 4, 0)
+    corners[21:59, 31:69] = 0  # as large a box, another mask
+    assert engine.seed(image, corners + np.where(labels == 9, 9, 0)) == [1, 2]
+    result = engine.step(image)
+    assert region_similarity(labels == 4, result.labels == 1) > 0.8
+    assert region_similarity(labels == 9, result.labels == 2) > 0.7
+    assert parse_engine('boxes', model='folder').model == 'folder'
 
 
 def test_engine_options_are_complete_and_layered():
