@@ -131,7 +131,7 @@ class TrackerConfig:
         '(helps small objects).',
     )
     refinement: str = _option(
-        'guided',
+        'bilateral',
         "Sharpen masks at the image's edges: sam (Segment Anything), grabcut, bilateral (solver), "
         'guided (filter) or none.',
         choices=('sam', 'grabcut', 'bilateral', 'guided', 'none'),
@@ -143,12 +143,12 @@ class TrackerConfig:
     )
     refine_every: int = _option(
         1,
-        'With sam and grabcut, refine every so many frames; the guided filter does those between.',
+        'With sam and grabcut, refine every so many frames; the bilateral solver does the others.',
         low=1,
         high=1000,
     )
     refinement_gate: float = _option(
-        0.6,
+        0.7,
         'A mask of sam or grabcut is taken only if it scores this much; the score is made of its '
         'overlap with the coarse mask, and with sam of its expected quality and stability.',
         low=0.0,

@@ -80,13 +80,13 @@ def make_refiner(config: 'TrackerConfig', device: 'str | torch.device' = 'auto')
         ``sam_checkpoint`` cannot be used; the message says what to do.
 
     """
-    smooth = GuidedFilter()
+    smooth = BilateralSolver()
     if config.refinement == 'none':
         return Upsampling()
     if config.refinement == 'guided':
-        return smooth
+        return GuidedFilter()
     if config.refinement == 'bilateral':
-        return BilateralSolver()
+        return smooth
     refiner: Refiner
     if config.refinement == 'grabcut':
         refiner = GrabCut(smooth, gate=config.refinement_gate)

@@ -2,11 +2,19 @@
 """Edge-aware smoothing without weights."""
 
 from collections.abc import Mapping
+from typing import Protocol
 
 import cv2
 import numpy as np
 from scipy import sparse
 from scipy.sparse.linalg import cg
+
+
+class Smoother(Protocol):
+    """A refiner that changes nothing but along edges."""
+
+    def refine(self, frame: np.ndarray, coarse: Mapping[int, np.ndarray]) -> 'Smoothed':
+        """Look at a frame; see :class:`drift_ros.refinement.Refiner`."""
 
 
 class Upsampling:
@@ -55,10 +63,10 @@ class BilateralSolver:
     def __init__(
         self,
         place: float = 6.0,
-        luma: float = 12.0,
-        chroma: float = 8.0,
-        smoothness: float = 8.0,
-        side: int = 240,
+        luma: float = 9.0,
+        chroma: float = 5.0,
+        smoothness: float = 16.0,
+        side: int = 200,
     ) -> None:
         """
         Set the solver.
@@ -174,10 +182,10 @@ class _Solved(Smoothed):
         super().__init__(size, coarse)
         self._grid, self._small = grid, small
 
-    def probability(self, object_id: int) -> np.ndarray:
+    def smooth(self, probability: np.ndarray) -> np.ndarray:
         height, width = self.size
-        target = cv2.resize(self._coarse[object_id], self._small, interpolation=cv2.INTER_LINEAR)
-        solved = self._grid.solve(target, np.abs(2.0 * target - 1.0) ** 2)
+        target = cv2.resize(probability, self._small, interpolation=cv2.INTER_AREA)
+        solved = self._grid.solve(target, np.abs(2.0 * target - 1.0) ** 3)
         return np.clip(
             cv2.resize(solved, (width, height), interpolation=cv2.INTER_LINEAR), 0.0, 1.0
         )

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import cv2
 import numpy as np
 
-from drift_ros.refinement.filters import GuidedFilter, Smoothed
+from drift_ros.refinement.filters import Smoothed, Smoother
 
 
 class GrabCut:
@@ -18,7 +18,7 @@ class GrabCut:
     """
 
     def __init__(
-        self, smooth: GuidedFilter, *, gate: float, side: int = 160, iterations: int = 1
+        self, smooth: Smoother, *, gate: float, side: int = 160, iterations: int = 1
     ) -> None:
         """
         Set the refiner.

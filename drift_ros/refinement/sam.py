@@ -12,7 +12,7 @@ from segment_anything.modeling import Sam
 import torch
 from torch import Tensor
 
-from drift_ros.refinement.filters import GuidedFilter, Smoothed
+from drift_ros.refinement.filters import Smoothed, Smoother
 from drift_ros.refinement.grabcut import object_window
 from drift_ros.refinement.models import EMBEDDED, load_sam
 from drift_ros.refinement.prompts import read_prompt, stack_points
@@ -238,7 +238,7 @@ def score_candidates(logits: Tensor, quality: Tensor, coarse: Tensor) -> Tensor:
 class SamRefiner:
     """Asks Segment Anything for every object's mask; see docs/refinement.md."""
 
-    def __init__(self, predictor: SamPredictor, smooth: GuidedFilter, *, gate: float) -> None:
+    def __init__(self, predictor: SamPredictor, smooth: Smoother, *, gate: float) -> None:
         """
         Set the refiner.
 

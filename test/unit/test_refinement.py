@@ -363,8 +363,8 @@ def test_every_refiner_tracks(refinement, memory_labels):
 def test_random_weights_track_as_the_filter_does(tmp_path):
     sam = track(MOVING, SEED, refinement='sam', memory_labels='refined',
                 sam_checkpoint=str(save_folder(tmp_path / 'sam')))[1]
-    guided = track(MOVING, SEED, refinement='guided')[1]
-    for first, second in zip(sam, guided):
+    smooth = track(MOVING, SEED, refinement='bilateral')[1]
+    for first, second in zip(sam, smooth):
         assert np.array_equal(first.labels, second.labels)
 
 
