@@ -242,15 +242,8 @@ class ReferenceMemory:
         return _warp(seed, target)
 
     def _match_anywhere(self, features: FrameFeatures, references: Sequence[Reference]) -> Tensor:
-        coarse = [
-            Reference(
-                _thin(r.features),
-                _resize(r.labels[None], _thin(r.features).grid, 'area')[0],
-                r.owners,
-            )
-            for r in references
-        ]
-        found = self._attend(_thin(features), coarse, [None] * len(coarse))
+        coarse = [_thin(reference) for reference in references]
+        found = self._attend(_thin_features(features), coarse, [None] * len(coarse))
         return _resize(found[None], features.grid, 'bilinear')[0]
 
 
@@ -289,7 +282,13 @@ def _half(features: FrameFeatures) -> FrameFeatures:
     )
 
 
-def _thin(features: FrameFeatures) -> FrameFeatures:
+def _thin(reference: Reference) -> Reference:
+    features = _thin_features(reference.features)
+    labels = _resize(reference.labels[None], features.grid, 'area')[0]
+    return Reference(features, labels, reference.owners)
+
+
+def _thin_features(features: FrameFeatures) -> FrameFeatures:
     """Keep every second token of each axis."""
     step = slice(None, None, _COARSE)
     return FrameFeatures(
