@@ -11,6 +11,10 @@ import click
 import drift_ros
 
 _COMMANDS = {
+    'ablate': ('drift_ros.evaluation.ablation:ablate',
+               "Compare the parts of the method: the paper's figures and tables."),
+    'benchmark': ('drift_ros.evaluation.benchmark:benchmark',
+                  'Measure what the tracker needs on this machine.'),
     'eval': ('drift_ros.evaluation.commands:evaluate',
              'Measure tracking accuracy on datasets and bags.'),
     'bag': ('drift_ros.evaluation.commands:bag', 'Make rosbag2 bags from datasets and videos.'),

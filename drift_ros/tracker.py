@@ -124,7 +124,7 @@ class Tracker:
         """
         self.config = config or TrackerConfig()
         self.config.validate()
-        self._features = features or _diffusion_features(checkpoint, self.config, device)
+        self._features = features or diffusion_features(checkpoint, self.config, device)
         self._refiner = make_refiner(self.config, device)
         self._device = device
         self._segmenter: Segmenter | None = None  # made when it is first needed
@@ -138,6 +138,11 @@ class Tracker:
     def objects(self) -> tuple[ObjectInfo, ...]:
         """Live objects, those of prepared seeds included, by ascending id."""
         return self._registry.objects
+
+    @property
+    def tokens(self) -> dict[int, Tensor]:
+        """Prompt tokens (n, width) that :meth:`optimize` learnt, by object id."""
+        return dict(self._tokens)
 
     @property
     def memory_bytes(self) -> int:
@@ -525,11 +530,11 @@ class Tracker:
         return torch.cat([(1.0 - total).clamp_min(0.0), objects], dim=-1)
 
 
-def _diffusion_features(
+def diffusion_features(
     checkpoint: str | Path | None, config: TrackerConfig, device: str | torch.device
-) -> FeatureExtractor:
+) -> DiffusionFeatures:
+    """Load a checkpoint and make the features a configuration asks for."""
     from drift_ros.diffusion.checkpoint import load_checkpoint
-    from drift_ros.diffusion.features import DiffusionFeatures
 
     return DiffusionFeatures(
         load_checkpoint(checkpoint, device=device, prompt=config.prompt),

@@ -15,50 +15,23 @@ from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 import torch
-import torch.nn.functional as F
 
 from drift_ros import Tracker, TrackerConfig
-from drift_ros.diffusion.checkpoint import EMBEDDED, load_checkpoint
-from drift_ros.diffusion.features import DiffusionFeatures, FrameFeatures, LayerFeatures
+from drift_ros.diffusion.checkpoint import EMBEDDED
+from drift_ros.evaluation.baselines import CosineFeatures
 from drift_ros.evaluation.davis import find_sequences
 from drift_ros.evaluation.metric import SequenceScorer, summarize
 from drift_ros.evaluation.runner import track
+from drift_ros.tracker import diffusion_features
 
 
-class HiddenFeatures:
-    """
-    Cosine similarity of hidden features in place of attention.
-
-    The features are the input of the attention layer: what its queries and keys are projected
-    from. Query times key is the cosine, times `sharpness`.
-    """
-
-    def __init__(self, model: Path | None, config: TrackerConfig, sharpness: float) -> None:
-        checkpoint = load_checkpoint(model)
-        self._features = DiffusionFeatures(checkpoint, layers=config.layers,
-                                           timestep=config.timestep, resolution=config.resolution)
-        if len(self._features.layers) != 1:
-            raise ValueError(f'one layer is compared at a time, not {self._features.layers}')
-        self._sharpness = sharpness
-        self._hidden: torch.Tensor | None = None
-
-        def keep(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            self._hidden = args[0] if args else kwargs['hidden_states']
-
-        checkpoint.unet.get_submodule(self._features.layers[0]).register_forward_pre_hook(
-            keep, with_kwargs=True)
-
-    def extract(self, frame: np.ndarray) -> FrameFeatures:
-        """Turn a frame (H, W, 3) uint8 RGB into one layer of one head."""
-        height, width = self._features.extract(frame).grid
-        assert self._hidden is not None
-        unit = F.normalize(self._hidden[0].float(), dim=-1).unflatten(0, (height, width))[None]
-        scale = self._sharpness * unit.shape[-1] ** 0.5
-        return FrameFeatures((LayerFeatures(unit * scale, unit),))
+def hidden_features(model: Path | None, config: TrackerConfig,
+                    sharpness: float) -> CosineFeatures:
+    """Make cosine similarity of the tracker's layer's inputs, times `sharpness`."""
+    return CosineFeatures(diffusion_features(model, config, 'auto'), 1.0 / sharpness)
 
 
 def dev_score(davis: Path, make: Callable[[], Tracker], frames: int = 16,
@@ -117,7 +90,7 @@ def main(davis: Path, model: Path | None, frames: int, sharpness: tuple[float, .
         ('attention, Q and K', lambda: Tracker(model, config))]
     for s in sharpness:
         rows.append((f'cosine of hidden features, times {s:g}', partial(
-            Tracker, config=config, features=HiddenFeatures(model, config, s))))
+            Tracker, config=config, features=hidden_features(model, config, s))))
     table = Table('kernel', 'J&F')
     for name, make in rows:
         score, each = dev_score(davis, make, frames)

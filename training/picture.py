@@ -18,7 +18,7 @@ from drift_ros.diffusion.checkpoint import load_checkpoint
 from drift_ros.diffusion.features import DiffusionFeatures, LayerFeatures, self_attention_layers
 from drift_ros.video import VideoReader
 
-from .dev import HiddenFeatures, model_config
+from .dev import hidden_features, model_config
 
 
 def query_row(now: LayerFeatures, reference: LayerFeatures, point: tuple[float, float],
@@ -68,7 +68,7 @@ def main(video: Path, out: Path, model: Path | None, frames: tuple[int, int],
                key=lambda name: checkpoint.unet.get_submodule(name).heads)
     coarse = DiffusionFeatures(checkpoint, layers=(many,), timestep=config.timestep,
                                resolution=config.resolution)
-    hidden = HiddenFeatures(model, config, 1.0)
+    hidden = hidden_features(model, config, 1.0)
     pairs = [(e.extract(images[0]).layers[0], e.extract(images[1]).layers[0])
              for e in (hidden, last, coarse)]
     columns = 4 + pairs[2][0].query.shape[0]

@@ -236,10 +236,9 @@ class TextualInversion:
             for name in names
         }
         prompt = join_prompt(self._base, self.tokens).to(features.checkpoint.dtype)
-        with torch.no_grad(), capturing(unet, processors):
-            latents = features.noisy(features.encode(seed.image))[:1]
-            with contextlib.suppress(PassEnded):
-                features.run_unet(latents, prompt=prompt)
+        latents = features.noisy(features.encode(seed.image))[:1]
+        with torch.no_grad(), capturing(unet, processors), contextlib.suppress(PassEnded):
+            features.run_unet(latents, prompt=prompt)
         if earlier is not None:
             return _View(seed, queries, earlier.grids)
         size = (latents.shape[-2], latents.shape[-1])

@@ -186,15 +186,58 @@ class BoxSeeded:
         return self._tracker.step(frame)
 
 
+class CosineFeatures:
+    """
+    Cosine similarity of hidden features in place of attention, for the same layers.
+
+    The features are the input of an attention layer: what its queries and keys are projected
+    from. Query times key is the cosine, divided by ``temperature``; one head a layer.
+    """
+
+    def __init__(self, features: Any, temperature: float = 0.03) -> None:
+        """Take the attention features (DiffusionFeatures) to stand in for."""
+        if temperature <= 0:
+            raise ValueError(f'cosine_temperature is {temperature}; it must be above 0')
+        self._features, self._temperature = features, temperature
+        self._hidden: dict[str, Any] = {}
+
+        for name in features.layers:
+            def keep(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any],
+                     name: str = name) -> None:
+                self._hidden[name] = args[0] if args else kwargs['hidden_states']
+
+            features.checkpoint.unet.get_submodule(name).register_forward_pre_hook(
+                keep, with_kwargs=True)
+
+    def extract(self, frame: np.ndarray) -> Any:
+        """Turn a frame (H, W, 3) uint8 RGB into FrameFeatures."""
+        import torch.nn.functional as functional
+
+        from drift_ros.diffusion.features import FrameFeatures, LayerFeatures
+
+        captured = self._features.extract(frame)
+        layers = []
+        for name, layer in zip(self._features.layers, captured.layers, strict=True):
+            hidden = self._hidden.pop(name).float().mean(dim=0)
+            unit = functional.normalize(hidden, dim=-1).unflatten(0, layer.query.shape[1:3])[None]
+            scale = unit.shape[-1] ** 0.5 / self._temperature
+            layers.append(LayerFeatures(unit * scale, unit))
+        return FrameFeatures(tuple(layers), captured.image)
+
+
 ENGINES: dict[str, str] = {
     'tracker': 'the tracker with a diffusion model (the embedded one unless --model is given)',
     'boxes': "the tracker seeded from the boxes of the first masks' objects, not from the masks",
+    'cosine': 'the tracker on cosine similarity of the features its attention is made of '
+              '(option cosine_temperature)',
     'first-mask': 'the first mask repeated on every frame',
     'flow': 'the mask warped from frame to frame by DIS optical flow',
     'colour4': 'the tracker on raw colour patches of stride 4, without a network',
     'colour8': 'the tracker on raw colour patches of stride 8, without a network',
 }
 """Engines by name, with a line of help."""
+NETWORKS = ('tracker', 'boxes', 'cosine')
+"""Engines that run a diffusion model."""
 
 # Window and temperature are the best ones found on the dev sequences (docs/evaluation.md).
 _COLOUR: dict[str, dict[str, Any]] = {
@@ -214,6 +257,11 @@ _COLOUR: dict[str, dict[str, Any]] = {
     },
 }
 _COLOUR_OPTIONS = {'stride': int, 'cells': int, 'colour_temperature': float}
+_EXTRA: dict[str, dict[str, type]] = {
+    'cosine': {'cosine_temperature': float},
+    **dict.fromkeys(_COLOUR, _COLOUR_OPTIONS),
+}
+"""Options of engines that are not the tracker's."""
 
 
 @dataclass(frozen=True)
@@ -246,6 +294,12 @@ class EngineSpec:
         if self.name in ('tracker', 'boxes'):
             tracker = Tracker(self.model, config, device=self.device)
             return BoxSeeded(tracker) if self.name == 'boxes' else tracker
+        if self.name == 'cosine':
+            from drift_ros.tracker import diffusion_features
+
+            cosine = CosineFeatures(diffusion_features(self.model, config, self.device),
+                                    self.options.get('cosine_temperature', 0.03))
+            return Tracker(config=config, device=self.device, features=cosine)
         extractor = ColourPatches(self.options['stride'], self.options['cells'],
                                   self.options['colour_temperature'], config.resolution)
         return Tracker(config=config, device=self.device, features=extractor)
@@ -284,13 +338,12 @@ def parse_engine(text: str, settings: Mapping[str, Any] | None = None,
                               for item in dataclasses.fields(TrackerConfig)}
     values.update(settings or {})
     values.update(_COLOUR.get(name, {}))
-    extra = _COLOUR_OPTIONS if name in _COLOUR else {}
+    extra = _EXTRA.get(name, {})
     for key, value in own.items():
         values[key] = extra[key](value) if key in extra else parse_option(key, value)
-    checked = {key: value for key, value in values.items() if key not in _COLOUR_OPTIONS}
+    checked = {key: value for key, value in values.items() if key not in extra}
     TrackerConfig(**checked).validate()
-    model = model if name in ('tracker', 'boxes') else None
-    return EngineSpec(label, name, values, model, device)
+    return EngineSpec(label, name, values, model if name in NETWORKS else None, device)
 
 
 def parse_option(name: str, text: str) -> Any:

@@ -37,7 +37,7 @@ import numpy as np
 
 import drift_ros
 from drift_ros.errors import DriftRosError
-from drift_ros.evaluation.baselines import EngineSpec
+from drift_ros.evaluation.baselines import EngineSpec, NETWORKS
 from drift_ros.evaluation.davis import DatasetError, Frame, write_mask
 from drift_ros.evaluation.metric import (
     MetricError,
@@ -405,7 +405,7 @@ def model_digest(spec: EngineSpec) -> str | None:
 
     Files above 64 MB count by name, size and time of change.
     """
-    if spec.name not in ('tracker', 'boxes'):
+    if spec.name not in NETWORKS:
         return None
     folder = Path(spec.model) if spec.model else Path(drift_ros.__file__).parent / 'checkpoints'
     if not folder.is_dir():

@@ -124,6 +124,14 @@ def test_objects_learn_apart_and_are_used_together(sd1):
     assert [set(p.loss) for p in both[:3]] == [set(), set(), {1, 2}]
 
 
+def test_with_inversion(sd1):
+    """Passes that take the latents to the noise level are whole, also while learning."""
+    tracker = make(sd1, optimize_steps=60, inversion_steps=2)
+    tracker.seed(FRAME, MASK)
+    _, result = finish(tracker.optimize())
+    assert result.steps == 60 and [e.id for e in tracker.step(FRAME).objects] == [1, 2]
+
+
 def test_prompts_grow_only_when_the_tokens_do_not_fit():
     base = torch.arange(8.0)[None, :, None].repeat(1, 1, 3)
     few = join_prompt(base, {2: torch.full((3, 3), 20.0), 1: torch.full((1, 3), 10.0)})

@@ -1,0 +1,281 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``drift_ros benchmark``: what a model needs, and what leaving heads out saves, measured here."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+import json
+import time
+from typing import Any
+
+import click
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+SD_1_5: dict[str, dict[str, Any]] = {
+    'unet': {
+        'sample_size': 64, 'in_channels': 4, 'out_channels': 4, 'layers_per_block': 2,
+        'block_out_channels': (320, 640, 1280, 1280), 'attention_head_dim': 8,
+        'cross_attention_dim': 768,
+        'down_block_types': ('CrossAttnDownBlock2D',) * 3 + ('DownBlock2D',),
+        'up_block_types': ('UpBlock2D',) + ('CrossAttnUpBlock2D',) * 3,
+    },
+    'vae': {
+        'block_out_channels': (128, 256, 512, 512), 'layers_per_block': 2, 'latent_channels': 4,
+        'down_block_types': ('DownEncoderBlock2D',) * 4,
+        'up_block_types': ('UpDecoderBlock2D',) * 4, 'sample_size': 512,
+        'scaling_factor': 0.18215,
+    },
+    'text_encoder': {
+        'vocab_size': 49408, 'hidden_size': 768, 'intermediate_size': 3072,
+        'num_hidden_layers': 12, 'num_attention_heads': 12, 'max_position_embeddings': 77,
+    },
+    'scheduler': {
+        'beta_start': 0.00085, 'beta_end': 0.012, 'beta_schedule': 'scaled_linear',
+        'set_alpha_to_one': False, 'steps_offset': 1, 'clip_sample': False,
+    },
+}
+"""The published layout of Stable Diffusion 1.5; 'unet', 'vae', 'text_encoder', 'scheduler'."""
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """
+    Bytes a model takes while it follows objects.
+
+    Attributes
+    ----------
+    unet, vae : int
+        Weights.
+    text_encoder : int
+        Weights, in float32; only while the model is loaded.
+    activations : int
+        Largest of what the autoencoder and the U-Net hold at one time in a pass.
+    reference : int
+        One remembered frame of one layer on the finest grid but one of the latents: keys and
+        queries in half precision.
+
+    """
+
+    unet: int
+    vae: int
+    text_encoder: int
+    activations: int
+    reference: int
+
+    def tracking(self, references: int) -> int:
+        """Bytes while tracking with this many remembered frames."""
+        return self.unet + self.vae + self.activations + references * self.reference
+
+    def peak(self, references: int) -> int:
+        """Bytes at most: while loading, or while tracking."""
+        return max(self.unet + self.vae + self.text_encoder, self.tracking(references))
+
+
+def estimate_memory(layout: dict[str, dict[str, Any]], height: int, width: int, *,
+                    half: bool, samples: int = 1) -> MemoryEstimate:
+    """
+    Estimate what a checkpoint of this layout needs for frames of this working size.
+
+    Weights are counted exactly, without allocating them. Activations are an upper estimate for
+    attention that does not store its affinities (as PyTorch's): in the U-Net the skip
+    connections of the whole way down and eight maps of the widest level; in the autoencoder's
+    encoder eight maps of the first level. Attention slicing is neither assumed nor needed.
+    docs/ablation.md compares the estimate with a run.
+
+    Parameters
+    ----------
+    layout : dict
+        Configurations of 'unet', 'vae' and 'text_encoder', as :data:`SD_1_5`.
+    height, width : int
+        Working size in pixels.
+    half : bool
+        Whether the weights are float16 (as on a GPU) or float32.
+    samples : int
+        Latents in one pass (``noise_samples``).
+
+    """
+    import torch
+
+    with torch.device('meta'):
+        unet, vae, text = _build(layout)
+    size = 2 if half else 4
+
+    def weights(model: torch.nn.Module, each: int) -> int:
+        return sum(p.numel() for p in model.parameters()) * each
+
+    stride = 2 ** (len(vae.config.block_out_channels) - 1)
+    channels = unet.config.block_out_channels
+    maps = [samples * (height // stride >> level) * (width // stride >> level) * count
+            for level, count in enumerate(channels)]
+    repeated = unet.config.layers_per_block + 1
+    # A feed-forward layer is eight times as wide as its map, for a moment.
+    deep = sum(repeated * each for each in maps) + 8 * max(maps)
+    first = 8 * height * width * vae.config.block_out_channels[0]
+    return MemoryEstimate(
+        weights(unet, size), weights(vae, size), weights(text, 4), max(deep, first) * size,
+        2 * 2 * maps[0] // samples)
+
+
+def _build(layout: dict[str, dict[str, Any]]) -> tuple[Any, Any, Any]:
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    return (UNet2DConditionModel(**layout['unet']), AutoencoderKL(**layout['vae']),
+            CLIPTextModel(CLIPTextConfig(**layout['text_encoder'])))
+
+
+def random_checkpoint(layout: dict[str, dict[str, Any]]) -> Any:
+    """Make a :class:`~drift_ros.diffusion.checkpoint.Checkpoint` of random weights, float32."""
+    from diffusers import DDIMScheduler
+    import torch
+
+    from drift_ros.diffusion.checkpoint import Checkpoint
+
+    torch.manual_seed(0)
+    unet, vae, text = _build(layout)
+    for model in (unet, vae, text):
+        model.eval().requires_grad_(False)
+    with torch.no_grad():
+        tokens = torch.full((1, layout['text_encoder']['max_position_embeddings']), 49407)
+        prompt = text(tokens)[0]
+    del text
+    return Checkpoint('random', unet.to(memory_format=torch.channels_last),
+                      vae.to(memory_format=torch.channels_last),
+                      DDIMScheduler(**layout['scheduler']), prompt, {})
+
+
+@click.group()
+def benchmark() -> None:
+    """Measure what the tracker needs on this machine; no accuracy."""
+
+
+@benchmark.command()
+@click.option('--size', default=512, show_default=True, help='Side of a square frame, pixels.')
+@click.option('--references', default=8, show_default=True, help='Remembered frames.')
+@click.option('--run', is_flag=True, help='Build it with random weights and follow an object for '
+                                          'one frame on the CPU (needs 6 GB).')
+def sd15(size: int, references: int, run: bool) -> None:
+    """Estimate the memory of Stable Diffusion 1.5; with --run, check it with random weights."""
+    console = Console()
+    table = Table('', 'float32 (CPU)', 'float16 (GPU)', title='Stable Diffusion 1.5, GB')
+    both = [estimate_memory(SD_1_5, size, size, half=half) for half in (False, True)]
+    for name in ('unet', 'vae', 'text_encoder', 'activations', 'reference'):
+        table.add_row(name, *(f'{getattr(each, name) / 1e9:.3f}' for each in both))
+    table.add_row(f'tracking, {references} references',
+                  *(f'{each.tracking(references) / 1e9:.2f}' for each in both))
+    table.add_row('at most', *(f'{each.peak(references) / 1e9:.2f}' for each in both))
+    console.print(table)
+    if run:
+        console.print_json(json.dumps(run_random(size)))
+
+
+def run_random(size: int) -> dict[str, Any]:
+    """Seed and step once with random weights of SD 1.5's size; shapes, seconds and gigabytes."""
+    from drift_ros.config import TrackerConfig
+    from drift_ros.diffusion.features import DiffusionFeatures
+    from drift_ros.tracker import Tracker
+
+    start = time.perf_counter()
+    checkpoint = random_checkpoint(SD_1_5)
+    built = time.perf_counter() - start
+    config = TrackerConfig(resolution=size, confidence_threshold=0.0)
+    features = DiffusionFeatures(checkpoint, resolution=size)
+    tracker = Tracker(config=config, features=features)
+    frame = np.random.default_rng(0).integers(0, 256, (size, size, 3), np.uint8)
+    mask = np.zeros((size, size), np.uint8)
+    mask[size // 4:size // 2, size // 4:size // 2] = 1
+    start = time.perf_counter()
+    tracker.seed(frame, mask)
+    seeded = time.perf_counter() - start
+    result = tracker.step(frame)
+    layer = tracker._memory.pinned[0].features.layers[0]
+    return {
+        'parameters of the U-Net': sum(p.numel() for p in checkpoint.unet.parameters()),
+        'layers': features.layers, 'query (heads, rows, columns, size)': list(layer.query.shape),
+        'labels': list(result.labels.shape), 'seconds to build': round(built, 1),
+        'seconds to seed': round(seeded, 1),
+        'milliseconds of a step': {k: round(v) for k, v in result.timings.items()},
+        'peak resident GB': round(_peak_memory() / 1e9, 2),
+    }
+
+
+def _peak_memory() -> int:
+    """Return this process's largest resident size so far, in bytes."""
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+@benchmark.command()
+@click.option('--layers', default=3, show_default=True)
+@click.option('--heads', default=8, show_default=True, help='Per layer.')
+@click.option('--rows', default=30, show_default=True, help='Of the token grid (stride 8: 30).')
+@click.option('--columns', default=54, show_default=True)
+@click.option('--dim', default=40, show_default=True, help='Size of a head.')
+@click.option('--radius', default=5, show_default=True, help='Window, in tokens.')
+@click.option('--repeats', default=9, show_default=True)
+def heads(layers: int, heads: int, rows: int, columns: int, dim: int, radius: int,
+          repeats: int) -> None:
+    """Time the choice of head weights, and propagation with and without useless heads."""
+    table = Table('milliseconds, median', '', title=f'{layers} layers x {heads} heads on '
+                                                    f'{rows} x {columns} tokens')
+    for name, value in time_heads(layers, heads, rows, columns, dim, radius, repeats).items():
+        table.add_row(name, f'{value:.2f}')
+    Console().print(table)
+
+
+def time_heads(layers: int, heads: int, rows: int, columns: int, dim: int, radius: int,
+               repeats: int) -> dict[str, float]:
+    """Time head weighting on random features, half of the heads useless: milliseconds."""
+    import torch
+
+    from drift_ros.config import TrackerConfig
+    from drift_ros.diffusion.features import FrameFeatures, LayerFeatures
+    from drift_ros.head_weights import HeadWeighting, least_squares_on_simplex, propagate_by_head
+    from drift_ros.memory import ReferenceMemory
+
+    config = TrackerConfig(radius=radius)
+    generator = torch.Generator().manual_seed(0)
+    mask = torch.zeros(rows, columns, 1)
+    mask[rows // 4:rows // 4 + rows // 3, columns // 4:columns // 4 + columns // 3] = 1
+
+    def layer() -> LayerFeatures:
+        key = torch.randn(heads, rows, columns, dim, generator=generator)
+        key[heads // 2:] += 3.0 * mask[None] * torch.randn(
+            (heads - heads // 2, 1, 1, dim), generator=generator)
+        return LayerFeatures(key, key)
+
+    features = FrameFeatures(tuple(layer() for _ in range(layers)))
+    weighting = HeadWeighting(config)
+    times: dict[str, list[float]] = {}
+
+    def clock(name: str, start: float) -> None:
+        times.setdefault(name, []).append(1e3 * (time.perf_counter() - start))
+
+    kept = 0
+    for _ in range(repeats):
+        start = time.perf_counter()
+        columns_of_p = propagate_by_head(features, features, mask, config, 1).flatten(1)
+        clock('masks of every head, one look at the seed frame', start)
+        start = time.perf_counter()
+        double = columns_of_p.double()
+        gram = (double @ double.T).numpy()
+        side = (double @ mask[::3, ::3].flatten().double()).numpy()
+        least_squares_on_simplex(gram, side)
+        clock('system and solution', start)
+        start = time.perf_counter()
+        weighting.add(features, mask, [1])
+        found = weighting.solve()
+        clock('all of it, one look', start)
+        memory = ReferenceMemory(config)
+        memory.pin(features, mask, [1])
+        for name, weights in (('propagation of a frame, all heads', None),
+                              ('propagation of a frame, heads in use', found)):
+            memory.head_weights = weights
+            start = time.perf_counter()
+            memory.read(features)
+            clock(name, start)
+        kept = sum(int((each > 0).sum()) for each in found or ())
+    return {**{name: float(np.median(values)) for name, values in times.items()},
+            'heads in use': float(kept)}

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ablation runs every row on any checkpoint, goes on where it stopped, and reports."""
+
+import csv
+import json
+from pathlib import Path
+import sys
+
+from click.testing import CliRunner
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'unit'))
+
+from tiny_models import save_checkpoint  # noqa: E402
+import torch  # noqa: E402
+
+from drift_ros import TrackerConfig  # noqa: E402
+from drift_ros.cli import main  # noqa: E402
+from drift_ros.diffusion.checkpoint import load_checkpoint  # noqa: E402
+from drift_ros.diffusion.features import DiffusionFeatures  # noqa: E402
+from drift_ros.evaluation import ablation, runner  # noqa: E402
+from drift_ros.evaluation.baselines import CosineFeatures, parse_engine  # noqa: E402
+from drift_ros.evaluation.benchmark import estimate_memory, SD_1_5, time_heads  # noqa: E402
+
+
+@pytest.fixture(scope='module')
+def model(tmp_path_factory):
+    """Folder with the layout of Stable Diffusion 1.x, random weights."""
+    return save_checkpoint(tmp_path_factory.mktemp('model') / 'sd1', 'sd1')
+
+
+def test_every_part_on_a_stable_diffusion_folder(davis, model, tmp_path, monkeypatch):
+    chosen = {'attention', 'cosine-0.05', 'inversion-300', 'ensemble-300', 'adaptive',
+              'prompt-category', 'prompt-learnt', 'shipped', 'paper'}
+    make_rows = ablation.make_rows
+    monkeypatch.setattr(ablation, 'make_rows', lambda *arguments: [
+        row for row in make_rows(*arguments) if row.label in chosen])
+    arguments = ['ablate', str(davis), '--sequences', 'one', '--max-frames', '3', '--timesteps',
+                 '300', '--set', 'resolution=64', '--set', 'confidence_threshold=0',
+                 '--budget', '0.2', '--threads', '1', '--model', str(model),
+                 '--out', str(tmp_path / 'out')]
+    result = CliRunner().invoke(main, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    with (tmp_path / 'out' / 'rows.csv').open() as file:
+        rows = list(csv.DictReader(file))
+    assert {row['part'] for row in rows} == set(ablation.PARTS)
+    assert {row['row'] for row in rows} == chosen
+    scores = {(row['part'], row['row']): float(row['j_and_f']) for row in rows}
+    assert all(0 <= value <= 1 for value in scores.values())
+    assert all(float(row['ms_median']) > 0 for row in rows)
+    for name in ('kernel', 'noise', 'prompts', 'parts'):
+        assert (tmp_path / 'out' / f'{name}.png').stat().st_size > 5000
+    page = (tmp_path / 'out' / 'report.html').read_text()
+    assert all(row['text'].replace('&', '&amp;').replace('"', '&#34;').replace("'", '&#39;')
+               .replace('<', '&lt;').replace('>', '&gt;') in page for row in rows)
+    tokens = json.loads(
+        (tmp_path / 'out' / 'tokens' / 'heads.prompt-learnt' / 'one.json').read_text())
+    assert np.array(list(tokens['tokens'].values())).shape[1:] == (4, 32)
+    # again: nothing is run a second time, and the numbers are the same
+    monkeypatch.setattr(runner, 'run_job', lambda *_: pytest.fail('run again'))
+    result = CliRunner().invoke(main, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    with (tmp_path / 'out' / 'rows.csv').open() as file:
+        assert list(csv.DictReader(file)) == rows
+
+
+def test_unknown_part(davis):
+    result = CliRunner().invoke(main, ['ablate', str(davis), '--parts', 'everything'])
+    assert result.exit_code == 1 and 'choose from kernel, noise' in result.output
+
+
+def test_rows_differ_in_what_they_are_about():
+    rows = ablation.make_rows(ablation.PARTS, ('a',), 'late', ['a', 'late'], [10], 5.0)
+    specs = [row.spec('car-shadow', {'resolution': 96}, None, 'cpu') for row in rows]
+    for part in ablation.PARTS:
+        ours = [spec for spec in specs if spec.label.startswith(f'{part}.')]
+        assert len({json.dumps([spec.name, *sorted(map(str, spec.options.items()))])
+                    for spec in ours}) == len(ours) > 3
+    by_label = {spec.label: spec for spec in specs}
+    assert by_label['heads.prompt-category'].options['prompt'] == 'a photo of car shadow'
+    assert by_label['heads.prompt-learnt'].options['learn'] == 5.0
+    assert all(spec.options['resolution'] == 96 for spec in specs
+               if spec.label != 'parts.finer')
+
+
+def test_cosine_is_the_cosine_of_the_layers_input(model):
+    frame = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    features = DiffusionFeatures(load_checkpoint(model, device='cpu'), resolution=64)
+    attention = features.checkpoint.unet.get_submodule(features.layers[0])
+    hidden = []
+    attention.to_q.register_forward_pre_hook(lambda _, args: hidden.append(args[0][0]))
+    layer, = CosineFeatures(features, 0.1).extract(frame).layers
+    flat = torch.nn.functional.normalize(hidden[0], dim=-1)
+    tokens, size = flat.shape
+    logits = layer.query.view(tokens, size) @ layer.key.view(tokens, size).T / size**0.5
+    torch.testing.assert_close(logits, flat @ flat.T / 0.1, atol=1e-4, rtol=1e-4)
+    spec = parse_engine('cosine:cosine_temperature=0.05', {'resolution': 64}, str(model), 'cpu')
+    assert spec.options['cosine_temperature'] == 0.05 and runner.model_digest(spec)
+    spec.make().seed(frame, np.pad(np.ones((32, 32), np.uint8), 16))
+
+
+def test_tsne_keeps_groups_together():
+    rng = np.random.default_rng(0)
+    centres = 8 * rng.standard_normal((4, 20))
+    points = np.concatenate([centre + rng.standard_normal((10, 20)) for centre in centres])
+    places = ablation.tsne(points)
+    assert np.array_equal(places, ablation.tsne(points)) and np.isfinite(places).all()
+    groups = np.repeat(np.arange(4), 10)
+    distance = np.linalg.norm(places[:, None] - places, axis=-1)
+    np.fill_diagonal(distance, np.inf)
+    assert (groups[distance.argmin(1)] == groups).all()
+
+
+def test_memory_of_stable_diffusion():
+    """Weights by count; the estimate of the rest grows with the frame and halves in half."""
+    whole = estimate_memory(SD_1_5, 512, 512, half=False)
+    half = estimate_memory(SD_1_5, 512, 512, half=True)
+    assert whole.unet == 4 * 859_520_964 and whole.vae == 4 * 83_653_863
+    assert half.unet * 2 == whole.unet and half.activations * 2 == whole.activations
+    assert half.reference == 2 * 2 * 64 * 64 * 320
+    assert half.peak(8) < 4e9 and whole.peak(8) < 16e9
+    larger = estimate_memory(SD_1_5, 768, 768, half=True)
+    assert larger.activations > 2 * half.activations
+    assert estimate_memory(SD_1_5, 512, 512, half=True, samples=64).activations > half.activations
+
+
+def test_heads_are_timed():
+    found = time_heads(2, 4, 15, 20, 8, 4, 1)
+    assert 0 < found['heads in use'] < 8 and min(found.values()) > 0
+
+
+def test_presets_are_parameter_files():
+    """Each preset names tracker options only, and they are valid."""
+    from drift_ros.evaluation.baselines import load_params_file
+
+    folder = Path(__file__).resolve().parents[2] / 'config'
+    for name in ('quality', 'stable_diffusion_1_5'):
+        TrackerConfig(**load_params_file(str(folder / f'{name}.yaml'))).validate()
