@@ -138,7 +138,8 @@ def make_rows(parts: Sequence[str], layers: Sequence[str], late: str, every: Seq
 
     """
     rows = []
-    attention: dict[str, Any] = {'refinement': 'none'}
+    # Diffuse kernels are compared too: no object is given up for its low confidence.
+    attention: dict[str, Any] = {'refinement': 'none', 'confidence_threshold': 0.0}
 
     def add(part: str, label: str, text: str, engine: str = 'tracker', learn: float = 0.0,
             **options: Any) -> None:
@@ -151,7 +152,7 @@ def make_rows(parts: Sequence[str], layers: Sequence[str], late: str, every: Seq
             'cosine', cosine_temperature=value, **attention)
 
     for tau in timesteps:
-        options: dict[str, Any] = {**attention, 'timestep': tau, 'layers': (late,)}
+        options: dict[str, Any] = {**attention, 'timestep': tau}
         add('noise', f'scaled-{tau}', f'tau {tau}, noise-free', **options)
         add('noise', f'inversion-{tau}', f'tau {tau}, DDIM inversion, 1 step',
             inversion_steps=1, **options)
@@ -182,7 +183,7 @@ def make_rows(parts: Sequence[str], layers: Sequence[str], late: str, every: Seq
     add('parts', 'finer', f'resolution {larger}', resolution=larger,
         radius=round(defaults.radius * 4 / 3), seed_radius=round(defaults.seed_radius * 4 / 3))
     paper: dict[str, Any] = {'layers': tuple(every), 'inversion_steps': 1,
-                             'head_weighting': 'adaptive'}
+                             'head_weighting': 'adaptive', 'confidence_threshold': 0.0}
     add('parts', 'paper', "the paper's three, many layers", learn=budget, **paper)
     add('parts', 'paper-no-inversion', 'the same without DDIM inversion', learn=budget,
         **{**paper, 'inversion_steps': 0})
@@ -269,7 +270,7 @@ def _choose_layers(model: str | None, base: Mapping[str, Any], device: str
 def _run(rows: Sequence[Row], specs: Sequence[Sequence[AblationSpec]], sequences: Sequence[Any],
          out: Path, threads: int) -> dict[tuple[str, str], list[runner.JobResult]]:
     """Run what is not finished yet; results by (part, label), in the order of the sequences."""
-    runner._limit_threads(threads or os.cpu_count() or 1)
+    runner.limit_threads(threads or os.cpu_count() or 1)
     options = runner.RunOptions(save_masks=False)
     results: dict[tuple[str, str], list[runner.JobResult]] = {}
     total = len(specs) * sum(len(item) for item in sequences)
