@@ -171,7 +171,7 @@ def make_rows(parts: Sequence[str], layers: Sequence[str], late: str, every: Seq
     add('heads', 'prompt-learnt', 'later layer, learnt tokens', learn=budget, **single)
 
     add('parts', 'shipped', 'the defaults')
-    add('parts', 'no-refinement', 'without the guided filter', refinement='none')
+    add('parts', 'no-refinement', 'without refinement', refinement='none')
     add('parts', 'no-stretch', 'without stretching of probabilities', normalize=False)
     add('parts', 'no-older', 'without older references', older_frames=0)
     add('parts', 'seed-only', 'the seed frame as the only reference', older_frames=0,
