@@ -21,7 +21,7 @@ import torch.nn.functional as F
 # computed in vain; the larger, the better the matrix products.
 _TILE = 12
 # Values whose maximum is looked at first when the largest are sought.
-_GROUP = 32
+_GROUP = 16
 # Rows of the affinity held at once when there is no window.
 _CHUNK = 1024
 
@@ -173,8 +173,8 @@ def _propagate(
                 values.append(labels[used, rows, columns].flatten(0, 2))
             value = torch.cat(values)  # (m, C), of the keys of all windows
             key = key_room[: len(query) * len(value) * dim].view(len(query), -1, dim)
-            shape = (*tile_query.shape[:2], len(value))
-            bias = bias_room[: math.prod(shape)].view(shape)  # (heads, tile, m)
+            shape = (len(query), len(value), tile_query.shape[1])
+            bias = bias_room[: math.prod(shape)].view(shape)  # (heads, m, tile)
             start = 0
             for (reach, run), seen in zip(groups, views, strict=True):
                 rows, columns = _window(tile, reach)
@@ -189,7 +189,7 @@ def _propagate(
                     exclude,
                     every,
                 )
-                bias[..., start:end].unflatten(-1, (len(run), -1)).copy_(inside[:, None])
+                bias[:, start:end].unflatten(1, (len(run), -1)).copy_(inside)
                 start = end
             propagated = _attend(tile_query, key, value, scale, top_k, bias)  # (heads, tile, C)
             mixed = torch.einsum('hnc,oh->onc', propagated, mix)
@@ -217,7 +217,7 @@ def _attend(
     """
     Attend from (heads, n, d) to (heads, m, d) with values (m, C): (heads, n, C).
 
-    ``bias``, (heads, n, m), is overwritten.
+    ``bias``, (heads, m, n), is overwritten.
     """
     key = key.to(query.dtype)
     if not 0 < top_k < key.shape[1]:
@@ -228,17 +228,14 @@ def _attend(
             padded = F.pad(group, (0, dim - group.shape[-1])).expand(key.shape[0], -1, -1)
             attended = F.scaled_dot_product_attention(
                 query[None], key[None], padded[None],
-                attn_mask=None if bias is None else bias[None], scale=scale,
+                attn_mask=None if bias is None else bias.transpose(1, 2)[None], scale=scale,
             )[0]
             parts.append(attended[..., : group.shape[-1]])
         return torch.cat(parts, dim=-1)
-    scaled = query * scale
-    logits = (
-        torch.matmul(scaled, key.transpose(1, 2))
-        if bias is None
-        else bias.baddbmm_(scaled, key.transpose(1, 2))
-    )  # (heads, n, m)
-    best, index = _largest(logits, top_k)  # (heads, n, top_k)
+    # Keys along rows: this way round the product is faster, and so are maxima over groups.
+    scaled = (query * scale).transpose(1, 2)
+    logits = torch.matmul(key, scaled) if bias is None else bias.baddbmm_(key, scaled)
+    best, index = _largest(logits, top_k)
     return torch.einsum('hnk,hnkc->hnc', best.softmax(dim=-1), value[index])
 
 
@@ -249,24 +246,25 @@ def _window(tile: Sequence[slice], reach: int) -> tuple[slice, ...]:
 
 def _largest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """
-    Find the ``count`` largest of (..., m): values and indices, as ``topk`` does, but faster.
+    Find the ``count`` largest of each column of (heads, m, n), in no order.
 
-    The largest values lie in the groups with the largest maxima, of which at most ``count`` can
-    hold one: so few groups, not whole rows, are sorted.
+    Values and rows, (heads, n, count) each. The largest lie in the groups with the largest
+    maxima, of which at most ``count`` can hold one: so few groups, not whole columns, are sorted.
     """
-    groups = values.shape[-1] // _GROUP
+    heads, length, columns = values.shape
+    groups = length // _GROUP
     if groups <= count:
-        return values.topk(count, dim=-1)
-    rest = groups * _GROUP  # what does not fill a group stands for itself
-    grouped = values[..., :rest].unflatten(-1, (_GROUP, groups))
-    chosen = grouped.amax(dim=-2).topk(count, dim=-1).indices  # (..., count)
-    candidates = chosen[..., None, :] + groups * torch.arange(
-        _GROUP, device=values.device
-    ).unsqueeze(-1)  # (..., _GROUP, count)
-    tail = torch.arange(rest, values.shape[-1], device=values.device)
-    index = torch.cat([candidates.flatten(-2), tail.expand(*values.shape[:-1], -1)], dim=-1)
-    best, position = values.gather(-1, index).topk(count, dim=-1)
-    return best, index.gather(-1, position)
+        return values.transpose(1, 2).topk(count, dim=-1, sorted=False)
+    filled = groups * _GROUP  # what does not fill a group stands for itself
+    maxima = values[:, :filled].unflatten(1, (_GROUP, groups)).amax(dim=1)
+    chosen = maxima.transpose(1, 2).contiguous().topk(count, dim=-1, sorted=False).indices
+    first = torch.arange(0, filled, groups, device=values.device)  # of each row of groups
+    members = chosen.transpose(1, 2)[:, None] + first[:, None, None]  # (heads, _GROUP, count, n)
+    rest = torch.arange(filled, length, device=values.device)[:, None].expand(heads, -1, columns)
+    index = torch.cat([members.flatten(1, 2), rest], dim=1)
+    candidates = values.gather(1, index).transpose(1, 2).contiguous()
+    best, place = candidates.topk(count, dim=-1, sorted=False)
+    return best, index.transpose(1, 2).gather(-1, place)
 
 
 @lru_cache(maxsize=64)
@@ -279,13 +277,13 @@ def _window_bias(
     exclude: int = -1,
     every: int = 1,
 ) -> Tensor:
-    """Give 0 inside the window and -inf outside: (tile rows * columns, region rows * columns)."""
+    """Give 0 inside the window and -inf outside: (region rows * columns, tile rows * columns)."""
     away = []
     for axis in range(2):
         queries = torch.arange(0, tile[axis], every, device=device) + offset[axis]
         keys = torch.arange(region[axis], device=device)
-        away.append((queries[:, None] - keys[None]).abs())  # (tile, region)
+        away.append((queries[None] - keys[:, None]).abs())  # (region, tile)
     distance = torch.maximum(away[0][:, None, :, None], away[1][None, :, None, :])
     both = (distance <= radius) & (distance > exclude)
     bias = torch.zeros(both.shape, device=device).masked_fill_(~both, float('-inf'))
-    return bias.view(-1, region[0] * region[1])
+    return bias.view(region[0] * region[1], -1)
