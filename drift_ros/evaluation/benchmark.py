@@ -5,12 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 import json
 import time
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
 import click
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from drift_ros.evaluation.baselines import EngineSpec
+    from drift_ros.evaluation.davis import DavisSequence
 
 SD_1_5: dict[str, dict[str, Any]] = {
     'unet': {
@@ -205,6 +209,63 @@ def _peak_memory() -> int:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+@benchmark.command()
+@click.argument('root')
+@click.option('--sequences', default='', help='Names, separated by commas [default: all].')
+@click.option('--frames', default=24, show_default=True, type=click.IntRange(3),
+              help='Per sequence; the first half warms up.')
+@click.option('-e', '--engine', 'engines', multiple=True,
+              metavar='[LABEL=]NAME[:OPTION=VALUE,...]',
+              default=('attention=tracker:refinement=none', 'shipped=tracker',
+                       'colour4:refinement=none'), show_default=True)
+def step(root: str, sequences: str, frames: int, engines: tuple[str, ...]) -> None:
+    """Time a step of the tracker on the DAVIS-layout folder ROOT, stage by stage."""
+    from drift_ros.evaluation.baselines import parse_engine
+    from drift_ros.evaluation.davis import DatasetError, find_sequences
+
+    try:
+        found = find_sequences(root, names=tuple(filter(None, sequences.split(','))),
+                               max_frames=frames)
+        chosen = [parse_engine(text) for text in engines]
+        table = Table('engine', 'sequence', *STAGES, title='milliseconds, median')
+        for engine in chosen:
+            for sequence in found:
+                row = time_steps(engine, sequence)
+                table.add_row(engine.label, sequence.name,
+                              *(f'{row[stage]:.0f}' for stage in STAGES))
+    except (DatasetError, ValueError) as error:
+        raise click.ClickException(str(error)) from error
+    Console().print(table)
+
+
+STAGES = ('features', 'propagation', 'refinement', 'total')
+"""Stages of a step: U-Net and autoencoder; kernel and memory; masks at the frame's size."""
+
+
+def time_steps(engine: EngineSpec, sequence: DavisSequence) -> dict[str, float]:
+    """
+    Follow a sequence; give each stage's median in milliseconds over its second half.
+
+    Raises
+    ------
+    ValueError
+        The engine is not a tracker and knows no stages.
+
+    """
+    from drift_ros.tracker import Tracker
+
+    tracker = engine.make()
+    if not isinstance(tracker, Tracker):
+        raise ValueError(f'{engine.name} has no stages to time; choose tracker or colour4')
+    frames = iter(sequence)
+    first = next(frames)
+    assert first.truth is not None  # find_sequences asks for it
+    tracker.seed(first.image, np.where(first.truth == 255, 0, first.truth))
+    timings = [tracker.step(frame.image).timings for frame in frames]
+    return {stage: float(np.median([row[stage] for row in timings[len(timings) // 2:]]))
+            for stage in STAGES}
 
 
 @benchmark.command()
