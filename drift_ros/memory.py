@@ -163,6 +163,7 @@ class ReferenceMemory:
         self.pinned.clear()
         self.older.clear()
         self.recent.clear()
+        self._pushed = 0
 
     @property
     def nbytes(self) -> int:

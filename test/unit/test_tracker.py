@@ -158,6 +158,17 @@ def test_memory_does_not_grow_with_the_video():
     assert sizes == [2, 3, 4, 4, 4] + [5] * 9
 
 
+def test_after_a_reset_all_is_as_at_the_start():
+    frames = [scene((16 + 3 * step, 16, 24, RED)) for step in range(11)]
+    tracker, runs = make(memory_frames=1, older_interval=4), []
+    for _ in range(2):
+        tracker.seed(frames[0], square_mask((16, 16, 24)))
+        tracker.step(frames[1])
+        runs.append([tracker.step(frame).probability(tracker.objects[0].id) for frame in frames[2:]])
+        tracker.reset()
+    assert np.array_equal(*runs)
+
+
 def test_older_frames_are_spaced():
     """The newest frames are all there; before them every third of those that left."""
     tracker = make(memory_frames=1, older_frames=2, older_interval=3)
