@@ -319,6 +319,8 @@ class Tracker:
         assert isinstance(features, DiffusionFeatures)
         seeds = []
         wanted = object_ids or tuple(self._memory.object_ids)
+        if not wanted:  # a reset came between the request and this
+            raise OptimizeError('there are no objects to learn tokens for; seed one first')
         for reference, masks, ids in self._memory.marked():
             chosen = [k for k, number in enumerate(ids) if number in wanted]
             if chosen and reference.features.image is not None:

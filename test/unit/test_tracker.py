@@ -164,7 +164,8 @@ def test_after_a_reset_all_is_as_at_the_start():
     for _ in range(2):
         tracker.seed(frames[0], square_mask((16, 16, 24)))
         tracker.step(frames[1])
-        runs.append([tracker.step(frame).probability(tracker.objects[0].id) for frame in frames[2:]])
+        (item,) = tracker.objects
+        runs.append([tracker.step(frame).probability(item.id) for frame in frames[2:]])
         tracker.reset()
     assert np.array_equal(*runs)
 
