@@ -117,7 +117,7 @@ def test_engine_options_are_complete_and_layered():
 
 
 @pytest.mark.parametrize('text, message', [
-    ('magic', "no engine 'magic'.*tracker, boxes, first-mask"),
+    ('magic', "no engine 'magic'.*tracker, boxes, cosine, first-mask"),
     ('tracker:radios=3', "no tracker option 'radios'.*radius"),
     ('tracker:radius=far', "radius is 'far'.*int"),
     ('tracker:radius=-1', 'radius is -1.*lie in'),

@@ -2,6 +2,7 @@
 """``drift_ros eval bag --live``: a bag through a real tracker process, and what it measures."""
 
 import csv
+import functools
 import json
 import os
 from pathlib import Path
@@ -123,7 +124,9 @@ def test_interrupt_ends_everything(bag, checkpoint, tmp_path):
     """SIGINT in the middle: the node goes down with the command, without a traceback."""
     process = subprocess.Popen(
         command(bag, tmp_path / 'out', checkpoint, '--rate', '0.2', '--no-report'),
-        env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        # a shell's background jobs, and what they start, ignore SIGINT
+        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL))
     log = tmp_path / 'out' / 'logs' / 'tracker@0.2Hz' / 'square' / 'tracker.log'
     timer = threading.Timer(600, process.kill)
     timer.start()
