@@ -7,7 +7,6 @@ from typing import Protocol
 import cv2
 import numpy as np
 from scipy import sparse
-from scipy.sparse.linalg import cg
 
 
 class Smoother(Protocol):
@@ -131,10 +130,36 @@ class _BilateralGrid:
         weight = np.bincount(self.vertex, certainty.ravel(), self._count)
         value = np.bincount(self.vertex, (certainty * target).ravel(), self._count)
         matrix = self._laplacian + sparse.diags(weight + 1e-6)
-        inverse = sparse.diags(1.0 / matrix.diagonal())
-        start = value / np.maximum(weight, 1e-6)
-        solution, _ = cg(matrix, value, x0=start, rtol=1e-3, maxiter=20, M=inverse)
+        solution = _conjugate_gradients(matrix, value, value / np.maximum(weight, 1e-6))
         return solution[self.vertex].reshape(target.shape).astype(np.float32)
+
+
+def _conjugate_gradients(
+    matrix: sparse.csr_matrix, value: np.ndarray, start: np.ndarray
+) -> np.ndarray:
+    """
+    Solve ``matrix @ x = value`` to a thousandth or in 20 steps; preconditioned by the diagonal.
+
+    Without BLAS, which SciPy's solver uses: its idle threads go on spinning, and take the
+    processor from the network's next pass (a quarter of the time of a step on two cores).
+    """
+    inverse = 1.0 / matrix.diagonal()
+    solution = start
+    residual = value - matrix @ solution
+    direction = conditioned = inverse * residual
+    energy = float((residual * conditioned).sum())
+    enough = 1e-6 * float((value * value).sum())
+    for _ in range(20):
+        if float((residual * residual).sum()) <= enough:
+            break
+        image = matrix @ direction
+        length = energy / float((direction * image).sum())
+        solution = solution + length * direction
+        residual = residual - length * image
+        conditioned = inverse * residual
+        previous, energy = energy, float((residual * conditioned).sum())
+        direction = conditioned + (energy / previous) * direction
+    return solution
 
 
 class Smoothed:

@@ -6,12 +6,19 @@ import numpy as np
 import pytest
 from sam_models import OFFICIAL, random_sam, save_folder, save_official, SMALL
 from scenes import BLUE, ColourFeatures, GREEN, overlap, RED, scene, square_mask
+from scipy import sparse
+from scipy.sparse.linalg import cg
 from segment_anything.modeling import Sam
 import torch
 
 from drift_ros import CheckpointError, Tracker, TrackerConfig
 from drift_ros.refinement import Every, make_refiner
-from drift_ros.refinement.filters import BilateralSolver, GuidedFilter, Upsampling
+from drift_ros.refinement.filters import (
+    _conjugate_gradients,
+    BilateralSolver,
+    GuidedFilter,
+    Upsampling,
+)
 from drift_ros.refinement.grabcut import agreement, GrabCut, object_window
 from drift_ros.refinement.models import infer_config, load_sam
 from drift_ros.refinement.prompts import read_prompt, stack_points
@@ -387,3 +394,14 @@ def test_a_wrong_checkpoint_is_told_at_start(tmp_path):
     with pytest.raises(CheckpointError, match='none.pth'):
         Tracker(config=config, features=ColourFeatures())
     assert isinstance(make_refiner(TrackerConfig(refinement='none')), Upsampling)
+
+
+def test_conjugate_gradients_are_those_of_scipy():
+    links = sparse.random(500, 500, 0.01, random_state=0)
+    links = links + links.T
+    matrix = sparse.csr_matrix(sparse.diags(np.asarray(links.sum(1)).ravel() + 0.5) - links)
+    rng = np.random.default_rng(0)
+    value, start = rng.random(500), rng.random(500)
+    want, _ = cg(matrix, value, x0=start, rtol=1e-3, maxiter=20,
+                 M=sparse.diags(1.0 / matrix.diagonal()))
+    np.testing.assert_allclose(_conjugate_gradients(matrix, value, start), want, atol=1e-12)
