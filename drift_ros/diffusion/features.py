@@ -139,14 +139,14 @@ class DiffusionFeatures:
         """Run the network on a frame of the working size, as :meth:`resize` gives it."""
         latents = self.noisy(self.encode(image))
         captured: dict[str, LayerFeatures] = {}
-        last = self.layers[-1]
+        latent_size = (latents.shape[-2], latents.shape[-1])
+
+        def read(name: str, attn: torch.nn.Module, states: Tensor) -> None:
+            captured[name] = _queries_keys(attn, states, latent_size)
+
         processors = {
             name: partial(
-                _QueryKeyCapture,
-                captured=captured,
-                name=name,
-                latent_size=(latents.shape[-2], latents.shape[-1]),
-                last=name == last,
+                AttentionReader, read=partial(read, name), last=name == self.layers[-1]
             )
             for name in self.layers
         }
@@ -293,22 +293,21 @@ def capturing(
             unet.get_submodule(name).processor = processor
 
 
-class _QueryKeyCapture:
-    """Attention processor that reads Q and K, then hands over to the stock processor."""
+class AttentionReader:
+    """
+    Attention processor that shows a layer's input, then hands over to the stock processor.
+
+    ``read`` gets the attention module and its input (samples, tokens, channels), normalised as
+    the stock processors do before they project it. ``last`` ends the pass there.
+    """
 
     def __init__(
         self,
         processor: Any,
-        captured: dict[str, LayerFeatures],
-        name: str,
-        latent_size: tuple[int, int],
-        last: bool,
+        read: Callable[[torch.nn.Module, Tensor], None],
+        last: bool = False,
     ) -> None:
-        self._processor = processor
-        self._captured = captured
-        self._name = name
-        self._latent_size = latent_size
-        self._last = last
+        self._processor, self._read, self._last = processor, read, last
 
     def __call__(
         self,
@@ -319,28 +318,36 @@ class _QueryKeyCapture:
         temb: Tensor | None = None,
         **kwargs: object,
     ) -> Tensor:
-        # (batch, tokens, channels): norms and projections as the stock processors apply them.
+        """Attend as the stock processor does."""
         states = hidden_states
         if attn.group_norm is not None:
             states = attn.group_norm(states.transpose(1, 2)).transpose(1, 2)
-        query = self._split_heads(attn, attn.to_q(states), attn.norm_q)
-        key = self._split_heads(attn, attn.to_k(states), attn.norm_k)
-        self._captured[self._name] = LayerFeatures(query, key)
+        self._read(attn, states)
         if self._last:
             raise PassEnded
         return self._processor(
             attn, hidden_states, encoder_hidden_states, attention_mask, temb, **kwargs
         )
 
-    def _split_heads(
-        self, attn: torch.nn.Module, projected: Tensor, norm: torch.nn.Module | None
-    ) -> Tensor:
-        """(samples, tokens, heads * d) -> (heads, h, w, d) float32, mean over the samples."""
-        heads = projected.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
-        if norm is not None:
-            heads = norm(heads)
-        grid = token_grid(heads.shape[2], self._latent_size)
-        return heads.float().mean(dim=0).unflatten(1, grid)
+
+def split_heads(
+    attn: torch.nn.Module, projected: Tensor, norm: torch.nn.Module | None
+) -> Tensor:
+    """(samples, tokens, heads * d) to (samples, heads, tokens, d), normalised where asked to."""
+    heads = projected.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+    return heads if norm is None else norm(heads)
+
+
+def _queries_keys(
+    attn: torch.nn.Module, states: Tensor, latent_size: tuple[int, int]
+) -> LayerFeatures:
+    """Project and put on the token grid, float32, mean over the samples."""
+    grid = token_grid(states.shape[1], latent_size)
+    query, key = (
+        split_heads(attn, project(states), norm).float().mean(dim=0).unflatten(1, grid)
+        for project, norm in ((attn.to_q, attn.norm_q), (attn.to_k, attn.norm_k))
+    )
+    return LayerFeatures(query, key)
 
 
 def token_grid(tokens: int, latent_size: tuple[int, int]) -> tuple[int, int]:

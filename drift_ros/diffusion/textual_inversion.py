@@ -27,7 +27,6 @@ from dataclasses import dataclass
 from functools import partial
 import math
 import time
-from typing import Any
 
 import numpy as np
 import torch
@@ -36,9 +35,11 @@ import torch.nn.functional as F
 
 from drift_ros.diffusion.features import (
     attention_layers,
+    AttentionReader,
     capturing,
     DiffusionFeatures,
     PassEnded,
+    split_heads,
     token_grid,
 )
 
@@ -226,11 +227,14 @@ class TextualInversion:
         unet = features.checkpoint.unet
         names = attention_layers(unet, '.attn2') if earlier is None else list(earlier.queries)
         queries: dict[str, Tensor] = {}
+
+        def read(name: str, attn: torch.nn.Module, states: Tensor) -> None:
+            queries[name] = split_heads(attn, attn.to_q(states), attn.norm_q)[0].float()
+
         processors = {
             name: partial(
-                _CrossAttention,
-                queries=queries,
-                name=name,
+                AttentionReader,
+                read=partial(read, name),
                 last=earlier is not None and name == names[-1],
             )
             for name in names
@@ -335,44 +339,8 @@ def _agreement(share: Tensor, target: Tensor) -> float:
     return float((inside & wanted).sum() / (inside | wanted).sum())
 
 
-def _split_heads(attn: torch.nn.Module, projected: Tensor) -> Tensor:
-    """(1, tokens, heads * d) to (heads, tokens, d)."""
-    return projected[0].unflatten(-1, (attn.heads, -1)).transpose(0, 1)
-
-
 def _key(attn: torch.nn.Module, prompt: Tensor) -> Tensor:
     """Keys (heads, tokens, d) float32 of a prompt, as the stock processors make them."""
     if attn.norm_cross:
         prompt = attn.norm_encoder_hidden_states(prompt)
-    key = _split_heads(attn, attn.to_k(prompt))
-    return (key if attn.norm_k is None else attn.norm_k(key)).float()
-
-
-class _CrossAttention:
-    """Attention processor that reads the queries, then hands over to the stock one."""
-
-    def __init__(
-        self, processor: Any, queries: dict[str, Tensor], name: str, last: bool = False
-    ) -> None:
-        self._processor, self._queries, self._name, self._last = processor, queries, name, last
-
-    def __call__(
-        self,
-        attn: torch.nn.Module,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        temb: Tensor | None = None,
-        **kwargs: object,
-    ) -> Tensor:
-        states = hidden_states
-        if attn.group_norm is not None:
-            states = attn.group_norm(states.transpose(1, 2)).transpose(1, 2)
-        query = _split_heads(attn, attn.to_q(states))
-        query = query if attn.norm_q is None else attn.norm_q(query)
-        self._queries[self._name] = query.float()
-        if self._last:
-            raise PassEnded
-        return self._processor(
-            attn, hidden_states, encoder_hidden_states, attention_mask, temb, **kwargs
-        )
+    return split_heads(attn, attn.to_k(prompt), attn.norm_k)[0].float()
