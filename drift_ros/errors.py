@@ -45,6 +45,12 @@ class PromptError(DriftRosError):
         super().__init__(message)
         self.reasons = dict(reasons or {})
 
+    @classmethod
+    def of(cls, reasons: Mapping[int, str]) -> 'PromptError':
+        """Make the error whose message is the reasons, prompts counted from 1."""
+        listed = '; '.join(f'prompt {index + 1}: {why}' for index, why in reasons.items())
+        return cls(listed, reasons)
+
 
 class UnknownObjectError(DriftRosError):
     """No live object has this id."""

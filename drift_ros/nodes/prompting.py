@@ -200,8 +200,7 @@ def read_prompts(messages: Iterable[PromptMessage]) -> list[Prompt]:
             (box[0], box[1], box[2], box[3]) if box else None,
             tuple((point.x, point.y, point.positive) for point in message.points), message.name))
     if reasons:
-        raise PromptError('; '.join(f'prompt {index + 1}: {why}'
-                                    for index, why in reasons.items()), reasons)
+        raise PromptError.of(reasons)
     return prompts
 
 

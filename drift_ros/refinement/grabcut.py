@@ -25,7 +25,7 @@ class GrabCut:
 
         Parameters
         ----------
-        smooth : GuidedFilter
+        smooth : Smoother
             Renders the objects whose cuts are not taken.
         gate : float
             Least agreement in [0, 1].
@@ -55,9 +55,8 @@ class GrabCut:
         if window is None:
             return None
         x0, y0, x1, y1 = window
-        scale = min(self._side / max(x1 - x0, y1 - y0), 1.0)
-        size = (max(round(scale * (x1 - x0)), 8), max(round(scale * (y1 - y0)), 8))
-        part = cv2.resize(frame[y0:y1, x0:x1], size, interpolation=cv2.INTER_AREA)
+        part, _ = reduced_part(frame, window, self._side)
+        size = part.shape[1::-1]
         probability, other = (
             cv2.resize(
                 cv2.resize(m, (width, height), interpolation=cv2.INTER_LINEAR)[y0:y1, x0:x1],
@@ -69,23 +68,10 @@ class GrabCut:
         mask = np.where(probability > 0.5, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
         mask[probability > 0.9] = cv2.GC_FGD
         mask[(probability < 0.05) | (other > 0.5)] = cv2.GC_BGD
-        foreground = (mask == cv2.GC_FGD) | (mask == cv2.GC_PR_FGD)
-        if min(foreground.sum(), (~foreground).sum()) < 16:
+        inside = foreground(mask)
+        if min(inside.sum(), (~inside).sum()) < 16 or not grab_cut(part, mask, self._iterations):
             return None
-        cv2.setRNGSeed(0)
-        try:
-            cv2.grabCut(
-                part,
-                mask,
-                None,
-                np.zeros((1, 65)),
-                np.zeros((1, 65)),
-                self._iterations,
-                cv2.GC_INIT_WITH_MASK,
-            )
-        except cv2.error:  # fewer colours than its models have components
-            return None
-        cut = ((mask == cv2.GC_FGD) | (mask == cv2.GC_PR_FGD)).astype(np.float32)
+        cut = foreground(mask).astype(np.float32)
         if agreement(cut, probability) < self._gate:
             return None
         # half as much of what was expected keeps soft edges soft, and competition fair
@@ -103,6 +89,36 @@ class _Cut:
     def probability(self, object_id: int) -> np.ndarray:
         cut = self._cuts.get(object_id)
         return self._smooth.probability(object_id) if cut is None else cut
+
+
+def reduced_part(
+    frame: np.ndarray, window: tuple[int, int, int, int], side: int
+) -> tuple[np.ndarray, float]:
+    """Give a window of a frame with its longer side reduced to ``side``, and the scale."""
+    x0, y0, x1, y1 = window
+    scale = min(side / max(x1 - x0, y1 - y0), 1.0)
+    size = (max(round(scale * (x1 - x0)), 8), max(round(scale * (y1 - y0)), 8))
+    return cv2.resize(frame[y0:y1, x0:x1], size, interpolation=cv2.INTER_AREA), scale
+
+
+def grab_cut(image: np.ndarray, mask: np.ndarray, iterations: int) -> bool:
+    """
+    Run GrabCut from a mask of its four labels, which it changes; the same on every run.
+
+    Returns whether it could: an image may have fewer colours than its models have components.
+    """
+    models = np.zeros((1, 65)), np.zeros((1, 65))
+    cv2.setRNGSeed(0)
+    try:
+        cv2.grabCut(image, mask, None, *models, iterations, cv2.GC_INIT_WITH_MASK)
+    except cv2.error:
+        return False
+    return True
+
+
+def foreground(mask: np.ndarray) -> np.ndarray:
+    """Where a mask of GrabCut's labels says foreground, for sure or probably: bool."""
+    return np.isin(mask, (cv2.GC_FGD, cv2.GC_PR_FGD))
 
 
 def agreement(mask: np.ndarray, probability: np.ndarray) -> float:

@@ -245,7 +245,7 @@ class SamRefiner:
         Parameters
         ----------
         predictor : SamPredictor
-        smooth : GuidedFilter
+        smooth : Smoother
             Renders the objects whose masks are not taken.
         gate : float
             Least score (see :func:`score_candidates`) in [0, 1] of a mask that is taken.

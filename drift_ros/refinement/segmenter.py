@@ -12,6 +12,7 @@ import torch
 from drift_ros.config import TrackerConfig
 from drift_ros.errors import PromptError
 from drift_ros.objects import check_frame
+from drift_ros.refinement.grabcut import foreground, grab_cut, reduced_part
 from drift_ros.refinement.prompts import stack_points
 from drift_ros.refinement.sam import sam_predictor, SamPredictor, stability
 
@@ -152,9 +153,7 @@ def check_prompts(frame: np.ndarray, prompts: Sequence[Prompt]) -> None:
         if reason:
             reasons[index] = reason
     if reasons:
-        raise PromptError(
-            '; '.join(f'prompt {index + 1}: {why}' for index, why in reasons.items()), reasons
-        )
+        raise PromptError.of(reasons)
 
 
 def _fault(prompt: Prompt, width: int, height: int) -> str:
@@ -257,12 +256,11 @@ class GrabCutSegmenter:
 
     def _cut(self, frame: np.ndarray, prompt: Prompt) -> Segmentation:
         height, width = frame.shape[:2]
-        x0, y0, x1, y1 = _window((height, width), [prompt])
-        scale = min(self._side / max(x1 - x0, y1 - y0), 1.0)
-        size = (max(round(scale * (x1 - x0)), 8), max(round(scale * (y1 - y0)), 8))
-        part = cv2.resize(frame[y0:y1, x0:x1], size, interpolation=cv2.INTER_AREA)
+        x0, y0, x1, y1 = window = _window((height, width), [prompt])
+        part, scale = reduced_part(frame, window, self._side)
+        longest = max(part.shape[:2])
         mask = np.full(part.shape[:2], cv2.GC_BGD, np.uint8)
-        reach = 0.15 * max(size)
+        reach = 0.15 * longest
         if prompt.box is not None:
             bx0, by0, bx1, by1 = (
                 (value - origin) * scale for value, origin in zip(prompt.box, (x0, y0) * 2)
@@ -277,27 +275,15 @@ class GrabCutSegmenter:
             (int((x - x0) * scale), int((y - y0) * scale), positive)
             for x, y, positive in prompt.points
         ]
-        dot = max(round(0.012 * max(size)), 1)
+        dot = max(round(0.012 * longest), 1)
         if prompt.box is None:
             for x, y, positive in marks:
                 if positive:
                     cv2.circle(mask, (x, y), round(reach), cv2.GC_PR_FGD, -1)
         for x, y, positive in marks:
             cv2.circle(mask, (x, y), dot, cv2.GC_FGD if positive else cv2.GC_BGD, -1)
-        cv2.setRNGSeed(0)
-        try:
-            cv2.grabCut(
-                part,
-                mask,
-                None,
-                np.zeros((1, 65)),
-                np.zeros((1, 65)),
-                self._iterations,
-                cv2.GC_INIT_WITH_MASK,
-            )
-        except cv2.error:  # fewer colours than its models have components: take the marks
-            pass
-        cut = np.isin(mask, (cv2.GC_FGD, cv2.GC_PR_FGD)).astype(np.uint8)
+        grab_cut(part, mask, self._iterations)  # where it can not, the marks are taken
+        cut = foreground(mask).astype(np.uint8)
         full = np.zeros((height, width), np.float32)
         full[y0:y1, x0:x1] = cv2.resize(
             cut.astype(np.float32), (x1 - x0, y1 - y0), interpolation=cv2.INTER_LINEAR
