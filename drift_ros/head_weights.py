@@ -20,7 +20,7 @@ import torch.nn.functional as F
 
 from drift_ros.config import TrackerConfig
 from drift_ros.diffusion.features import FrameFeatures, LayerFeatures
-from drift_ros.propagation import propagate_heads
+from drift_ros.propagation import propagate_heads, resize_labels
 
 # Tokens this close are hidden from a token that looks at its own frame.
 _EXCLUDED = 1
@@ -117,14 +117,11 @@ def propagate_by_head(
     found = []
     for layer, key in zip(features.layers, (la.key for la in reference.layers), strict=True):
         size = tuple(layer.query.shape[1:3])
-        values = labels.to(layer.query.device).permute(2, 0, 1)[None]
-        if size != grid:
-            values = F.interpolate(values, size, mode='area')
         radius = math.ceil(config.radius * size[0] / grid[0]) or None
         alone = propagate_heads(
             layer.query.float(),
             key[None],
-            values.permute(0, 2, 3, 1),
+            resize_labels(labels.to(layer.query.device)[None], size, 'area'),
             radius=radius,
             top_k=config.top_k,
             temperature=config.temperature,
@@ -132,9 +129,7 @@ def propagate_by_head(
             every=_EVERY if size == grid else 1,
         )
         if size != grid:
-            alone = F.interpolate(
-                alone.permute(0, 3, 1, 2), grid, mode='bilinear', align_corners=False
-            )[..., ::_EVERY, ::_EVERY].permute(0, 2, 3, 1)
+            alone = resize_labels(alone, grid, 'bilinear')[:, ::_EVERY, ::_EVERY]
         found.append(alone)
     return torch.cat(found)
 

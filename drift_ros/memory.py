@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from drift_ros.config import TrackerConfig
 from drift_ros.diffusion.features import FrameFeatures, LayerFeatures
-from drift_ros.propagation import propagate
+from drift_ros.propagation import propagate, resize_labels
 
 # Global matches look at every second token in both frames: a sixteenth of the work.
 _COARSE = 2
@@ -203,13 +203,13 @@ class ReferenceMemory:
             propagated = propagate(
                 layer.query.float(),
                 keys,
-                _resize(labels, size, 'area'),
+                resize_labels(labels, size, 'area'),
                 radius=[radius and math.ceil(radius * scale) for radius in radii],
                 top_k=self._config.top_k,
                 temperature=self._config.temperature,
                 head_weights=weights / share,
             )
-            total += share * _resize(propagated[None], grid, 'bilinear')[0]
+            total += share * resize_labels(propagated[None], grid, 'bilinear')[0]
         return total
 
     def _aligned(self, seed: Reference) -> Reference:
@@ -245,7 +245,7 @@ class ReferenceMemory:
     def _match_anywhere(self, features: FrameFeatures, references: Sequence[Reference]) -> Tensor:
         coarse = [_thin(reference) for reference in references]
         found = self._attend(_thin_features(features), coarse, [None] * len(coarse))
-        return _resize(found[None], features.grid, 'bilinear')[0]
+        return resize_labels(found[None], features.grid, 'bilinear')[0]
 
 
 def _moments(labels: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
@@ -261,7 +261,7 @@ def _warp(reference: Reference, target: Tensor) -> Reference:
     layers = []
     for layer in reference.features.layers:
         size = target.new_tensor(layer.key.shape[1:3])
-        coarse = _resize(target[None], layer.key.shape[1:3], 'area')[0]
+        coarse = resize_labels(target[None], layer.key.shape[1:3], 'area')[0]
         scaled = (coarse + 0.5) * (size / grid) - 0.5
         rows, columns = torch.minimum(scaled.round().clamp_min(0), size - 1).long().unbind(-1)
         layers.append(LayerFeatures(layer.query, layer.key[:, rows, columns]))
@@ -285,7 +285,7 @@ def _half(features: FrameFeatures) -> FrameFeatures:
 
 def _thin(reference: Reference) -> Reference:
     features = _thin_features(reference.features)
-    labels = _resize(reference.labels[None], features.grid, 'area')[0]
+    labels = resize_labels(reference.labels[None], features.grid, 'area')[0]
     return Reference(features, labels, reference.owners)
 
 
@@ -297,12 +297,3 @@ def _thin_features(features: FrameFeatures) -> FrameFeatures:
             LayerFeatures(la.query[:, step, step], la.key[:, step, step]) for la in features.layers
         )
     )
-
-
-def _resize(labels: Tensor, size: Sequence[int], mode: str) -> Tensor:
-    """(R, h, w, C) to (R, *size, C)."""
-    if labels.shape[1:3] == tuple(size):
-        return labels
-    options = {} if mode == 'area' else {'align_corners': False}
-    resized = F.interpolate(labels.permute(0, 3, 1, 2), tuple(size), mode=mode, **options)
-    return resized.permute(0, 2, 3, 1)

@@ -111,6 +111,15 @@ def propagate_heads(
     return _propagate(query, keys, labels, radius, top_k, temperature, mix, exclude, every)
 
 
+def resize_labels(labels: Tensor, size: Sequence[int], mode: str) -> Tensor:
+    """Put labels on another token grid: (R, h, w, C) to (R, *size, C); 'area' or 'bilinear'."""
+    if labels.shape[1:3] == tuple(size):
+        return labels
+    options = {} if mode == 'area' else {'align_corners': False}
+    resized = F.interpolate(labels.permute(0, 3, 1, 2), tuple(size), mode=mode, **options)
+    return resized.permute(0, 2, 3, 1)
+
+
 def _propagate(
     query: Tensor,
     keys: Tensor,
@@ -165,9 +174,9 @@ def _propagate(
                 continue
             part = (slice(None), *(slice(span.start, span.stop, every) for span in tile))
             tile_query = query[part].flatten(1, 2)  # (heads, tile, d)
+            windows = [_window(tile, reach) for reach, _ in groups]
             views, values = [], []
-            for reach, run in groups:
-                rows, columns = _window(tile, reach)
+            for (_, run), (rows, columns) in zip(groups, windows, strict=True):
                 used = slice(run[0], run[-1] + 1)
                 views.append(keys[used, :, rows, columns].transpose(0, 1))
                 values.append(labels[used, rows, columns].flatten(0, 2))
@@ -176,8 +185,7 @@ def _propagate(
             shape = (len(query), len(value), tile_query.shape[1])
             bias = bias_room[: math.prod(shape)].view(shape)  # (heads, m, tile)
             start = 0
-            for (reach, run), seen in zip(groups, views, strict=True):
-                rows, columns = _window(tile, reach)
+            for (reach, run), (rows, columns), seen in zip(groups, windows, views, strict=True):
                 end = start + math.prod(seen.shape[1:4])
                 key[:, start:end].view(seen.shape).copy_(seen)
                 inside = _window_bias(
