@@ -520,13 +520,10 @@ class Tracker:
         }
         if not chosen:
             return soft
-        height, width = soft.shape[:2]
+        masks = np.stack([refined.probability(number) for number in chosen.values()], axis=-1)
         objects = soft[..., 1:].clone()
-        for channel, object_id in chosen.items():
-            share = cv2.resize(
-                refined.probability(object_id), (width, height), interpolation=cv2.INTER_AREA
-            )
-            objects[..., channel - 1] = torch.from_numpy(share).to(soft.device)
+        shares = _token_shares(masks, (soft.shape[0], soft.shape[1])).to(soft.device)
+        objects[..., [channel - 1 for channel in chosen]] = shares
         total = objects.sum(dim=-1, keepdim=True)
         objects /= total.clamp_min(1.0)
         return torch.cat([(1.0 - total).clamp_min(0.0), objects], dim=-1)
@@ -551,7 +548,7 @@ def diffusion_features(
 
 
 def _token_shares(masks: np.ndarray, grid: tuple[int, int]) -> Tensor:
-    """Share of each token covered: (H, W, K) bool to (h, w, K) float32 in [0, 1]."""
+    """Share of each token covered: (H, W, K) in [0, 1] to (h, w, K) float32 in [0, 1]."""
     height, width = grid
     shares = [
         cv2.resize(channel, (width, height), interpolation=cv2.INTER_AREA)
