@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from . import model as models
+from .run import draw_curves
 from .trainer import Trainer
 
 
@@ -70,33 +71,18 @@ def export_run(trainer: Trainer, vae: AutoencoderTiny, folder: Path) -> None:
 
 def plot_curves(history: list[dict[str, float]], path: Path) -> None:
     """Draw the losses and the J&F on development sequences over the steps."""
-    import matplotlib
-    matplotlib.use('Agg')
-    import matplotlib.pyplot as plt
-
     panels = [('denoising loss (v)', ['denoise']),
               ('correspondence loss', ['correspondence', 'noisy_correspondence']),
               ('label transport loss', ['transport', 'noisy_transport']),
               ('match within one token', ['accuracy']), ('J&F on dev', ['dev_jf'])]
-    figure, axes = plt.subplots(1, len(panels), figsize=(4 * len(panels), 3.2))
-    for axis, (title, names) in zip(axes, panels):
-        for name in names:
-            points = [(r['step'], r[name]) for r in history if name in r]
-            if not points:
-                continue
-            x, y = np.array(points).T
-            if name == 'dev_jf':
-                axis.plot(x, y, 'o-')
-                continue
-            window = max(1, min(50, len(y) // 8))
-            smooth = np.convolve(y, np.ones(window) / window, 'valid')
-            axis.plot(x, y, alpha=0.15, color='tab:grey')
-            axis.plot(x[window - 1:], smooth, label=name)
-        axis.set_title(title)
-        axis.set_xlabel('step')
-        axis.grid(alpha=0.3)
-        if axis.get_legend_handles_labels()[0]:
-            axis.legend()
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+
+    def draw(axis: Any, name: str, x: np.ndarray, y: np.ndarray) -> None:
+        if name == 'dev_jf':
+            axis.plot(x, y, 'o-')
+            return
+        window = max(1, min(50, len(y) // 8))
+        smooth = np.convolve(y, np.ones(window) / window, 'valid')
+        axis.plot(x, y, alpha=0.15, color='tab:grey')
+        axis.plot(x[window - 1:], smooth, label=name)
+
+    draw_curves(history, panels, draw, path)

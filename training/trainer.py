@@ -2,16 +2,11 @@
 """The training loop: data, losses, moving average, checkpoints, curves."""
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 import copy
-import json
 import math
-import os
 from pathlib import Path
 from typing import Any
 
-import cv2
 from diffusers import UNet2DConditionModel
 import numpy as np
 import torch
@@ -21,6 +16,7 @@ import yaml
 
 from . import model as models
 from .losses import kernel_losses, velocity
+from .run import Run
 from .views import collate, make_scene, PhotoFolder, ViewConfig
 
 DEFAULT_CONFIG = Path(__file__).with_name('config.yaml')
@@ -93,7 +89,7 @@ def load_stages(path: Path | None = None, overrides: tuple[str, ...] = (),
     return stages
 
 
-class Trainer:
+class Trainer(Run[dict[str, Tensor]]):
     """
     Owns everything a run needs and can be saved and resumed exactly.
 
@@ -109,8 +105,8 @@ class Trainer:
     """
 
     def __init__(self, config: dict[str, Any], photos: PhotoFolder, out: Path) -> None:
-        self.config, self.photos, self.out = config, photos, out
-        out.mkdir(parents=True, exist_ok=True)
+        super().__init__(config, out)
+        self.photos = photos
         torch.manual_seed(config['seed'])
         u = config['unet']
         self.unet: UNet2DConditionModel = models.build_unet(
@@ -137,8 +133,6 @@ class Trainer:
         views: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v
                                  for k, v in config['views'].items()}
         self.views = ViewConfig(**views)
-        self.step = 0
-        self.history: list[dict[str, float]] = []
 
     # ---- data
     def batch(self, step: int) -> dict[str, Tensor]:
@@ -146,19 +140,6 @@ class Trainer:
         rng = np.random.default_rng([self.config['seed'], step])
         return collate([make_scene(self.photos, rng, self.views)
                         for _ in range(self.config['batch'])])
-
-    def _batches(self, stop: int) -> Iterator[dict[str, Tensor]]:
-        workers = self.config['workers']
-        if workers == 0:
-            for step in range(self.step, stop):
-                yield self.batch(step)
-            return
-        with ThreadPoolExecutor(workers) as pool:
-            pending: list[Future[dict[str, Tensor]]] = []
-            for step in range(self.step, stop):
-                while len(pending) < 2 * workers and step + len(pending) < stop:
-                    pending.append(pool.submit(self.batch, step + len(pending)))
-                yield pending.pop(0).result()
 
     # ---- one step
     def _text(self, category: Tensor, rng: torch.Generator, dropout: float) -> Tensor:
@@ -246,53 +227,19 @@ class Trainer:
         self.history.append(row)
         return row
 
-    def run(self, stop: int | None = None,
-            on_step: Callable[[dict[str, float]], bool | None] | None = None) -> None:
-        """
-        Train up to step `stop` (default: the whole schedule), saving now and then.
-
-        `on_step` gets each step's scalars; returning True ends the run early (state is saved).
-        """
-        stop = self.config['steps'] if stop is None else stop
-        cv2.setNumThreads(1)
-        for batch in self._batches(stop):
-            row = self.train_step(batch)
-            end = bool(on_step(row)) if on_step is not None else False
-            if self.step % self.config['save_every'] == 0 or end or self.step == stop:
-                self.save()
-            if end:
-                break
-
     # ---- state
-    def save(self) -> None:
-        """Write the whole state (atomically), the history and the curves."""
-        state = {'step': self.step, 'config': self.config,
-                 'unet': self.unet.state_dict(), 'text': self.text.state_dict(),
-                 'average': self.average, 'optimizer': self.optimizer.state_dict()}
-        partial = self.out / 'state.pt.partial'
-        torch.save(state, partial)
-        os.replace(partial, self.out / 'state.pt')
-        (self.out / 'history.json').write_text(json.dumps(self.history))
+    def state(self) -> dict[str, Any]:
+        """Return weights, their average, the optimiser and the configuration."""
+        return {'config': self.config,
+                'unet': self.unet.state_dict(), 'text': self.text.state_dict(),
+                'average': self.average, 'optimizer': self.optimizer.state_dict()}
 
-    def resume(self) -> bool:
-        """Load the run folder's state if there is one; return whether there was."""
-        path = self.out / 'state.pt'
-        if not path.exists():
-            return False
-        self.load(path)
-        history = self.out / 'history.json'
-        if history.exists():
-            self.history = [r for r in json.loads(history.read_text()) if r['step'] <= self.step]
-        return True
-
-    def load(self, path: Path) -> None:
-        """Load a state file of a run of the same configuration."""
-        state = torch.load(path, map_location='cpu', weights_only=True)
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take over the state of a run of the same configuration."""
         self.unet.load_state_dict(state['unet'])
         self.text.load_state_dict(state['text'])
         self.average = state['average']
         self.optimizer.load_state_dict(state['optimizer'])
-        self.step = state['step']
 
     def start_from(self, path: Path) -> list[str]:
         """

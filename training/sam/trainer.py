@@ -2,13 +2,10 @@
 """Training of a small Segment Anything model: losses, moving average, saving, scores."""
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 import copy
 from dataclasses import dataclass
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +20,7 @@ import torch.nn.functional as F
 from drift_ros.refinement.models import build_sam
 from drift_ros.refinement.prompts import stack_points
 from drift_ros.refinement.sam import mask_logits
+from training.run import draw_curves, Run
 from training.sam.cutouts import Cutouts
 from training.sam.scenes import compose, person_prompt, tracker_prompt
 from training.views import PhotoFolder
@@ -151,7 +149,7 @@ def initialise(model: Sam) -> None:
         pos[0, :, :, width // 2:] = 0.5 * wave[None]
 
 
-class Trainer:
+class Trainer(Run[list[Example]]):
     """
     A run that can be saved and resumed.
 
@@ -169,9 +167,8 @@ class Trainer:
 
     def __init__(self, config: dict[str, Any], photos: PhotoFolder, cutouts: Cutouts,
                  held_back: Cutouts, out: Path) -> None:
-        self.config, self.photos, self.out = config, photos, out
-        self.cutouts, self.held_back = cutouts, held_back
-        out.mkdir(parents=True, exist_ok=True)
+        super().__init__(config, out)
+        self.photos, self.cutouts, self.held_back = photos, cutouts, held_back
         torch.manual_seed(config['seed'])
         self.model = build_sam(config['model'])
         initialise(self.model)
@@ -179,8 +176,6 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=config['learning_rate'], betas=(0.9, 0.98),
             weight_decay=config['weight_decay'])
-        self.step = 0
-        self.history: list[dict[str, float]] = []
 
     def batch(self, step: int) -> list[Example]:
         """Return the examples of a step (deterministic)."""
@@ -189,15 +184,6 @@ class Trainer:
         kind = KINDS[int(draw >= self.config['tracker_share']) + int(draw >= box)]
         return [make_example(self.cutouts, self.photos, rng, self.average, kind)
                 for _ in range(self.config['batch'])]
-
-    def _batches(self, stop: int) -> Iterator[list[Example]]:
-        workers = max(self.config['workers'], 1)
-        with ThreadPoolExecutor(workers) as pool:
-            pending: list[Future[list[Example]]] = []
-            for step in range(self.step, stop):
-                while len(pending) < 2 * workers and step + len(pending) < stop:
-                    pending.append(pool.submit(self.batch, step + len(pending)))
-                yield pending.pop(0).result()
 
     def _rate(self) -> float:
         c = self.config
@@ -248,48 +234,20 @@ class Trainer:
                     scores['coarse'] += _iou(example.coarse > 0.5, truth).tolist()
         return {f'iou_{name}': float(np.mean(values)) for name, values in scores.items()}
 
-    def run(self, stop: int | None = None,
-            on_step: Callable[[dict[str, float]], bool | None] | None = None) -> None:
-        """
-        Train up to step `stop` (default: the whole schedule), saving now and then.
+    def scores(self, last: bool) -> dict[str, float]:
+        """Return those of `check` every `check_every` steps and after the last one."""
+        return self.check() if self.step % self.config['check_every'] == 0 or last else {}
 
-        `on_step` gets each step's scalars; returning True ends the run early (state is saved).
-        """
-        stop = self.config['steps'] if stop is None else stop
-        cv2.setNumThreads(1)
-        for batch in self._batches(stop):
-            row = self.train_step(batch)
-            if self.step % self.config['check_every'] == 0 or self.step == stop:
-                row.update(self.check())
-            end = bool(on_step(row)) if on_step is not None else False
-            if self.step % self.config['save_every'] == 0 or end or self.step == stop:
-                self.save()
-            if end:
-                break
+    def state(self) -> dict[str, Any]:
+        """Return weights, their average and the optimiser."""
+        return {'model': self.model.state_dict(), 'average': self.average.state_dict(),
+                'optimizer': self.optimizer.state_dict()}
 
-    def save(self) -> None:
-        """Write the whole state (atomically), the history and the curves."""
-        state = {'step': self.step, 'model': self.model.state_dict(),
-                 'average': self.average.state_dict(), 'optimizer': self.optimizer.state_dict()}
-        partial = self.out / 'state.pt.partial'
-        torch.save(state, partial)
-        os.replace(partial, self.out / 'state.pt')
-        (self.out / 'history.json').write_text(json.dumps(self.history))
-
-    def resume(self) -> bool:
-        """Load the run folder's state if there is one; return whether there was."""
-        path = self.out / 'state.pt'
-        if not path.exists():
-            return False
-        state = torch.load(path, map_location='cpu', weights_only=True)
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take over the state of a run of the same configuration."""
         self.model.load_state_dict(state['model'])
         self.average.load_state_dict(state['average'])
         self.optimizer.load_state_dict(state['optimizer'])
-        self.step = state['step']
-        history = self.out / 'history.json'
-        if history.exists():
-            self.history = [r for r in json.loads(history.read_text()) if r['step'] <= self.step]
-        return True
 
     def export(self, folder: Path) -> None:
         """Write the averaged weights in half precision and the configuration beside them."""
@@ -306,31 +264,16 @@ class Trainer:
 
 def plot_curves(history: list[dict[str, float]], path: Path) -> None:
     """Draw the losses and the scores over the steps."""
-    import matplotlib
-    matplotlib.use('Agg')
-    import matplotlib.pyplot as plt
-
     panels = [('focal loss', ['focal']), ('dice loss', ['dice']), ('IoU prediction', ['iou']),
               ('IoU, held-back cut-outs', ['iou_coarse', 'iou_tracker', 'iou_box', 'iou_click'])]
-    figure, axes = plt.subplots(1, len(panels), figsize=(4 * len(panels), 3.2))
-    for axis, (title, names) in zip(axes, panels):
-        for name in names:
-            points = [(r['step'], r[name]) for r in history if name in r]
-            if not points:
-                continue
-            x, y = np.array(points).T
-            if name.startswith('iou_'):
-                axis.plot(x, y, '.-', label=name.removeprefix('iou_'))
-                continue
-            window = max(1, min(100, len(y) // 8))
-            axis.plot(x, y, alpha=0.15, color='tab:grey')
-            axis.plot(x[window - 1:], np.convolve(y, np.ones(window) / window, 'valid'))
-            axis.set_yscale('log')
-        axis.set_title(title)
-        axis.set_xlabel('step')
-        axis.grid(alpha=0.3)
-        if axis.get_legend_handles_labels()[0]:
-            axis.legend()
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+
+    def draw(axis: Any, name: str, x: np.ndarray, y: np.ndarray) -> None:
+        if name.startswith('iou_'):
+            axis.plot(x, y, '.-', label=name.removeprefix('iou_'))
+            return
+        window = max(1, min(100, len(y) // 8))
+        axis.plot(x, y, alpha=0.15, color='tab:grey')
+        axis.plot(x[window - 1:], np.convolve(y, np.ones(window) / window, 'valid'))
+        axis.set_yscale('log')
+
+    draw_curves(history, panels, draw, path)
