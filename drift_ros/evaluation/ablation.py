@@ -32,7 +32,7 @@ from rich.table import Table
 from drift_ros.config import TrackerConfig
 from drift_ros.evaluation import runner
 from drift_ros.evaluation.baselines import EngineSpec, load_params_file, split_settings
-from drift_ros.evaluation.commands import _errors
+from drift_ros.evaluation.commands import user_errors
 
 PARTS = ('kernel', 'noise', 'heads', 'parts')
 _TEMPERATURES = (0.02, 0.03, 0.05, 0.1)
@@ -229,7 +229,7 @@ def ablate(root: Path, parts: str, sequences: str | None, max_frames: int, times
     """
     from drift_ros.evaluation.davis import find_sequences
 
-    with _errors():
+    with user_errors():
         chosen = [part.strip() for part in parts.split(',') if part.strip()]
         unknown = [part for part in chosen if part not in PARTS]
         if unknown or not chosen:

@@ -223,20 +223,18 @@ def _peak_memory() -> int:
 def step(root: str, sequences: str, frames: int, engines: tuple[str, ...]) -> None:
     """Time a step of the tracker on the DAVIS-layout folder ROOT, stage by stage."""
     from drift_ros.evaluation.baselines import parse_engine
-    from drift_ros.evaluation.davis import DatasetError, find_sequences
+    from drift_ros.evaluation.commands import user_errors
+    from drift_ros.evaluation.davis import find_sequences
 
-    try:
+    table = Table('engine', 'sequence', *STAGES, title='milliseconds, median')
+    with user_errors():
         found = find_sequences(root, names=tuple(filter(None, sequences.split(','))),
                                max_frames=frames)
-        chosen = [parse_engine(text) for text in engines]
-        table = Table('engine', 'sequence', *STAGES, title='milliseconds, median')
-        for engine in chosen:
+        for engine in [parse_engine(text) for text in engines]:
             for sequence in found:
                 row = time_steps(engine, sequence)
                 table.add_row(engine.label, sequence.name,
                               *(f'{row[stage]:.0f}' for stage in STAGES))
-    except (DatasetError, ValueError) as error:
-        raise click.ClickException(str(error)) from error
     Console().print(table)
 
 
@@ -254,6 +252,7 @@ def time_steps(engine: EngineSpec, sequence: DavisSequence) -> dict[str, float]:
         The engine is not a tracker and knows no stages.
 
     """
+    from drift_ros.evaluation.protocol import seed_mask
     from drift_ros.tracker import Tracker
 
     tracker = engine.make()
@@ -261,8 +260,9 @@ def time_steps(engine: EngineSpec, sequence: DavisSequence) -> dict[str, float]:
         raise ValueError(f'{engine.name} has no stages to time; choose tracker or colour4')
     frames = iter(sequence)
     first = next(frames)
-    assert first.truth is not None  # find_sequences asks for it
-    tracker.seed(first.image, np.where(first.truth == 255, 0, first.truth))
+    mask = seed_mask(first, 0, ())
+    assert mask is not None  # find_sequences asks for a true mask in the first frame
+    tracker.seed(first.image, mask)
     timings = [tracker.step(frame.image).timings for frame in frames]
     return {stage: float(np.median([row[stage] for row in timings[len(timings) // 2:]]))
             for stage in STAGES}

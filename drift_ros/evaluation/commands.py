@@ -94,7 +94,7 @@ def davis(root: Path, resolution: str | None, subset: str | None, year: str | No
     """
     from drift_ros.evaluation.davis import find_sequences
 
-    with _errors():
+    with user_errors():
         found = find_sequences(
             root, resolution=resolution, subset=subset, year=year, task=task,
             names=[name for name in (sequences or '').split(',') if name], max_frames=max_frames)
@@ -154,7 +154,7 @@ def evaluate_bag(bags: Sequence[Path], offline: bool, rate: str | None, images: 
     """
     from drift_ros.evaluation.live import parse_rates
 
-    with _errors():
+    with user_errors():
         if rate is not None and offline:
             raise ValueError('--rate is the pace of a live replay: add --live')
         single = {key: options.pop(key) for key in
@@ -224,7 +224,7 @@ def compare(first: Path, second: Path | None, engines: str | None, confidence: f
     from drift_ros.evaluation.compare import compare as compare_results
     from drift_ros.evaluation.runner import load_results
 
-    with _errors():
+    with user_errors():
         wanted = (engines or '').split(',') if engines else [None, None]
         if len(wanted) != 2:
             raise ValueError(f'--engines {engines}: name two, separated by a comma')
@@ -269,7 +269,7 @@ def compare(first: Path, second: Path | None, engines: str | None, confidence: f
 
 
 @contextlib.contextmanager
-def _errors() -> Iterator[None]:
+def user_errors() -> Iterator[None]:
     """Show the user's mistakes as messages, not as tracebacks."""
     try:
         yield
@@ -402,7 +402,7 @@ def from_davis(root: Path, sequence: str, out: Path, resolution: str | None, tas
     from drift_ros.evaluation.bags import bag_from_davis
     from drift_ros.evaluation.davis import find_sequences
 
-    with _errors():
+    with user_errors():
         found = find_sequences(root, resolution=resolution, names=[sequence], task=task,
                                max_frames=max_frames)[0]
         with click.progressbar(length=len(found), label=f'{sequence} to {out}') as bar:
@@ -427,7 +427,7 @@ def from_video(video: Path, out: Path, masks: Path | None, storage: str, compres
     from drift_ros.evaluation.bags import bag_from_video
     from drift_ros.video import VideoReader
 
-    with _errors():
+    with user_errors():
         reader = VideoReader(video, count=max_frames)
         with click.progressbar(length=len(reader), label=f'{video} to {out}') as bar:
             bag_from_video(reader, out, storage=storage, compressed=compressed,

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Node processes and a client of theirs, in a domain of their own on this machine."""
 
+import contextlib
 import os
 from pathlib import Path
 import signal
@@ -91,6 +92,15 @@ class NodeProcess:
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
+
+
+@contextlib.contextmanager
+def tracker_process(domain, log, **parameters):
+    """Run a tracker node; at the end it must not have written a traceback."""
+    node = NodeProcess('tracker', domain, log, parameters=parameters)
+    yield node
+    node.close()
+    assert 'Traceback' not in node.output, node.output
 
 
 class Client:
@@ -268,4 +278,5 @@ def compressed(frame, header):
     return conversions.rgb_to_compressed(frame, header)
 
 
-__all__ = ['Client', 'CompressedImage', 'NodeProcess', 'compressed', 'wait_for']
+__all__ = [
+    'Client', 'CompressedImage', 'NodeProcess', 'compressed', 'tracker_process', 'wait_for']

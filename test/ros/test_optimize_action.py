@@ -5,7 +5,7 @@ import threading
 import time
 
 from drift_ros_msgs.action import Optimize
-from harness import Client, NodeProcess, SETTLE, TIMEOUT, wait_for
+from harness import Client, SETTLE, TIMEOUT, tracker_process, wait_for
 import pytest
 from rclpy.action import ActionClient
 from scenes import GREEN, RED, scene, square_mask
@@ -19,11 +19,9 @@ SETTINGS = {'resolution': 96, 'radius': 6, 'confidence_threshold': 0.0, 'lost_af
 
 @pytest.fixture(scope='module')
 def process(checkpoint, tmp_path_factory):
-    node = NodeProcess('tracker', DOMAIN, tmp_path_factory.mktemp('optimize') / 'log',
-                       parameters={'model': checkpoint, **SETTINGS})
-    yield node
-    node.close()
-    assert 'Traceback' not in node.output, node.output
+    log = tmp_path_factory.mktemp('optimize') / 'log'
+    with tracker_process(DOMAIN, log, model=checkpoint, **SETTINGS) as node:
+        yield node
 
 
 @pytest.fixture(scope='module')

@@ -10,7 +10,7 @@ import threading
 from drift_ros_msgs.msg import Prompt, PromptPoint
 from drift_ros_msgs.srv import SeedPrompt, Segment
 from geometry_msgs.msg import PointStamped
-from harness import Client, NodeProcess, PROFILES, ROOT, wait_for
+from harness import Client, PROFILES, ROOT, tracker_process, wait_for
 import numpy as np
 import pytest
 from scenes import GREEN, overlap, RED, scene, square_mask
@@ -28,11 +28,9 @@ PARAMETERS = {'resolution': 96, 'radius': 6, 'confidence_threshold': 0.0, 'lost_
 
 @pytest.fixture(scope='module')
 def process(checkpoint, tmp_path_factory):
-    node = NodeProcess('tracker', DOMAIN, tmp_path_factory.mktemp('prompts') / 'log',
-                       parameters={'model': checkpoint, **PARAMETERS})
-    yield node
-    node.close()
-    assert 'Traceback' not in node.output, node.output
+    log = tmp_path_factory.mktemp('prompts') / 'log'
+    with tracker_process(DOMAIN, log, model=checkpoint, **PARAMETERS) as node:
+        yield node
 
 
 @pytest.fixture(scope='module')

@@ -6,7 +6,7 @@ import threading
 
 import cv2
 from drift_ros_msgs.srv import SeedMask
-from harness import Client, compressed, NodeProcess, TIMEOUT, wait_for
+from harness import Client, compressed, NodeProcess, TIMEOUT, tracker_process, wait_for
 from lifecycle_msgs.srv import ChangeState
 import numpy as np
 import pytest
@@ -26,11 +26,10 @@ FAST = {'resolution': 96, 'radius': 6, 'confidence_threshold': 0.0, 'lost_after'
 
 @pytest.fixture(scope='module')
 def process(checkpoint, tmp_path_factory):
-    node = NodeProcess('tracker', DOMAIN, tmp_path_factory.mktemp('tracker') / 'log',
-                       parameters={'model': checkpoint, 'diagnostics_period': 0.2, **FAST})
-    yield node
-    node.close()
-    assert 'Traceback' not in node.output, node.output
+    log = tmp_path_factory.mktemp('tracker') / 'log'
+    with tracker_process(DOMAIN, log, model=checkpoint, diagnostics_period=0.2,
+                         **FAST) as node:
+        yield node
 
 
 @pytest.fixture(scope='module')
