@@ -102,8 +102,8 @@ def _place(item: np.ndarray, rng: Generator, size: int, extent: tuple[int, int]
     return warped, alpha.astype(np.float32) / 255
 
 
-def _harmonise(colour: np.ndarray, alpha: np.ndarray, canvas: np.ndarray, rng: Generator
-               ) -> np.ndarray:
+def harmonise(colour: np.ndarray, alpha: np.ndarray, canvas: np.ndarray, rng: Generator
+              ) -> np.ndarray:
     """Move an item's colours some way towards those around it."""
     inside = alpha > 0.5
     around = cv2.dilate(inside.astype(np.uint8), np.ones((25, 25), np.uint8)) > 0
@@ -129,7 +129,7 @@ def compose(cutouts: Cutouts, photos: PhotoFolder, rng: Generator, size: int) ->
                 else _textured(photos, rng))
         colour, alpha = _place(item, rng, size, (extent[0], extent[1]))
         if rng.random() < 0.7:
-            colour = _harmonise(colour, alpha, canvas, rng)
+            colour = harmonise(colour, alpha, canvas, rng)
         colour = (colour - 127.5) * np.exp(rng.normal(0, 0.15)) + 127.5 + rng.normal(0, 15)
         if rng.random() < 0.4:      # the object's shadow, or a glow
             shadow = cv2.GaussianBlur(alpha, (0, 0), rng.uniform(3, 15))
