@@ -169,7 +169,7 @@ def make_video(cutouts: Cutouts, background: np.ndarray, rng: Generator, frames:
 
 @click.command()
 @click.option('--photos', 'folders', type=click.Path(path_type=Path, exists=True, file_okay=False),
-              multiple=True, required=True, help='Folder with <category>/*.jpg; gives the objects.')
+              multiple=True, required=True, help='Folder with <category>/*.jpg, for objects.')
 @click.option('--backgrounds', type=click.Path(path_type=Path, exists=True, file_okay=False),
               required=True, help='Folder with large photographs, searched at any depth.')
 @click.option('--out', type=click.Path(path_type=Path), required=True,
@@ -200,7 +200,11 @@ def main(folders: tuple[Path, ...], backgrounds: Path, out: Path, count: int, fr
         for index in range(count):
             name = f'synthetic-{seed}-{index:03d}'
             rng = np.random.default_rng([seed, index])
-            photo = cv2.imread(str(files[int(rng.integers(len(files)))]))[..., ::-1].copy()
+            path = files[int(rng.integers(len(files)))]
+            photo = cv2.imread(str(path))
+            if photo is None:
+                raise click.ClickException(f'cannot decode {path}; remove or repair the file')
+            photo = cv2.cvtColor(photo, cv2.COLOR_BGR2RGB)
             while True:
                 images, masks = make_video(objects, photo, rng, frames, (height, width))
                 last = max(int(masks.max()), 1)
