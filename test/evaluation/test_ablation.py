@@ -134,7 +134,8 @@ def test_memory_of_stable_diffusion():
 
 def test_heads_are_timed():
     found = time_heads(2, 4, 15, 20, 8, 4, 1)
-    assert 0 < found['heads in use'] < 8 and min(found.values()) > 0
+    assert 0 < found['heads in use'] < 8
+    assert all(value > 0 for name, value in found.items() if 'saved' not in name)
 
 
 def test_presets_are_parameter_files():
