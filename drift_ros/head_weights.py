@@ -177,7 +177,7 @@ def choose_cells(masks: np.ndarray, reach: int, count: int) -> tuple[np.ndarray,
     once = once & (columns // _CELL == -(-firsts[:, 1] // _CELL)[:, None, None])
     distance = signed[rows, columns].mean(axis=(1, 2))
     score = near[rows, columns].any(axis=(1, 2)) / (2.0 + np.abs(distance))
-    count = min(count, np.count_nonzero(score))
+    count = min(count, int(np.count_nonzero(score)))
     chance = np.zeros(len(score))
     while (sure := count - np.count_nonzero(chance == 1.0)) > 0:
         rest = np.where(chance == 1.0, 0.0, score)
