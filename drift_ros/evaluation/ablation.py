@@ -331,8 +331,8 @@ def ablate(root: Path, parts: str, sequences: str | None, max_frames: int,
     """
     Compare the parts of the method on the DAVIS-layout folder ROOT.
 
-    Prints a table; writes rows.csv, frames.csv, figures (PNG) and report.html. Interrupt it when
-    you like: the same command goes on where it stopped.
+    Prints a table; writes rows.csv, frames.csv, tables.md, figures (PNG) and report.html.
+    Interrupt it when you like: the same command goes on where it stopped.
     """
     from drift_ros.evaluation.davis import find_sequences
 
@@ -509,6 +509,7 @@ def write(out: Path, rows: Sequence[Row],
                              found['f_mean'], found['ms_median'], found['sequences'],
                              found['frames'], json.dumps({**row.options, 'learn': row.learn},
                                                          default=list)])
+    (out / 'tables.md').write_text(_markdown(rows, results), encoding='utf-8')
     with (out / 'frames.csv').open('w', newline='') as file:
         writer = csv.writer(file)
         writer.writerow(['part', 'row', 'sequence', 'frame', 'j_and_f'])
@@ -524,6 +525,20 @@ def write(out: Path, rows: Sequence[Row],
         ('parts', 'Each part left out in turn', _draw_parts),
     ) if draw(out / f'{name}.png', rows, results, description)]
     return _write_report(out, rows, results, figures, description)
+
+
+def _markdown(rows: Sequence[Row], results: Results) -> str:
+    """Make a Markdown table of each part."""
+    lines, part = [], ''
+    for row, found in _summaries(rows, results):
+        if row.part != part:
+            part = row.part
+            lines += ['', f'### {part}', '', f'{found["frames"]} frames. {PARTS[part]}', '',
+                      '| row | J&F | J | F | ms |', '|---|---|---|---|---|']
+        scores = (f'{100 * found[key]:.1f}' for key in ('j_and_f', 'j_mean', 'f_mean'))
+        text = row.text.replace('<', '&lt;').replace('>', '&gt;')
+        lines.append(f'| {text} | {" | ".join(scores)} | {found["ms_median"]:.0f} |')
+    return '\n'.join(lines[1:]) + '\n'
 
 
 def _per_frame(result: runner.JobResult) -> np.ndarray:
