@@ -567,6 +567,8 @@ def _draw_kernel(path: Path, rows: Sequence[Row], results: Results,
     if not chosen:
         return False
     figure, (left, right) = _pyplot().subplots(1, 2, figsize=(11, 4), layout='constrained')
+    names = {row.label: row.text.replace('cosine of hidden features', 'cosine')
+             for row, _ in chosen}
     for row, _ in chosen:
         curves = [_per_frame(result) for result in results[row.part, row.label]]
         length = max(map(len, curves))
@@ -574,13 +576,30 @@ def _draw_kernel(path: Path, rows: Sequence[Row], results: Results,
         padded = np.array([np.pad(c, (0, length - len(c)), constant_values=np.nan)
                            for c in curves])
         left.plot(np.arange(1, length + 1), 100 * np.nanmean(padded, axis=0),
-                  label=row.label, linewidth=2.5 if row.engine == 'tracker' else 1.2)
-    left.set(xlabel='frame', ylabel='J&F in percent', ylim=(0, 100))
+                  label=names[row.label], linewidth=2.5 if row.engine == 'tracker' else 1.2)
+    left.set(xlabel='frame', ylabel='J&F in percent, mean over sequences')
+    left.xaxis.get_major_locator().set_params(integer=True)
+    left.grid(color='0.9')
     left.legend(frameon=False, fontsize=8)
-    right.barh([row.label for row, _ in chosen][::-1],
-               [100 * found['j_and_f'] for _, found in chosen][::-1])
-    right.set(xlabel='J&F in percent, mean', xlim=(0, 100))
+    _dots(right, [names[row.label] for row, _ in chosen],
+          [100 * found['j_and_f'] for _, found in chosen])
+    right.set(xlabel='J&F in percent, mean')
     return _save(figure, path)
+
+
+def _dots(axes: Any, names: Sequence[str], values: Sequence[float]) -> None:
+    """Draw labelled values, the first at the top; a line marks it, the one to compare with."""
+    places = np.arange(len(names))[::-1]
+    axes.axvline(values[0], color='0.8')
+    axes.scatter(values, places, zorder=3)
+    for value, place in zip(values, places, strict=True):
+        axes.annotate(f'{value:.1f}', (value, place), (6, 0), textcoords='offset points',
+                      va='center', fontsize=8)
+    span = max(max(values) - min(values), 1.0)
+    axes.set(xlim=(min(values) - 0.08 * span, max(values) + 0.2 * span),
+             ylim=(-0.7, len(names) - 0.3))
+    axes.set_yticks(places, names)
+    axes.grid(axis='y', color='0.93')
 
 
 def _draw_noise(path: Path, rows: Sequence[Row], results: Results,
@@ -599,6 +618,7 @@ def _draw_noise(path: Path, rows: Sequence[Row], results: Results,
     for name, points in curves.items():
         axes.plot(*zip(*sorted(points)), marker='o', label=names[name])
     axes.set(xlabel='noise level tau', ylabel='J&F in percent')
+    axes.set_xticks(sorted({tau for points in curves.values() for tau, _ in points}))
     axes.grid(color='0.9')
     axes.legend(frameon=False)
     return _save(figure, path)
@@ -606,15 +626,18 @@ def _draw_noise(path: Path, rows: Sequence[Row], results: Results,
 
 def _draw_parts(path: Path, rows: Sequence[Row], results: Results,
                 description: Mapping[str, Any]) -> bool:
-    chosen = [item for item in _summaries(rows, results) if item[0].part == 'parts'][::-1]
+    chosen = [item for item in _summaries(rows, results) if item[0].part == 'parts']
     if not chosen:
         return False
-    figure, axes = _pyplot().subplots(figsize=(8, 0.5 + 0.4 * len(chosen)), layout='constrained')
-    bars = axes.barh([row.text for row, _ in chosen],
-                     [100 * found['j_and_f'] for _, found in chosen])
-    axes.bar_label(bars, [f'{100 * found["j_and_f"]:.1f}, {found["ms_median"]:.0f} ms'
-                          for _, found in chosen], padding=3, fontsize=8)
-    axes.set(xlabel='J&F in percent', xlim=(0, 110))
+    figure, (left, right) = _pyplot().subplots(
+        1, 2, figsize=(11, 0.8 + 0.32 * len(chosen)), layout='constrained', sharey=True,
+        width_ratios=(3, 2))
+    _dots(left, [row.text for row, _ in chosen], [100 * found['j_and_f'] for _, found in chosen])
+    left.set(xlabel='J&F in percent')
+    times = [found['ms_median'] for _, found in chosen]
+    bars = right.barh(np.arange(len(chosen))[::-1], times, height=0.5, color='0.7')
+    right.bar_label(bars, [f'{value:.0f}' for value in times], padding=3, fontsize=8)
+    right.set(xlabel='milliseconds per frame, median', xlim=(0, 1.12 * max(times)))
     return _save(figure, path)
 
 
