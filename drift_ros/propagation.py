@@ -158,6 +158,10 @@ def _propagate(
     settled = _uniform(labels, min(reaches))[::every, ::every]
     out = labels.new_empty(len(mix), *settled.shape, labels.shape[-1])
     tile = (min(_TILE, query.shape[1]), min(_TILE, query.shape[2]))
+    strips = [
+        (left, _starts(~settled[:, left : left + tile[1]].all(dim=1), tile[0]))
+        for left in _starts(~settled.all(dim=0), tile[1])
+    ]
     # neighbours in the row of references that share a radius share their windows
     windows = [
         _Windows(reach, [index for index, _ in run], tile, every, exclude, query, labels)
@@ -165,6 +169,7 @@ def _propagate(
     ]
     most = sum(window.most for window in windows)
     room = max(_ROOM // (heads * most * tile[0] * tile[1]), 1)
+    room = min(room, sum(len(tops) for _, tops in strips))
     logits = query.new_empty(room, heads, most, tile[0] * tile[1])
     values = labels.new_zeros(room, most, labels.shape[-1])
     tiles: list[tuple[slice, ...]] = []  # those whose logits are in the room
@@ -175,19 +180,19 @@ def _propagate(
             out[part] = mixed.unflatten(1, tile)
         tiles.clear()
 
-    for x0 in _starts(~settled.all(dim=0), tile[1]):
-        columns = slice(x0, x0 + tile[1])
-        tops = _starts(~settled[:, columns].all(dim=1), tile[0])
+    for left, tops in strips:
         for window in windows:
-            window.load(keys, labels, tops, x0)
-        for y0 in tops:
-            tiles.append((slice(None), slice(y0, y0 + tile[0]), columns))
-            seen = query[tiles[-1]].flatten(1, 2).transpose(1, 2)  # (heads, d, n)
+            window.load(keys, labels, tops, left)
+        for top in tops:
+            part = (slice(None), slice(top, top + tile[0]), slice(left, left + tile[1]))
+            seen = query[part].flatten(1, 2).transpose(1, 2)  # (heads, d, n)
+            score, value = logits[len(tiles)], values[len(tiles)]
             end = 0
             for window in windows:
-                end = window.score(seen, y0, logits[len(tiles) - 1], values[len(tiles) - 1], end)
+                end = window.score(seen, top, score, value, end)
             if end < most:  # the frame's border cuts the windows
-                logits[len(tiles) - 1, :, end:] = float('-inf')
+                score[:, end:] = float('-inf')
+            tiles.append(part)
             if len(tiles) == room:
                 finish()
     if tiles:
