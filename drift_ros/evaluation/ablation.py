@@ -403,7 +403,7 @@ def _run(jobs: Sequence[tuple[AblationSpec, runner.SequenceSource]], out: Path, 
     groups: dict[tuple, tuple[list[AblationSpec], runner.SequenceSource]] = {}
     with Progress(TextColumn('{task.description:40.40}'), BarColumn(), MofNCompleteColumn(),
                   TextColumn('frames'), TimeElapsedColumn(), TextColumn('left'),
-                  TimeRemainingColumn()) as bar:
+                  TimeRemainingColumn(), speed_estimate_period=900) as bar:
         task = bar.add_task('', total=sum(len(sequence) for _, sequence in jobs))
 
         def progress(engine: str, name: str, count: int) -> None:
@@ -417,8 +417,13 @@ def _run(jobs: Sequence[tuple[AblationSpec, runner.SequenceSource]], out: Path, 
                 continue
             key = (sequence.name, len(sequence), spec.features_key)
             groups.setdefault(key, ([], sequence))[0].append(spec)
-        # What takes long goes first, so that no process is left alone with it at the end.
-        order = sorted(groups, key=lambda key: -len(groups[key][0]) * len(groups[key][1]))
+        # Sequence by sequence, so that the time left can be told from the time spent; what takes
+        # long first, so that no process is left alone with it at the end.
+        longest: dict[str, int] = {}
+        for name, length, _ in groups:
+            longest[name] = max(length, longest.get(name, 0))
+        order = sorted(groups, key=lambda key: (-longest[key[0]], key[0],
+                                                -len(groups[key][0]) * key[1]))
         calls = {key: (*groups[key], out) for key in order}
         if workers == 1:
             runner.limit_threads(threads)
