@@ -72,68 +72,7 @@ def propagate(
         When shapes do not fit, or ``temperature`` is not positive.
 
     """
-    if head_weights is None:
-        head_weights = query.new_full((len(query),), 1.0 / len(query))
-    used = head_weights.nonzero()[:, 0]
-    if 0 < len(used) < len(query):
-        query, head_weights = query[used], head_weights[used]
-        keys = [key[used] for key in keys]
-    mix = head_weights[None].to(query.dtype)
-    return _propagate(query, keys, labels, radius, top_k, temperature, mix)[0]
-
-
-def propagate_heads(
-    query: Tensor,
-    keys: Sequence[Tensor] | Tensor,
-    labels: Tensor,
-    *,
-    radius: int | None = None,
-    top_k: int = 0,
-    temperature: float = 1.0,
-    exclude: int = -1,
-    every: int = 1,
-) -> Tensor:
-    """
-    Propagate labels by each head alone: as :func:`propagate`, but (heads, h, w, C).
-
-    A query does not see the keys at most ``exclude`` positions away from its own place (-1: it
-    sees all): what a frame says of itself then does not come from identical tokens. Only each
-    ``every``-th query of each axis is computed and returned, from position 0 on. Raises
-    ValueError when ``exclude`` leaves nothing of the window.
-    """
-    if exclude >= 0:
-        radius = max(query.shape[1:3]) - 1 if radius is None else radius
-        if exclude >= min(radius, *(side - 1 for side in query.shape[1:3])):
-            raise ValueError(
-                f'exclude is {exclude}; it must be below the window radius {radius} '
-                f'and the grid {tuple(query.shape[1:3])}'
-            )
-    mix = torch.eye(len(query), dtype=query.dtype, device=query.device)
-    return _propagate(query, keys, labels, radius, top_k, temperature, mix, exclude, every)
-
-
-def resize_labels(labels: Tensor, size: Sequence[int], mode: str) -> Tensor:
-    """Put labels on another token grid: (R, h, w, C) to (R, *size, C); 'area' or 'bilinear'."""
-    if labels.shape[1:3] == tuple(size):
-        return labels
-    options = {} if mode == 'area' else {'align_corners': False}
-    resized = F.interpolate(labels.permute(0, 3, 1, 2), tuple(size), mode=mode, **options)
-    return resized.permute(0, 2, 3, 1)
-
-
-def _propagate(
-    query: Tensor,
-    keys: Sequence[Tensor] | Tensor,
-    labels: Tensor,
-    radius: int | Sequence[int | None] | None,
-    top_k: int,
-    temperature: float,
-    mix: Tensor,
-    exclude: int = -1,
-    every: int = 1,
-) -> Tensor:
-    """Give (outputs, h, w, C); ``mix`` (outputs, heads) weighs the heads of each output."""
-    heads, height, width, dim = query.shape
+    _, height, width, dim = query.shape
     if labels.shape[:3] != (len(keys), height, width) or any(
         key.shape != query.shape for key in keys
     ):
@@ -149,14 +88,21 @@ def _propagate(
         raise ValueError(f'{len(radii)} radii are given for {len(keys)} references')
     whole = max(height, width)
     reaches = [whole if reach is None else min(reach, whole) for reach in radii]
-    query = query[:, ::every, ::every] * (dim**-0.5 / temperature)
-    if exclude < 0 and min(reaches) == whole:
+    if head_weights is None:
+        head_weights = query.new_full((len(query),), 1.0 / len(query))
+    used = head_weights.nonzero()[:, 0]
+    if 0 < len(used) < len(query):
+        query, head_weights = query[used], head_weights[used]
+        keys = [key[used] for key in keys]
+    heads, mix = len(query), head_weights.to(query.dtype)
+    query = query * (dim**-0.5 / temperature)
+    if min(reaches) == whole:
         return _propagate_everywhere(query, keys, labels, top_k, mix)
     # Where all references hold one label vector only, that is the answer whatever the affinities
     # are: queries far from every object cost nothing. The smallest window decides; what only a
     # wider one holds has not come near yet.
-    settled = _uniform(labels, min(reaches))[::every, ::every]
-    out = labels.new_empty(len(mix), *settled.shape, labels.shape[-1])
+    settled = _uniform(labels, min(reaches))
+    out = torch.empty_like(labels[0])
     tile = (min(_TILE, query.shape[1]), min(_TILE, query.shape[2]))
     strips = [
         (left, _starts(~settled[:, left : left + tile[1]].all(dim=1), tile[0]))
@@ -164,7 +110,7 @@ def _propagate(
     ]
     # neighbours in the row of references that share a radius share their windows
     windows = [
-        _Windows(reach, [index for index, _ in run], tile, every, exclude, query, labels)
+        _Windows(reach, [index for index, _ in run], tile, query, labels)
         for reach, run in groupby(enumerate(reaches), key=lambda item: item[1])
     ]
     most = sum(window.most for window in windows)
@@ -176,16 +122,16 @@ def _propagate(
 
     def finish() -> None:
         found = _attend(logits[: len(tiles)], values[: len(tiles)], top_k)
-        for part, mixed in zip(tiles, torch.einsum('bhnc,oh->bonc', found, mix), strict=True):
-            out[part] = mixed.unflatten(1, tile)
+        for part, mixed in zip(tiles, torch.einsum('bhnc,h->bnc', found, mix), strict=True):
+            out[part] = mixed.unflatten(0, tile)
         tiles.clear()
 
     for left, tops in strips:
         for window in windows:
             window.load(keys, labels, tops, left)
         for top in tops:
-            part = (slice(None), slice(top, top + tile[0]), slice(left, left + tile[1]))
-            seen = query[part].flatten(1, 2).transpose(1, 2)  # (heads, d, n)
+            part = (slice(top, top + tile[0]), slice(left, left + tile[1]))
+            seen = query[(slice(None), *part)].flatten(1, 2).transpose(1, 2)  # (heads, d, n)
             score, value = logits[len(tiles)], values[len(tiles)]
             end = 0
             for window in windows:
@@ -197,7 +143,16 @@ def _propagate(
                 finish()
     if tiles:
         finish()
-    return torch.where(settled[..., None], labels[0, ::every, ::every], out)
+    return torch.where(settled[..., None], labels[0], out)
+
+
+def resize_labels(labels: Tensor, size: Sequence[int], mode: str) -> Tensor:
+    """Put labels on another token grid: (R, h, w, C) to (R, *size, C); 'area' or 'bilinear'."""
+    if labels.shape[1:3] == tuple(size):
+        return labels
+    options = {} if mode == 'area' else {'align_corners': False}
+    resized = F.interpolate(labels.permute(0, 3, 1, 2), tuple(size), mode=mode, **options)
+    return resized.permute(0, 2, 3, 1)
 
 
 class _Windows:
@@ -213,14 +168,12 @@ class _Windows:
         reach: int,
         members: Sequence[int],
         tile: tuple[int, int],
-        every: int,
-        exclude: int,
         query: Tensor,
         labels: Tensor,
     ) -> None:
-        self._reach, self._members, self._every = reach, members, every
+        self._reach, self._members = reach, members
         self._grid = labels.shape[1:3]
-        self._span = [every * (side - 1) + 1 + 2 * reach for side in tile]
+        self._span = [side + 2 * reach for side in tile]
         height, width = (min(a, b) for a, b in zip(self._span, self._grid, strict=True))
         self.most = len(members) * height * width
         """Keys in a window at most."""
@@ -228,10 +181,8 @@ class _Windows:
         rows = len(members) * self._grid[0] * width
         self._key_room = query.new_empty(len(query) * rows * query.shape[-1])
         self._value_room = labels.new_empty(rows, labels.shape[-1])
-        everything = reach >= max(self._grid) and exclude < 0
-        self._bias = (
-            None if everything else _window_bias(tile, reach, every, exclude, query.device)
-        )
+        everything = reach >= max(self._grid)
+        self._bias = None if everything else _window_bias(tile, reach, query.device)
 
     def load(
         self, keys: Sequence[Tensor] | Tensor, labels: Tensor, tops: Sequence[int], left: int
@@ -272,7 +223,7 @@ class _Windows:
 
     def _cut(self, axis: int, start: int) -> tuple[slice, slice]:
         """Give a window's keys on an axis, and which of an uncut window's they are."""
-        begin = start * self._every - self._reach
+        begin = start - self._reach
         stop = min(begin + self._span[axis], self._grid[axis])
         return slice(max(begin, 0), stop), slice(max(-begin, 0), stop - begin)
 
@@ -311,8 +262,8 @@ def _propagate_everywhere(
             found = _attend(logits[None], values[None], top_k)[0]
         else:
             found = _attend_fused(chunk, flat_keys, values)
-        rows.append(torch.einsum('hnc,oh->onc', found, mix))
-    return torch.cat(rows, dim=1).view(len(mix), height, width, -1)
+        rows.append(torch.einsum('hnc,h->nc', found, mix))
+    return torch.cat(rows).view(height, width, -1)
 
 
 def _attend_fused(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -366,9 +317,7 @@ def _largest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 @lru_cache(maxsize=16)
-def _window_bias(
-    tile: tuple[int, int], radius: int, every: int, exclude: int, device: torch.device
-) -> Tensor:
+def _window_bias(tile: tuple[int, int], radius: int, device: torch.device) -> Tensor:
     """
     Give 0 inside the window and -inf outside: (rows, columns, tile rows * tile columns).
 
@@ -377,10 +326,10 @@ def _window_bias(
     """
     away = []
     for side in tile:
-        queries = torch.arange(0, every * side, every, device=device) + radius
-        keys = torch.arange(every * (side - 1) + 1 + 2 * radius, device=device)
+        queries = torch.arange(side, device=device) + radius
+        keys = torch.arange(side + 2 * radius, device=device)
         away.append((queries - keys[:, None]).abs())  # (keys, queries)
     distance = torch.maximum(away[0][:, None, :, None], away[1][None, :, None, :])
-    inside = (distance <= radius) & (distance > exclude)
-    bias = torch.zeros(inside.shape, device=device).masked_fill_(~inside, float('-inf'))
+    bias = torch.zeros(distance.shape, device=device)
+    bias.masked_fill_(distance > radius, float('-inf'))
     return bias.flatten(2)

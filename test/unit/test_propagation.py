@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from drift_ros import propagation
-from drift_ros.propagation import _largest, propagate, propagate_heads
+from drift_ros.propagation import _largest, propagate
 
 
 def dense(query, keys, labels, radius, top_k, temperature, head_weights):
@@ -135,45 +135,6 @@ def test_heads_of_weight_zero_are_not_computed(radius):
     want = propagate(query, keys, labels, radius=radius, head_weights=weights)
     query[1], keys[:, 1] = float('nan'), float('nan')  # would spread if it were looked at
     assert torch.equal(propagate(query, keys, labels, radius=radius, head_weights=weights), want)
-
-
-@pytest.mark.parametrize('radius', [None, 3])
-@pytest.mark.parametrize('top_k', [0, 4])
-def test_single_heads_sum_to_the_mixture(radius, top_k):
-    query, keys, labels = example(heads=3)
-    weights = torch.tensor([0.2, 0.3, 0.5])
-    options = {'radius': radius, 'top_k': top_k}
-    alone = propagate_heads(query, keys, labels, **options)
-    want = propagate(query, keys, labels, head_weights=weights, **options)
-    torch.testing.assert_close(torch.einsum('h,hyxc->yxc', weights, alone), want)
-
-
-@pytest.mark.parametrize('radius', [None, 3])
-def test_near_keys_can_be_excluded(radius):
-    """Marking one position, its own neighbourhood learns nothing of it."""
-    query, keys, _ = example(1, 9, 9, 6, 1)
-    labels = torch.zeros(1, 9, 9, 1)
-    labels[0, 4, 4] = 1.0
-    seen = propagate_heads(query, keys, labels, radius=radius, exclude=1)[0, ..., 0] > 0
-    near = torch.zeros(9, 9, dtype=torch.bool)
-    near[3:6, 3:6] = True
-    reach = torch.zeros(9, 9, dtype=torch.bool)
-    reach[slice(None) if radius is None else slice(1, 8)] = True
-    if radius is not None:
-        reach[:, [0, 8]] = False
-    assert torch.equal(seen, reach & ~near)
-    with pytest.raises(ValueError, match='exclude is 3; it must be below'):
-        propagate_heads(query, keys, labels, radius=3, exclude=3)
-
-
-@pytest.mark.parametrize('radius', [None, 2, 5])
-@pytest.mark.parametrize('every', [2, 3, 5])
-def test_a_part_of_the_queries(radius, every):
-    query, keys, labels = example(2, 20, 27)
-    options = {'radius': radius, 'top_k': 5, 'exclude': 1}
-    whole = propagate_heads(query, keys, labels, **options)
-    part = propagate_heads(query, keys, labels, every=every, **options)
-    torch.testing.assert_close(part, whole[:, ::every, ::every])
 
 
 @pytest.mark.parametrize('top_k', [0, 5])
