@@ -3,13 +3,19 @@
 Adaptive head weighting: which attention heads carry this object's mask, from its seed frame.
 
 Source: DRIFT (arXiv 2511.19936), section 3, where the weights are found by gradient descent.
-The objective ``|sum_h w_h P_h - Y|^2`` over ``w >= 0, sum w = 1`` is a small convex problem, and
-is solved exactly here. ``P_h`` is the seed mask as head h alone propagates it: within the seed
-frame, where a token does not see itself and its neighbours, and from the seed frame to altered
-copies of it (mirrored and darker; moved and brighter).
+The objective ``sum_x |sum_h w_h P_h(x) - Y(x)|^2`` over ``w >= 0, sum w = 1`` is a small convex
+problem, and is solved exactly here. ``P_h`` is the seed mask as head h alone propagates it: within
+the seed frame, where a token does not see itself and its neighbours, and from the seed frame to
+altered copies of it (mirrored and darker; moved and brighter).
+
+A few dozen unknowns do not need every token x. Tokens out of reach of the object add nothing to
+the objective. Of the others cells of 2 x 2 tokens are sampled, the more of them the nearer to the
+object's boundary, where heads differ most. Each counts by the inverse of its chance to be chosen,
+so that the system estimates that of all tokens.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 import math
 
 import cv2
@@ -19,15 +25,38 @@ from torch import Tensor
 import torch.nn.functional as F
 
 from drift_ros.config import TrackerConfig
-from drift_ros.diffusion.features import FrameFeatures, LayerFeatures
-from drift_ros.propagation import propagate_heads, resize_labels
+from drift_ros.diffusion.features import FrameFeatures
+from drift_ros.propagation import resize_labels
 
 # Tokens this close are hidden from a token that looks at its own frame.
 _EXCLUDED = 1
 # The moved copy: tokens of the finest grid, down and right.
 _SHIFT = (2, 3)
-# Every third token of each axis says enough for a few dozen unknowns.
-_EVERY = 3
+# Side of a cell in tokens: its tokens share one window of keys.
+_CELL = 2
+# Cells sampled for all objects of a seed together, and for one of them at least.
+_CELLS, _LEAST = 32, 16
+
+
+@dataclass(frozen=True)
+class Look:
+    """
+    A frame in which the seed mask is to be found again.
+
+    Attributes
+    ----------
+    queries : tuple of Tensor
+        (heads, h, w, d) a layer.
+    masks : Tensor
+        (h, w, K) float32 in [0, 1]: where the K objects are, on the finest grid.
+    exclude : int
+        Keys at most this many tokens away are hidden; -1: none.
+
+    """
+
+    queries: tuple[Tensor, ...]
+    masks: Tensor
+    exclude: int = -1
 
 
 class HeadWeighting:
@@ -37,9 +66,10 @@ class HeadWeighting:
     Every object contributes its own least-squares system, so that objects can come and go.
     """
 
-    def __init__(self, config: TrackerConfig) -> None:
-        """Start without objects."""
+    def __init__(self, config: TrackerConfig, cells: int = _CELLS) -> None:
+        """Start without objects; ``cells`` are sampled in a seed frame."""
         self._config = config
+        self.cells = cells
         self._systems: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self._sizes: tuple[int, ...] = ()
 
@@ -67,21 +97,26 @@ class HeadWeighting:
         self._sizes = tuple(len(layer.query) for layer in features.layers)
         if sum(self._sizes) == 1:
             return  # nothing to choose
-        looks = [(features, masks, _EXCLUDED)]
+        looks = [Look(tuple(layer.query for layer in features.layers), masks, _EXCLUDED)]
         if extract is not None and features.image is not None:
-            looks += [(*copy, -1) for copy in _altered(features.image, masks, extract)]
-        count = sum(self._sizes)
-        grams = np.zeros((len(object_ids), count, count))
-        sides = np.zeros((len(object_ids), count))
-        for current, target, exclude in looks:
-            heads = propagate_by_head(current, features, masks, self._config, exclude)
-            columns = heads.flatten(1, 2).double()  # (heads, tokens, K)
-            wanted = target[::_EVERY, ::_EVERY].flatten(0, 1).double().to(columns.device)
-            for k in range(len(object_ids)):
-                grams[k] += (columns[..., k] @ columns[..., k].T).cpu().numpy()
-                sides[k] += (columns[..., k] @ wanted[:, k]).cpu().numpy()
+            looks += _altered(features.image, masks, extract)
+        count = max(self.cells // len(object_ids), _LEAST)
         for k, object_id in enumerate(object_ids):
-            self._systems[object_id] = (grams[k], sides[k])
+            targets = torch.stack([look.masks[..., k] for look in looks]).cpu()  # (looks, h, w)
+            places, shares = choose_cells(targets.numpy(), self._reach(features), count)
+            found = propagate_by_head(looks, features, masks[..., k : k + 1], places, self._config)
+            rows, columns = _tokens(places)
+            columns_of = found[..., 0].double().cpu().numpy() * shares  # (heads, looks, n, 2, 2)
+            wanted = targets.numpy()[:, rows, columns] * shares
+            matrix = columns_of.reshape(len(found), -1)
+            self._systems[object_id] = (matrix @ matrix.T, matrix @ wanted.ravel())
+
+    def _reach(self, features: FrameFeatures) -> int:
+        """Tokens of the finest grid from which a label can come to a token; 0: any number."""
+        if not self._config.radius:
+            return 0
+        steps = [-(-features.grid[0] // layer.query.shape[1]) for layer in features.layers]
+        return self._config.radius + 2 * max(steps)  # windows and interpolation are rounded up
 
     def remove(self, object_id: int) -> None:
         """Leave an object out from now on."""
@@ -101,37 +136,162 @@ class HeadWeighting:
         return weights.split(self._sizes)
 
 
+def choose_cells(masks: np.ndarray, reach: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """
+    Sample cells of 2 x 2 tokens, the more of them the nearer to the boundary of an object.
+
+    Parameters
+    ----------
+    masks : np.ndarray
+        (looks, h, w) float in [0, 1]: the object in each look.
+    reach : int
+        Tokens further than this from the object are left out; 0: none is.
+    count : int
+        About how many to choose; all there are if they are fewer.
+
+    Returns
+    -------
+    tuple
+        First rows and columns (n, 2) int64, the same for the same masks; and (n, 2, 2) float64:
+        the root of how many tokens each token of a cell stands for.
+
+    """
+    size = masks.shape[1:]
+    signed = np.full(size, np.inf)  # to the nearest boundary of a look; below 0 inside
+    for mask in masks:
+        pixels = (mask >= 0.5).astype(np.uint8)
+        inside, outside = (
+            cv2.distanceTransform(side, cv2.DIST_C, 3) for side in (pixels, 1 - pixels)
+        )
+        away = np.where(pixels > 0, 1.0 - inside, outside)
+        signed = np.where(np.abs(away) < np.abs(signed), away, signed)
+    near = np.ones(size, bool)
+    if reach:
+        covered = (masks > 0).any(axis=0).astype(np.uint8)
+        near = cv2.dilate(covered, np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)) > 0
+    # Where the side is odd, the last cell overlaps its neighbour.
+    starts = [np.minimum(np.arange(0, side, _CELL), side - _CELL) for side in size]
+    firsts = np.stack(np.meshgrid(*starts, indexing='ij'), axis=-1).reshape(-1, 2)
+    rows, columns = _tokens(firsts)
+    once = rows // _CELL == -(-firsts[:, 0] // _CELL)[:, None, None]
+    once = once & (columns // _CELL == -(-firsts[:, 1] // _CELL)[:, None, None])
+    distance = signed[rows, columns].mean(axis=(1, 2))
+    score = near[rows, columns].any(axis=(1, 2)) / (2.0 + np.abs(distance))
+    count = min(count, int(np.count_nonzero(score)))
+    chance = np.zeros(len(score))
+    while (sure := count - np.count_nonzero(chance == 1.0)) > 0:
+        rest = np.where(chance == 1.0, 0.0, score)
+        chance = np.where(chance == 1.0, 1.0, np.minimum(sure * rest / rest.sum(), 1.0))
+        if np.isclose(chance.sum(), count):
+            break
+    # At even steps along the chances, from the inside out.
+    order = np.lexsort((np.arange(len(score)), np.round(distance)))
+    steps = np.floor(np.cumsum(chance[order]) + 0.5 - 1e-9)
+    chosen = order[np.diff(steps, prepend=0.0) > 0]
+    return firsts[chosen], np.sqrt(once[chosen] / chance[chosen, None, None])
+
+
+def _tokens(places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows (n, 2, 1) and columns (n, 1, 2) of the tokens of cells at (n, 2)."""
+    inside = np.arange(_CELL)
+    return places[:, 0, None, None] + inside[:, None], places[:, 1, None, None] + inside
+
+
 def propagate_by_head(
-    features: FrameFeatures,
+    looks: Sequence[Look],
     reference: FrameFeatures,
     labels: Tensor,
+    places: np.ndarray,
     config: TrackerConfig,
-    exclude: int = -1,
 ) -> Tensor:
     """
-    Propagate labels (h, w, K) from one frame to another by every head of every layer alone.
+    Propagate a frame's labels (h, w, C) to some cells of others by every head alone.
 
-    Returns (heads of all layers, h / 3, w / 3, K): each third token of the finest grid's axes.
+    ``places`` (n, 2) are first rows and columns on the finest grid. Returns (heads of all layers,
+    looks, n, 2, 2, C) float32, what :func:`drift_ros.propagation.propagate` gives with the weight
+    of one head.
     """
-    grid = features.grid
+    at = torch.from_numpy(places).to(labels.device)
+    grid = reference.grid
     found = []
-    for layer, key in zip(features.layers, (la.key for la in reference.layers), strict=True):
-        size = tuple(layer.query.shape[1:3])
-        radius = math.ceil(config.radius * size[0] / grid[0]) or None
-        alone = propagate_heads(
-            layer.query.float(),
-            key[None],
-            resize_labels(labels.to(layer.query.device)[None], size, 'area'),
-            radius=radius,
-            top_k=config.top_k,
-            temperature=config.temperature,
-            exclude=min(exclude, (radius or min(size)) - 1, min(size) - 2),
-            every=_EVERY if size == grid else 1,
+    for index, layer in enumerate(reference.layers):
+        size = (layer.key.shape[1], layer.key.shape[2])
+        (rows, of_rows), (columns, of_columns) = (
+            _block(at[:, axis], grid[axis], size[axis]) for axis in range(2)
         )
-        if size != grid:
-            alone = resize_labels(alone, grid, 'bilinear')[:, ::_EVERY, ::_EVERY]
-        found.append(alone)
+        alone = _attend_alone(
+            [look.queries[index] for look in looks],
+            layer.key,
+            resize_labels(labels[None], size, 'area')[0],
+            (rows, columns),
+            math.ceil(config.radius * size[0] / grid[0]) or max(size),
+            [look.exclude for look in looks],
+            config,
+        )
+        found.append(torch.einsum('hlnabc,nya,nxb->hlnyxc', alone, of_rows, of_columns))
     return torch.cat(found)
+
+
+def _block(first: Tensor, fine: int, side: int) -> tuple[Tensor, Tensor]:
+    """
+    Give the tokens of a layer, along one axis, of which those of cells are interpolated.
+
+    Positions (n, k) int64 and shares (n, 2, k) float32, as bilinear interpolation from ``side``
+    to ``fine`` tokens takes them, for cells whose first tokens are (n,).
+    """
+    inside = torch.arange(_CELL, device=first.device)
+    at = (first[:, None] + inside + 0.5) * (side / fine) - 0.5
+    at = at.clamp(0, side - 1)  # (n, 2)
+    length = _CELL if side == fine else min(_CELL + 1, side)
+    start = at[:, 0].floor().long().clamp_max(side - length)
+    tokens = start[:, None] + torch.arange(length, device=first.device)
+    return tokens, (1.0 - (at[..., None] - tokens[:, None]).abs()).clamp_min(0.0)
+
+
+def _attend_alone(
+    queries: Sequence[Tensor],
+    key: Tensor,
+    labels: Tensor,
+    blocks: tuple[Tensor, Tensor],
+    radius: int,
+    excludes: Sequence[int],
+    config: TrackerConfig,
+) -> Tensor:
+    """
+    Give (heads, looks, n, a, b, C): labels as each head alone brings them to n blocks of tokens.
+
+    ``blocks`` are rows (n, a) and columns (n, b). A block's queries, of all looks, share one
+    window of keys, so that all there is to do for a layer is one batched product.
+    """
+    size = labels.shape[:2]
+    spans, away = [], []
+    for block, side in zip(blocks, size, strict=True):
+        length = min(block.shape[1] + 2 * radius, side)
+        start = (block[:, 0] - radius).clamp(0, side - length)
+        spans.append(start[:, None] + torch.arange(length, device=block.device))
+        away.append((block[:, :, None] - spans[-1][:, None]).abs())  # (n, a, window)
+    tokens = (blocks[0][:, :, None] * size[1] + blocks[1][:, None]).flatten(1)  # (n, a * b)
+    window = (spans[0][:, :, None] * size[1] + spans[1][:, None]).flatten(1)  # (n, m)
+    distance = torch.maximum(away[0][:, :, None, :, None], away[1][:, None, :, None])
+    distance = distance.flatten(3).flatten(1, 2)  # (n, a * b, m)
+    hidden = torch.cat(
+        [
+            (distance > radius) | (distance <= min(exclude, radius - 1, min(size) - 2))
+            for exclude in excludes
+        ],
+        dim=1,
+    )
+    scale = key.shape[-1] ** -0.5 / config.temperature
+    query = torch.cat([each.flatten(1, 2)[:, tokens] for each in queries], dim=2) * scale
+    keys = key.flatten(1, 2).index_select(1, window.flatten()).unflatten(1, window.shape)
+    logits = query.float() @ keys.float().transpose(2, 3)
+    logits.masked_fill_(hidden, float('-inf'))  # (heads, n, looks * a * b, m)
+    kept = min(config.top_k or logits.shape[-1], logits.shape[-1])
+    best, place = logits.topk(kept, dim=-1, sorted=False)
+    seen = window[None, :, None].expand(*logits.shape[:3], -1).gather(-1, place)
+    attended = torch.einsum('hnqk,hnqkc->hnqc', best.softmax(dim=-1), labels.flatten(0, 1)[seen])
+    shape = (len(queries), blocks[0].shape[1], blocks[1].shape[1])
+    return attended.unflatten(2, shape).movedim(2, 1)
 
 
 def least_squares_on_simplex(gram: np.ndarray, side: np.ndarray) -> np.ndarray:
@@ -202,19 +362,17 @@ def _on_free(gram: np.ndarray, side: np.ndarray, free: np.ndarray) -> tuple[np.n
 
 def _altered(
     image: np.ndarray, masks: Tensor, extract: Callable[[np.ndarray], FrameFeatures]
-) -> list[tuple[FrameFeatures, Tensor]]:
-    """Give altered copies of a frame: their features, and where the objects are in them."""
-    # A mirrored frame's features, mirrored back, lie on the frame's own grid.
+) -> list[Look]:
+    """Look at altered copies of a frame."""
+    # A mirrored frame's queries, mirrored back, lie on the frame's own grid.
     mirrored = extract(np.ascontiguousarray(cv2.convertScaleAbs(image[:, ::-1], alpha=0.8)))
-    back = FrameFeatures(
-        tuple(LayerFeatures(la.query.flip(2), la.key.flip(2)) for la in mirrored.layers)
-    )
+    back = Look(tuple(layer.query.flip(2) for layer in mirrored.layers), masks)
     rows, columns = _SHIFT
     height, width = masks.shape[:2]
     down, right = rows * image.shape[0] // height, columns * image.shape[1] // width
     moved = cv2.copyMakeBorder(image, down, 0, right, 0, cv2.BORDER_REPLICATE)
     moved = moved[: image.shape[0], : image.shape[1]]
-    bright = np.ascontiguousarray(cv2.convertScaleAbs(moved, alpha=1.1, beta=10))
+    bright = extract(np.ascontiguousarray(cv2.convertScaleAbs(moved, alpha=1.1, beta=10)))
     padded = F.pad(masks.permute(2, 0, 1)[None], (columns, 0, rows, 0), mode='replicate')
     moved_masks = padded[0, :, :height, :width].permute(1, 2, 0)
-    return [(back, masks), (extract(bright), moved_masks)]
+    return [back, Look(tuple(layer.query for layer in bright.layers), moved_masks)]

@@ -168,14 +168,12 @@ class ReferenceMemory:
     @property
     def nbytes(self) -> int:
         """Bytes held by features, labels and the frames in the network's size."""
-        tensors = [reference.labels for reference in self.references]
+        held = [reference.labels for reference in self.references]
         for reference in self.references:
             for layer in reference.features.layers:
-                tensors += [layer.query, layer.key]
+                held += [layer.key] if layer.key is layer.query else [layer.query, layer.key]
         images = [r.features.image for r in self.references if r.features.image is not None]
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors) + sum(
-            image.nbytes for image in images
-        )
+        return sum(tensor.nbytes for tensor in held) + sum(image.nbytes for image in images)
 
     def _attend(
         self,
@@ -197,12 +195,11 @@ class ReferenceMemory:
             share = float(weights.sum())
             if share == 0.0:
                 continue
-            keys = torch.stack([r.features.layers[index].key for r in references])
             size = layer.query.shape[1:3]
             scale = size[0] / grid[0]
             propagated = propagate(
                 layer.query.float(),
-                keys,
+                [reference.features.layers[index].key for reference in references],
                 resize_labels(labels, size, 'area'),
                 radius=[radius and math.ceil(radius * scale) for radius in radii],
                 top_k=self._config.top_k,
@@ -236,7 +233,9 @@ class ReferenceMemory:
         zoom = (mass_then / mass_now.clamp_min(1.0)).sqrt().clamp(1 / _ZOOM, _ZOOM)  # (objects,)
         # each place moves with the object nearest to it
         reach = self._config.radius or max(height, width)
-        around = F.avg_pool2d(now.permute(2, 0, 1) * known[:, None, None], 2 * reach + 1, 1, reach)
+        around = now.permute(2, 0, 1) * known[:, None, None]
+        around = F.avg_pool2d(around, (2 * reach + 1, 1), 1, (reach, 0))
+        around = F.avg_pool2d(around, (1, 2 * reach + 1), 1, (0, reach))
         weight, nearest = around.max(dim=0)  # (h, w)
         target = centre_then[nearest] + (place - centre_now[nearest]) * zoom[nearest][..., None]
         target = torch.where(weight[..., None] > 0, target, place)
@@ -264,7 +263,9 @@ def _warp(reference: Reference, target: Tensor) -> Reference:
         coarse = resize_labels(target[None], layer.key.shape[1:3], 'area')[0]
         scaled = (coarse + 0.5) * (size / grid) - 0.5
         rows, columns = torch.minimum(scaled.round().clamp_min(0), size - 1).long().unbind(-1)
-        layers.append(LayerFeatures(layer.query, layer.key[:, rows, columns]))
+        places = (rows * layer.key.shape[2] + columns).flatten()
+        key = layer.key.flatten(1, 2).index_select(1, places).view(layer.key.shape)
+        layers.append(LayerFeatures(layer.query, key))
     rows, columns = torch.minimum(target.round().clamp_min(0), grid - 1).long().unbind(-1)
     return Reference(
         FrameFeatures(tuple(layers)), reference.labels[rows, columns], reference.owners
@@ -277,10 +278,12 @@ def _add_objects(reference: Reference, found: Tensor) -> None:
 
 
 def _half(features: FrameFeatures) -> FrameFeatures:
-    return FrameFeatures(
-        tuple(LayerFeatures(la.query.half(), la.key.half()) for la in features.layers),
-        features.image,
-    )
+    layers = []
+    for layer in features.layers:
+        query = layer.query.half()
+        key = query if layer.key is layer.query else layer.key.half()
+        layers.append(LayerFeatures(query, key))
+    return FrameFeatures(tuple(layers), features.image)
 
 
 def _thin(reference: Reference) -> Reference:

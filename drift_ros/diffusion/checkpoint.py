@@ -225,7 +225,12 @@ def _load_weights(cls: Any, folder: Path, component: str, dtype: torch.dtype) ->
             'convert them with save_pretrained(..., safe_serialization=True)'
         )
     variant = 'fp16' if all('.fp16' in name for name in names) else None
-    key = 'dtype' if component.startswith('text_encoder') else 'torch_dtype'
+    options: dict[str, Any] = {'dtype': dtype}
+    if not component.startswith('text_encoder'):
+        from diffusers.utils import is_accelerate_available
+
+        # Asked for without accelerate, as by default, it warns each time.
+        options = {'torch_dtype': dtype, 'low_cpu_mem_usage': is_accelerate_available()}
     try:
         return cls.from_pretrained(
             folder,
@@ -233,7 +238,7 @@ def _load_weights(cls: Any, folder: Path, component: str, dtype: torch.dtype) ->
             use_safetensors=True,
             local_files_only=True,
             variant=variant,
-            **{key: dtype},
+            **options,
         )
     except Exception as error:  # diffusers and transformers raise many kinds for broken files
         raise CheckpointError(

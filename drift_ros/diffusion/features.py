@@ -343,11 +343,24 @@ def _queries_keys(
 ) -> LayerFeatures:
     """Project and put on the token grid, float32, mean over the samples."""
     grid = token_grid(states.shape[1], latent_size)
-    query, key = (
-        split_heads(attn, project(states), norm).float().mean(dim=0).unflatten(1, grid)
-        for project, norm in ((attn.to_q, attn.norm_q), (attn.to_k, attn.norm_k))
+
+    def project(projection: torch.nn.Module, norm: torch.nn.Module | None) -> Tensor:
+        heads = split_heads(attn, projection(states), norm).float()
+        # the mean of one sample would be a copy
+        return (heads.mean(dim=0) if len(heads) > 1 else heads[0]).unflatten(1, grid)
+
+    query = project(attn.to_q, attn.norm_q)
+    # The embedded model's queries and keys are one.
+    tied = attn.norm_q is None and attn.norm_k is None and _equal(attn.to_q, attn.to_k)
+    return LayerFeatures(query, query if tied else project(attn.to_k, attn.norm_k))
+
+
+def _equal(first: torch.nn.Module, second: torch.nn.Module) -> bool:
+    """Whether two projections have the same weights."""
+    ours, theirs = first.state_dict(), second.state_dict()
+    return ours.keys() == theirs.keys() and all(
+        torch.equal(value, theirs[name]) for name, value in ours.items()
     )
-    return LayerFeatures(query, key)
 
 
 def token_grid(tokens: int, latent_size: tuple[int, int]) -> tuple[int, int]:

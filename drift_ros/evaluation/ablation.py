@@ -2,31 +2,44 @@
 """
 ``drift_ros ablate``: what each part of the method brings, and costs, on sequences with truth.
 
-Four parts, after the figures and tables of DRIFT (arXiv 2511.19936)::
+Five parts, after the figures and tables of DRIFT (arXiv 2511.19936)::
 
     kernel   the attention kernel against cosine similarity of features (figures 2 and 3)
     noise    DDIM inversion, random noise, ensembles, over noise levels (figure 4)
     heads    uniform and adaptive head weights; null, category and learnt prompts (figure 5)
-    parts    each part left out in turn, with milliseconds
+    paper    the paper's three optimisations together, each left out in turn
+    parts    the tracker's own parts, each left out in turn, and candidates for its presets
 
 Every row is one configuration of the tracker, run by the protocol of ``drift_ros eval davis``;
-a finished (row, sequence) is kept and taken over when the command is run again.
+a finished (row, sequence) is kept and taken over when the command is run again. Rows that look at
+frames in the same way run in lock-step on a sequence and share each frame's features, whose time
+counts for every one of them.
 """
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures.process import BrokenProcessPool
 import csv
 import dataclasses
 from dataclasses import dataclass, field
+import itertools
 import json
 import os
 from pathlib import Path
+import time
 from typing import Any
 
 import click
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from drift_ros.config import TrackerConfig
@@ -34,9 +47,23 @@ from drift_ros.evaluation import runner
 from drift_ros.evaluation.baselines import EngineSpec, load_params_file, split_settings
 from drift_ros.evaluation.commands import user_errors
 
-PARTS = ('kernel', 'noise', 'heads', 'parts')
+PARTS = {
+    'kernel': 'No refinement; no object is given up for low confidence.',
+    'noise': 'No refinement; no object is given up for low confidence.',
+    'heads': 'No refinement; no object is given up for low confidence. "Many layers" are the '
+             "tracker's and those of the up blocks, as far as the later layer.",
+    'paper': 'Many layers; no object is given up for low confidence, or uniform weights, whose '
+             'probabilities are diffuse, would end at 0.',
+    'parts': 'The tracker as shipped but for what the row says.',
+}
+"""Parts by name, with what their rows have in common."""
 _TEMPERATURES = (0.02, 0.03, 0.05, 0.1)
 _ENSEMBLE = 4
+QUALITY: dict[str, Any] = {'resolution': 320, 'radius': 11, 'seed_radius': 21, 'older_frames': 6}
+"""Options of ``config/quality.yaml``: radii reach as far in the picture as by default."""
+# What decides on a frame's features.
+_FEATURES = ('resolution', 'timestep', 'noise', 'inversion_steps', 'noise_samples', 'noise_seed',
+             'prompt', 'layers')
 
 
 @dataclass(frozen=True)
@@ -45,7 +72,8 @@ class Row:
     One configuration: tracker options besides the run's own, and what is done with them.
 
     ``prompt`` may hold ``{name}``, the sequence's name; ``learn`` seconds are spent on learning
-    prompt tokens after the seed.
+    prompt tokens after the seed. The option ``align`` says whether the windows on seed frames
+    follow the objects (not an option of the tracker: it is never worth it to leave that out).
     """
 
     part: str
@@ -75,13 +103,72 @@ class AblationSpec(EngineSpec):
 
     made: list[Any] = field(default_factory=list, compare=False)
 
-    def make(self) -> Any:
-        """Build the engine."""
-        engine: Any = super().make()
+    @property
+    def features_key(self) -> tuple:
+        """Equal where frames are looked at in the same way, whatever is done with that."""
+        own = self.name != 'tracker' or self.options['learn']
+        return tuple(self.options[key] for key in _FEATURES) + (self.label if own else '',)
+
+    @property
+    def config(self) -> TrackerConfig:
+        """The tracker's options."""
+        names = {item.name for item in dataclasses.fields(TrackerConfig)}
+        return TrackerConfig(**{k: v for k, v in self.options.items() if k in names})
+
+    def make(self, features: SharedFeatures | None = None) -> Any:
+        """Build the engine, on features of its own or shared ones."""
+        from drift_ros.tracker import Tracker
+
+        engine: Any = super().make() if features is None else Tracker(
+            config=self.config, device=self.device, features=features)
+        if not self.options.get('align', True):
+            engine._memory = _unaligned(self.config)
         if self.options['learn']:
             engine = LearningTracker(engine, self.options['learn'])
         self.made.append(engine)
         return engine
+
+
+def _unaligned(config: TrackerConfig) -> Any:
+    """Make a memory in which windows on a seed frame stay where its objects were then."""
+    from drift_ros.memory import Reference, ReferenceMemory
+
+    class Unaligned(ReferenceMemory):
+        def _aligned(self, seed: Reference) -> Reference:
+            return seed
+
+    return Unaligned(config)
+
+
+class SharedFeatures:
+    """Features for several trackers that get the same frames, one tracker after the other."""
+
+    def __init__(self, features: Any) -> None:
+        """Take the extractor (DiffusionFeatures) that does the work."""
+        self._features = features
+        self._frame: np.ndarray | None = None
+        self._found: Any = None
+        self._spent = self._owed = 0.0
+
+    def extract(self, frame: np.ndarray) -> Any:
+        """Extract features of a frame (H, W, 3) uint8 RGB, once."""
+        if frame is self._frame:
+            self._owed += self._spent
+        else:
+            start = time.perf_counter()
+            self._found = self._features.extract(frame)
+            self._spent = 1e3 * (time.perf_counter() - start)
+            self._frame = frame
+        return self._found
+
+    def extract_resized(self, image: np.ndarray) -> Any:
+        """Look at a frame of the working size, for the one who asks."""
+        return self._features.extract_resized(image)
+
+    def owed(self) -> float:
+        """Milliseconds the others would have spent since this was asked last."""
+        owed, self._owed = self._owed, 0.0
+        return owed
 
 
 class LearningTracker:
@@ -122,15 +209,14 @@ def category(sequence: str) -> str:
     return sequence.replace('-', ' ').replace('_', ' ')
 
 
-def make_rows(parts: Sequence[str], layers: Sequence[str], late: str, every: Sequence[str],
-              timesteps: Sequence[int], budget: float) -> list[Row]:
+def make_rows(parts: Sequence[str], late: str, every: Sequence[str], timesteps: Sequence[int],
+              budget: float) -> list[Row]:
     """
     List the rows of the parts asked for.
 
     Parameters
     ----------
     parts : of PARTS
-    layers : the layers the tracker uses with this model by default
     late : a layer behind cross-attention
     every : the layers over which heads are weighed
     timesteps : noise levels of the part 'noise'
@@ -161,35 +247,50 @@ def make_rows(parts: Sequence[str], layers: Sequence[str], late: str, every: Seq
             noise_samples=_ENSEMBLE, **options)
 
     many: dict[str, Any] = {**attention, 'layers': tuple(every)}
-    single: dict[str, Any] = {**attention, 'layers': (late,)}
     add('heads', 'uniform', 'many layers, all heads alike', **many)
     add('heads', 'adaptive', 'many layers, adaptive head weights', head_weighting='adaptive',
         **many)
-    add('heads', 'prompt-null', 'later layer, null prompt', **single)
-    add('heads', 'prompt-category', 'later layer, "a photo of <name>"',
-        prompt='a photo of {name}', **single)
-    add('heads', 'prompt-learnt', 'later layer, learnt tokens', learn=budget, **single)
+    # Before the tracker's own layer of the embedded model the network reads no prompt; on the
+    # way of an inversion it does.
+    for name, title, where in (
+            ('prompt', 'later layer', {**attention, 'layers': (late,)}),
+            ('inverted', 'own layer, DDIM inversion', {**attention, 'inversion_steps': 1})):
+        add('heads', f'{name}-null', f'{title}, null prompt', **where)
+        add('heads', f'{name}-category', f'{title}, "a photo of <name>"',
+            prompt='a photo of {name}', **where)
+        add('heads', f'{name}-learnt', f'{title}, learnt tokens', learn=budget, **where)
 
+    paper: dict[str, Any] = {'layers': tuple(every), 'inversion_steps': 1,
+                             'head_weighting': 'adaptive', 'confidence_threshold': 0.0}
+    add('paper', 'paper', "the paper's three, many layers", learn=budget, **paper)
+    add('paper', 'no-inversion', 'the same without DDIM inversion', learn=budget,
+        **{**paper, 'inversion_steps': 0})
+    add('paper', 'no-weights', 'the same without head weights', learn=budget,
+        **{**paper, 'head_weighting': 'uniform'})
+    add('paper', 'no-tokens', 'the same without learnt tokens', **paper)
+    add('paper', 'none', 'none of the three, own layer', confidence_threshold=0.0)
+
+    defaults = TrackerConfig()
+    # Windows are counted in tokens: as far in the picture as by default.
+    finer = {key: QUALITY[key] for key in ('resolution', 'radius', 'seed_radius')}
     add('parts', 'shipped', 'the defaults')
     add('parts', 'no-refinement', 'without refinement', refinement='none')
+    add('parts', 'sam', 'refined by Segment Anything (the embedded small one)', refinement='sam')
     add('parts', 'no-stretch', 'without stretching of probabilities', normalize=False)
     add('parts', 'no-older', 'without older references', older_frames=0)
     add('parts', 'seed-only', 'the seed frame as the only reference', older_frames=0,
         memory_frames=0)
+    add('parts', 'no-align', 'without seed windows that follow the objects', align=False)
+    add('parts', 'narrow', "seed windows as wide as the others'", seed_radius=defaults.radius)
     add('parts', 'all-matches', 'all matches in place of the best', top_k=0)
-    # Windows are counted in tokens: as far in the picture as by default.
-    defaults = TrackerConfig()
-    larger = round(defaults.resolution * 4 / 3)
-    add('parts', 'finer', f'resolution {larger}', resolution=larger,
-        radius=round(defaults.radius * 4 / 3), seed_radius=round(defaults.seed_radius * 4 / 3))
-    paper: dict[str, Any] = {'layers': tuple(every), 'inversion_steps': 1,
-                             'head_weighting': 'adaptive', 'confidence_threshold': 0.0}
-    add('parts', 'paper', "the paper's three, many layers", learn=budget, **paper)
-    add('parts', 'paper-no-inversion', 'the same without DDIM inversion', learn=budget,
-        **{**paper, 'inversion_steps': 0})
-    add('parts', 'paper-no-weights', 'the same without head weights', learn=budget,
-        **{**paper, 'head_weighting': 'uniform'})
-    add('parts', 'paper-no-tokens', 'the same without learnt tokens', **paper)
+    add('parts', 'no-floor', 'without the floor under remembered labels', label_floor=0.0)
+    add('parts', 'older-6', 'six older references', older_frames=6)
+    add('parts', 'wide', 'seed windows of radius 24', seed_radius=24)
+    add('parts', 'finer', f'resolution {QUALITY["resolution"]}', **finer)
+    add('parts', 'quality', f'resolution {QUALITY["resolution"]}, six older references '
+                            '(config/quality.yaml)', **QUALITY)
+    add('parts', 'finer-wide', f'resolution {QUALITY["resolution"]}, six older references, seed '
+                               'windows of radius 32', **{**QUALITY, 'seed_radius': 32})
     return rows
 
 
@@ -200,12 +301,15 @@ def make_rows(parts: Sequence[str], layers: Sequence[str], late: str, every: Seq
 @click.option('--sequences', help='Names, separated by commas [default: all].')
 @click.option('--max-frames', type=click.IntRange(0), default=0, show_default=True,
               help='Use only the first frames of each sequence (0: all).')
+@click.option('--frames', 'part_frames', multiple=True, metavar='PART=N',
+              help='The same for one part; may be repeated.')
 @click.option('--timesteps', default='10,51,201,401', show_default=True,
               help='Noise levels of the part "noise".')
 @click.option('--budget', default=10.0, show_default=True,
-              help='Seconds of learning prompt tokens per sequence.')
+              help='Seconds of learning prompt tokens per sequence and row.')
 @click.option('--layers', 'every', help='Layers over which heads are weighed, separated by commas '
-                                        "[default: the tracker's and those of the up blocks].")
+                                        "[default: the tracker's and those of the up blocks as "
+                                        'far as the later layer].')
 @click.option('--set', 'settings', multiple=True, metavar='OPTION=VALUE',
               help='A tracker option for all rows; may be repeated.')
 @click.option('--params-file', type=click.Path(exists=True, dir_okay=False),
@@ -213,19 +317,22 @@ def make_rows(parts: Sequence[str], layers: Sequence[str], late: str, every: Seq
 @click.option('--model', help='Folder or hub id of a diffusers checkpoint '
                               '[default: the embedded model].')
 @click.option('--device', default='auto', show_default=True, help='auto, cpu, cuda[:N].')
+@click.option('--workers', type=click.IntRange(1), default=1, show_default=True,
+              help='Processes. Milliseconds are those of a step with so many side by side.')
 @click.option('--threads', type=click.IntRange(0), default=0, show_default=True,
-              help='Threads; 0: all processors.')
+              help='Threads of each process; 0: processors shared among them.')
 @click.option('--out', type=click.Path(file_okay=False, path_type=Path),
               default=Path('out', 'ablate'), show_default=True,
               help='Folder of results; finished rows of an earlier run are kept.')
-def ablate(root: Path, parts: str, sequences: str | None, max_frames: int, timesteps: str,
-           budget: float, every: str | None, settings: Sequence[str], params_file: str | None,
-           model: str | None, device: str, threads: int, out: Path) -> None:
+def ablate(root: Path, parts: str, sequences: str | None, max_frames: int,
+           part_frames: Sequence[str], timesteps: str, budget: float, every: str | None,
+           settings: Sequence[str], params_file: str | None, model: str | None, device: str,
+           workers: int, threads: int, out: Path) -> None:
     """
     Compare the parts of the method on the DAVIS-layout folder ROOT.
 
-    Prints a table; writes rows.csv, frames.csv, figures (PNG) and report.html. Interrupt it when
-    you like: the same command goes on where it stopped.
+    Prints a table; writes rows.csv, frames.csv, tables.md, figures (PNG) and report.html.
+    Interrupt it when you like: the same command goes on where it stopped.
     """
     from drift_ros.evaluation.davis import find_sequences
 
@@ -234,21 +341,26 @@ def ablate(root: Path, parts: str, sequences: str | None, max_frames: int, times
         unknown = [part for part in chosen if part not in PARTS]
         if unknown or not chosen:
             raise ValueError(f'--parts {parts}: choose from {", ".join(PARTS)}')
-        found = find_sequences(root, names=[n for n in (sequences or '').split(',') if n],
-                               max_frames=max_frames)
+        limits = {**dict.fromkeys(chosen, max_frames), **_part_frames(part_frames)}
+        names = [name for name in (sequences or '').split(',') if name]
+        found = {limit: find_sequences(root, names=names, max_frames=limit)
+                 for limit in {limits[part] for part in chosen}}
         base = {**(load_params_file(params_file) if params_file else {}),
                 **split_settings(settings)}
         used, late, default_every = _choose_layers(model, base, device)
         chosen_every = [p.strip() for p in every.split(',')] if every else default_every
-        rows = make_rows(chosen, used, late, chosen_every,
-                         [int(tau) for tau in timesteps.split(',')], budget)
-        specs = [[row.spec(item.name, base, model, device) for item in found] for row in rows]
-        results = _run(rows, specs, found, out, threads)
+        rows = make_rows(chosen, late, chosen_every, [int(tau) for tau in timesteps.split(',')],
+                         budget)
+        threads = threads or max((os.cpu_count() or 1) // workers, 1)
+        jobs = [(row.spec(item.name, base, model, device), item)
+                for row in rows for item in found[limits[row.part]]]
+        results = _run(jobs, out, workers, threads)
         write(out, rows, results,
-              {'root': str(root), 'sequences': [item.name for item in found],
-               'max_frames': max_frames, 'options': base, 'model': model,
-               'layers': list(used), 'late layer': late, 'layers of head weights':
-               list(chosen_every), 'versions': runner.versions()})
+              {'root': str(root), 'sequences': [item.name for item in found[limits[chosen[0]]]],
+               'first frames of each sequence': {part: limits[part] or 'all' for part in chosen},
+               'options': base, 'model': model, 'layers': list(used), 'later layer': late,
+               'many layers': list(chosen_every),
+               'processes': workers, 'threads of each': threads, 'versions': runner.versions()})
         console = Console()
         console.print(table(rows, results))
         console.print(f'report: {out / "report.html"}; rows: {out / "rows.csv"}', soft_wrap=True)
@@ -264,35 +376,92 @@ def _choose_layers(model: str | None, base: Mapping[str, Any], device: str
     used = select_layers(checkpoint.unet, tuple(base.get('layers', ())) or checkpoint.layers)
     (late,) = select_layers(checkpoint.unet, ())
     available = self_attention_layers(checkpoint.unet)
-    return used, late, [name for name in available if name in used or name.startswith('up_')]
+    reached = available[:available.index(late) + 1]
+    return used, late, [name for name in available
+                        if name in used or (name in reached and name.startswith('up_'))]
 
 
-def _run(rows: Sequence[Row], specs: Sequence[Sequence[AblationSpec]], sequences: Sequence[Any],
-         out: Path, threads: int) -> dict[tuple[str, str], list[runner.JobResult]]:
-    """Run what is not finished yet; results by (part, label), in the order of the sequences."""
-    runner.limit_threads(threads or os.cpu_count() or 1)
-    options = runner.RunOptions(save_masks=False)
-    results: dict[tuple[str, str], list[runner.JobResult]] = {}
-    total = len(specs) * sum(len(item) for item in sequences)
+def _part_frames(pairs: Sequence[str]) -> dict[str, int]:
+    """Read ``--frames part=number`` arguments."""
+    limits = {}
+    for pair in pairs:
+        part, _, number = pair.partition('=')
+        if part not in PARTS or not number.isdigit():
+            raise ValueError(f'--frames {pair}: expected PART=N, PART one of {", ".join(PARTS)}')
+        limits[part] = int(number)
+    return limits
+
+
+Results = Mapping[tuple[str, str], Sequence[runner.JobResult]]
+"""Results by part and label of the row, one for each sequence."""
+
+
+def _run(jobs: Sequence[tuple[AblationSpec, runner.SequenceSource]], out: Path, workers: int,
+         threads: int) -> Results:
+    """Run what is not finished yet."""
+    done: dict[tuple[str, str], runner.JobResult] = {}
+    groups: dict[tuple, tuple[list[AblationSpec], runner.SequenceSource]] = {}
     with Progress(TextColumn('{task.description:40.40}'), BarColumn(), MofNCompleteColumn(),
-                  TextColumn('frames'), TimeRemainingColumn()) as bar:
-        task = bar.add_task('', total=total)
+                  TextColumn('frames'), TimeElapsedColumn(), TextColumn('left'),
+                  TimeRemainingColumn(), speed_estimate_period=900) as bar:
+        task = bar.add_task('', total=sum(len(sequence) for _, sequence in jobs))
 
         def progress(engine: str, name: str, count: int) -> None:
             bar.update(task, advance=count, description=f'{engine} {name}')
 
-        for number, sequence in enumerate(sequences):
-            for row, made in zip(rows, specs, strict=True):
-                spec = made[number]
-                result = runner.finished(spec, sequence, out, options)
-                if result is None:
-                    result = runner.run_job(spec, sequence, out, options, progress)
-                    _keep_tokens(out, spec, sequence.name)
-                    spec.made.clear()
-                else:
-                    progress(spec.label, sequence.name, len(sequence))
-                results.setdefault((row.part, row.label), []).append(result)
+        for spec, sequence in jobs:
+            kept = runner.finished(spec, sequence, out, _OPTIONS)
+            if kept is not None:
+                done[spec.label, sequence.name] = kept
+                progress(spec.label, sequence.name, len(sequence))
+                continue
+            key = (sequence.name, len(sequence), spec.features_key)
+            groups.setdefault(key, ([], sequence))[0].append(spec)
+        # Sequence by sequence, so that the time left can be told from the time spent; what takes
+        # long first, so that no process is left alone with it at the end.
+        longest: dict[str, int] = {}
+        for name, length, _ in groups:
+            longest[name] = max(length, longest.get(name, 0))
+        order = sorted(groups, key=lambda key: (-longest[key[0]], key[0],
+                                                -len(groups[key][0]) * key[1]))
+        calls = {key: (*groups[key], out) for key in order}
+        if workers == 1:
+            runner.limit_threads(threads)
+            found = (run_group(*arguments, progress) for arguments in calls.values())
+        else:
+            found = (future.result() for _, future in
+                     runner.in_processes(run_group, calls, workers, threads, progress))
+        try:
+            for result in itertools.chain.from_iterable(found):
+                done[result.engine, result.sequence] = result
+        except BrokenProcessPool:
+            raise ValueError(runner.WORKER_DIED) from None
         bar.update(task, description='done')
+    results: dict[tuple[str, str], list[runner.JobResult]] = {}
+    for spec, sequence in jobs:
+        part, _, label = spec.label.partition('.')
+        results.setdefault((part, label), []).append(done[spec.label, sequence.name])
+    return results
+
+
+_OPTIONS = runner.RunOptions(save_masks=False)
+
+
+def run_group(specs: Sequence[AblationSpec], sequence: runner.SequenceSource, out: Path,
+              progress: runner.Progress) -> list[runner.JobResult]:
+    """Run rows of one :attr:`AblationSpec.features_key` on a sequence, in lock-step."""
+    from drift_ros.tracker import diffusion_features
+
+    first = specs[0]
+    shared = None
+    if len(specs) > 1:
+        shared = SharedFeatures(diffusion_features(first.model, first.config, first.device))
+    engines = [(spec, spec.make(shared)) for spec in specs]
+    results = runner.run_together(engines, sequence, out, _OPTIONS, progress,
+                                  shared.owed if shared else lambda: 0.0)
+    for spec in specs:
+        _keep_tokens(out, spec, sequence.name)
+        spec.made.clear()
     return results
 
 
@@ -309,11 +478,10 @@ def _keep_tokens(out: Path, spec: AblationSpec, sequence: str) -> None:
 
 # -- what is made of the results ---------------------------------------------------------------
 
-def table(rows: Sequence[Row], results: Mapping[tuple[str, str], Sequence[runner.JobResult]]
-          ) -> Table:
+def table(rows: Sequence[Row], results: Results) -> Table:
     """Make the table of all rows."""
     shown = Table(title='J&F in percent', title_justify='left')
-    for title in ('part', 'row', 'J&F', 'J', 'F', 'ms per frame'):
+    for title in ('part', 'row', 'J&F', 'J', 'F', 'ms per frame', 'frames'):
         shown.add_column(title, justify='left' if title in ('part', 'row') else 'right')
     part = ''
     for row, found in _summaries(rows, results):
@@ -321,20 +489,19 @@ def table(rows: Sequence[Row], results: Mapping[tuple[str, str], Sequence[runner
             shown.add_section()
         shown.add_row('' if part == row.part else row.part, row.text,
                       *(f'{100 * found[key]:.1f}' for key in ('j_and_f', 'j_mean', 'f_mean')),
-                      f'{found["ms_median"]:.0f}')
+                      f'{found["ms_median"]:.0f}', str(found['frames']))
         part = row.part
     return shown
 
 
-def _summaries(rows: Sequence[Row], results: Mapping[tuple[str, str], Sequence[runner.JobResult]]
-               ) -> Iterator[tuple[Row, dict[str, Any]]]:
+def _summaries(rows: Sequence[Row], results: Results) -> Iterator[tuple[Row, dict[str, Any]]]:
     for row in rows:
         (found,) = runner.engine_summary(results[row.part, row.label]).values()
         yield row, found
 
 
 def write(out: Path, rows: Sequence[Row],
-          results: Mapping[tuple[str, str], Sequence[runner.JobResult]],
+          results: Results,
           description: Mapping[str, Any]) -> Path:
     """Write CSV, figures and the report into a folder; returns the report's path."""
     out.mkdir(parents=True, exist_ok=True)
@@ -347,6 +514,7 @@ def write(out: Path, rows: Sequence[Row],
                              found['f_mean'], found['ms_median'], found['sequences'],
                              found['frames'], json.dumps({**row.options, 'learn': row.learn},
                                                          default=list)])
+    (out / 'tables.md').write_text(_markdown(rows, results), encoding='utf-8')
     with (out / 'frames.csv').open('w', newline='') as file:
         writer = csv.writer(file)
         writer.writerow(['part', 'row', 'sequence', 'frame', 'j_and_f'])
@@ -362,6 +530,20 @@ def write(out: Path, rows: Sequence[Row],
         ('parts', 'Each part left out in turn', _draw_parts),
     ) if draw(out / f'{name}.png', rows, results, description)]
     return _write_report(out, rows, results, figures, description)
+
+
+def _markdown(rows: Sequence[Row], results: Results) -> str:
+    """Make a Markdown table of each part."""
+    lines, part = [], ''
+    for row, found in _summaries(rows, results):
+        if row.part != part:
+            part = row.part
+            lines += ['', f'### {part}', '', f'{found["frames"]} frames. {PARTS[part]}', '',
+                      '| row | J&F | J | F | ms |', '|---|---|---|---|---|']
+        scores = (f'{100 * found[key]:.1f}' for key in ('j_and_f', 'j_mean', 'f_mean'))
+        text = row.text.replace('<', '&lt;').replace('>', '&gt;')
+        lines.append(f'| {text} | {" | ".join(scores)} | {found["ms_median"]:.0f} |')
+    return '\n'.join(lines[1:]) + '\n'
 
 
 def _per_frame(result: runner.JobResult) -> np.ndarray:
@@ -383,13 +565,15 @@ def _save(figure: Any, path: Path) -> bool:
     return True
 
 
-def _draw_kernel(path: Path, rows: Sequence[Row], results: Mapping,
+def _draw_kernel(path: Path, rows: Sequence[Row], results: Results,
                  description: Mapping[str, Any]) -> bool:
     """Figures 2 and 3: per frame, and on average."""
     chosen = [item for item in _summaries(rows, results) if item[0].part == 'kernel']
     if not chosen:
         return False
     figure, (left, right) = _pyplot().subplots(1, 2, figsize=(11, 4), layout='constrained')
+    names = {row.label: row.text.replace('cosine of hidden features', 'cosine')
+             for row, _ in chosen}
     for row, _ in chosen:
         curves = [_per_frame(result) for result in results[row.part, row.label]]
         length = max(map(len, curves))
@@ -397,16 +581,33 @@ def _draw_kernel(path: Path, rows: Sequence[Row], results: Mapping,
         padded = np.array([np.pad(c, (0, length - len(c)), constant_values=np.nan)
                            for c in curves])
         left.plot(np.arange(1, length + 1), 100 * np.nanmean(padded, axis=0),
-                  label=row.label, linewidth=2.5 if row.engine == 'tracker' else 1.2)
-    left.set(xlabel='frame', ylabel='J&F in percent', ylim=(0, 100))
+                  label=names[row.label], linewidth=2.5 if row.engine == 'tracker' else 1.2)
+    left.set(xlabel='frame', ylabel='J&F in percent, mean over sequences')
+    left.xaxis.get_major_locator().set_params(integer=True)
+    left.grid(color='0.9')
     left.legend(frameon=False, fontsize=8)
-    right.barh([row.label for row, _ in chosen][::-1],
-               [100 * found['j_and_f'] for _, found in chosen][::-1])
-    right.set(xlabel='J&F in percent, mean', xlim=(0, 100))
+    _dots(right, [names[row.label] for row, _ in chosen],
+          [100 * found['j_and_f'] for _, found in chosen])
+    right.set(xlabel='J&F in percent, mean')
     return _save(figure, path)
 
 
-def _draw_noise(path: Path, rows: Sequence[Row], results: Mapping,
+def _dots(axes: Any, names: Sequence[str], values: Sequence[float]) -> None:
+    """Draw labelled values, the first at the top; a line marks it, the one to compare with."""
+    places = np.arange(len(names))[::-1]
+    axes.axvline(values[0], color='0.8')
+    axes.scatter(values, places, zorder=3)
+    for value, place in zip(values, places, strict=True):
+        axes.annotate(f'{value:.1f}', (value, place), (6, 0), textcoords='offset points',
+                      va='center', fontsize=8)
+    span = max(max(values) - min(values), 1.0)
+    axes.set(xlim=(min(values) - 0.08 * span, max(values) + 0.2 * span),
+             ylim=(-0.7, len(names) - 0.3))
+    axes.set_yticks(places, names)
+    axes.grid(axis='y', color='0.93')
+
+
+def _draw_noise(path: Path, rows: Sequence[Row], results: Results,
                 description: Mapping[str, Any]) -> bool:
     """Figure 4: a curve over tau for each way to the noise level."""
     curves: dict[str, list[tuple[int, float]]] = {}
@@ -422,26 +623,30 @@ def _draw_noise(path: Path, rows: Sequence[Row], results: Mapping,
     for name, points in curves.items():
         axes.plot(*zip(*sorted(points)), marker='o', label=names[name])
     axes.set(xlabel='noise level tau', ylabel='J&F in percent')
+    axes.set_xticks(sorted({tau for points in curves.values() for tau, _ in points}))
     axes.grid(color='0.9')
     axes.legend(frameon=False)
     return _save(figure, path)
 
 
-def _draw_parts(path: Path, rows: Sequence[Row], results: Mapping,
+def _draw_parts(path: Path, rows: Sequence[Row], results: Results,
                 description: Mapping[str, Any]) -> bool:
-    chosen = [item for item in _summaries(rows, results) if item[0].part == 'parts'][::-1]
+    chosen = [item for item in _summaries(rows, results) if item[0].part == 'parts']
     if not chosen:
         return False
-    figure, axes = _pyplot().subplots(figsize=(8, 0.5 + 0.4 * len(chosen)), layout='constrained')
-    bars = axes.barh([row.text for row, _ in chosen],
-                     [100 * found['j_and_f'] for _, found in chosen])
-    axes.bar_label(bars, [f'{100 * found["j_and_f"]:.1f}, {found["ms_median"]:.0f} ms'
-                          for _, found in chosen], padding=3, fontsize=8)
-    axes.set(xlabel='J&F in percent', xlim=(0, 110))
+    figure, (left, right) = _pyplot().subplots(
+        1, 2, figsize=(11, 0.8 + 0.32 * len(chosen)), layout='constrained', sharey=True,
+        width_ratios=(3, 2))
+    _dots(left, [row.text for row, _ in chosen], [100 * found['j_and_f'] for _, found in chosen])
+    left.set(xlabel='J&F in percent')
+    times = [found['ms_median'] for _, found in chosen]
+    bars = right.barh(np.arange(len(chosen))[::-1], times, height=0.5, color='0.7')
+    right.bar_label(bars, [f'{value:.0f}' for value in times], padding=3, fontsize=8)
+    right.set(xlabel='milliseconds per frame, median', xlim=(0, 1.12 * max(times)))
     return _save(figure, path)
 
 
-def _draw_prompts(path: Path, rows: Sequence[Row], results: Mapping,
+def _draw_prompts(path: Path, rows: Sequence[Row], results: Results,
                   description: Mapping[str, Any]) -> bool:
     """Figure 5: where learnt tokens lie, and the prompts they stand beside."""
     files = sorted((path.parent / 'tokens' / 'heads.prompt-learnt').glob('*.json'))
@@ -470,7 +675,7 @@ def _draw_prompts(path: Path, rows: Sequence[Row], results: Mapping,
     return _save(figure, path)
 
 
-def _prompt_states(results: Mapping[tuple[str, str], Sequence[runner.JobResult]], row: Row,
+def _prompt_states(results: Results, row: Row,
                    model: str | None) -> dict[str, np.ndarray]:
     """States of the null prompt and of the category names: the tokens behind the start token."""
     from drift_ros.diffusion.checkpoint import load_checkpoint
@@ -526,7 +731,7 @@ def tsne(points: np.ndarray, perplexity: float = 8.0, steps: int = 600, seed: in
 
 
 def _write_report(out: Path, rows: Sequence[Row],
-                  results: Mapping[tuple[str, str], Sequence[runner.JobResult]],
+                  results: Results,
                   figures: Sequence[tuple[str, str]], description: Mapping[str, Any]) -> Path:
     import jinja2
 
@@ -540,6 +745,8 @@ def _write_report(out: Path, rows: Sequence[Row],
             learnt.append((path.parent.name, path.stem, number, before, after, data['seconds']))
     page = environment.from_string(_PAGE).render(
         rows=list(_summaries(rows, results)), figures=figures, learnt=learnt,
+        sequences=len(description['sequences']),
+        notes=[(part, PARTS[part]) for part in dict.fromkeys(row.part for row in rows)],
         description=json.dumps(description, indent=2, default=list))
     path = out / 'report.html'
     path.write_text(page, encoding='utf-8')
@@ -565,18 +772,22 @@ pre { background: #f5f5f5; padding: 1em; overflow-x: auto; font-size: .85em; }
 </head>
 <body>
 <h1>drift_ros ablation</h1>
-<p>First and last frame of each sequence are not scored; means are over objects. Prompt tokens are
-learnt once, at the seed: that time is not in the milliseconds per frame.</p>
+<p>{{ sequences }} sequences. First and last frame of each are not scored; means are over objects.
+Parts with fewer frames than others ran on the first frames of each sequence only. Rows that look
+at frames in the same way share the features; their time is in each row's milliseconds, as if it
+ran alone. Prompt tokens are learnt once, at the seed: that time is not in the milliseconds.</p>
 <table id="rows">
-<thead><tr><th>part</th><th>row</th><th>J&amp;F</th><th>J</th><th>F</th><th>ms per frame</th></tr>
+<thead><tr><th>part</th><th>row</th><th>J&amp;F</th><th>J</th><th>F</th><th>ms per frame</th>
+<th>frames</th></tr>
 </thead>
 <tbody>
 {% for row, found in rows %}
 <tr><td>{{ row.part }}</td><td>{{ row.text }}</td><td>{{ found.j_and_f | percent }}</td>
 <td>{{ found.j_mean | percent }}</td><td>{{ found.f_mean | percent }}</td>
-<td>{{ '%.0f' % found.ms_median }}</td></tr>
+<td>{{ '%.0f' % found.ms_median }}</td><td>{{ found.frames }}</td></tr>
 {% endfor %}
 </tbody></table>
+<dl>{% for part, text in notes %}<dt>{{ part }}</dt><dd>{{ text }}</dd>{% endfor %}</dl>
 {% for name, text in figures %}
 <figure><img src="{{ name }}.png" alt="{{ text }}"><figcaption>{{ text }}</figcaption></figure>
 {% endfor %}

@@ -21,6 +21,7 @@ import csv
 from dataclasses import dataclass
 import hashlib
 from importlib import metadata
+import itertools
 import json
 import multiprocessing
 import os
@@ -37,7 +38,7 @@ import numpy as np
 
 import drift_ros
 from drift_ros.errors import DriftRosError
-from drift_ros.evaluation.baselines import EngineSpec, NETWORKS
+from drift_ros.evaluation.baselines import Engine, EngineSpec, NETWORKS
 from drift_ros.evaluation.davis import DatasetError, Frame, write_mask
 from drift_ros.evaluation.metric import (
     MetricError,
@@ -47,7 +48,7 @@ from drift_ros.evaluation.metric import (
     summarize,
     Summary,
 )
-from drift_ros.evaluation.protocol import Track, track
+from drift_ros.evaluation.protocol import Step, Track, track
 
 Progress = Callable[[str, str, int], None]
 """Called with engine, sequence and the number of frames done since the last call."""
@@ -56,7 +57,9 @@ Progress = Callable[[str, str, int], None]
 class SequenceSource(Protocol):
     """What a run reads: a DAVIS sequence, a bag. It travels to worker processes."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """Name of its files and in tables."""
 
     def __len__(self) -> int: ...
 
@@ -151,14 +154,39 @@ class JobResult:
 def run_job(spec: EngineSpec, sequence: SequenceSource, folder: Path, options: RunOptions,
             progress: Progress = lambda engine, name, count: None) -> JobResult:
     """Run one engine on one sequence; write masks and scores into the folder of results."""
-    collector = Collector(spec.label, sequence.name, folder, options)
-    milliseconds = []
-    for step in track(spec.make(), sequence, options.late_objects):
-        collector.add(step.frame, step.labels, step.tracks)
-        if step.milliseconds is not None:
-            milliseconds.append(step.milliseconds)
-        progress(spec.label, sequence.name, 1)
-    return collector.finish(milliseconds, fingerprint(spec, sequence, options))
+    (result,) = run_together([(spec, spec.make())], sequence, folder, options, progress)
+    return result
+
+
+def run_together(engines: Sequence[tuple[EngineSpec, Engine]], sequence: SequenceSource,
+                 folder: Path, options: RunOptions,
+                 progress: Progress = lambda engine, name, count: None,
+                 shared: Callable[[], float] = lambda: 0.0) -> list[JobResult]:
+    """
+    Run engines on one sequence in lock-step, and write their masks and scores.
+
+    Every frame is read once and given to one engine after the other. ``shared`` is asked after
+    each step for the milliseconds that an engine before this one has spent in its place.
+    """
+    frames = itertools.tee(sequence, len(engines))
+    runs: list[tuple[EngineSpec, Iterator[Step], Collector, list[float]]] = [
+            (spec, track(engine, each, options.late_objects),
+             Collector(spec.label, sequence.name, folder, options), [])
+            for (spec, engine), each in zip(engines, frames, strict=True)]
+    running = True
+    while running:
+        for spec, steps, collector, milliseconds in runs:
+            step = next(steps, None)
+            if step is None:
+                running = False
+                continue
+            elsewhere = shared()
+            collector.add(step.frame, step.labels, step.tracks)
+            if step.milliseconds is not None:
+                milliseconds.append(step.milliseconds + elsewhere)
+            progress(spec.label, sequence.name, 1)
+    return [collector.finish(milliseconds, fingerprint(spec, sequence, options))
+            for spec, _, collector, milliseconds in runs]
 
 
 class Collector:
@@ -276,6 +304,29 @@ def run(specs: Sequence[EngineSpec], sequences: Sequence[SequenceSource], folder
 
 def _run_in_processes(waiting: list, folder: Path, options: RunOptions, workers: int,
                       threads: int, progress: Progress, results: dict, errors: dict) -> None:
+    calls = {(spec.label, sequence.name): (spec, sequence, folder, options)
+             for spec, sequence in waiting}
+    for key, future in in_processes(run_job, calls, workers, threads, progress):
+        try:
+            results[key] = future.result()
+        except BrokenProcessPool:
+            errors[key] = WORKER_DIED
+        except (DriftRosError, DatasetError, MetricError, OSError) as error:
+            errors[key] = f'{type(error).__name__}: {error}'
+
+
+WORKER_DIED = ('a worker process died (out of memory?); run the same command again to go on, with '
+               'fewer --workers')
+"""What to say of a BrokenProcessPool."""
+
+
+def in_processes(function: Callable, calls: Mapping[Any, tuple], workers: int, threads: int,
+                 progress: Progress) -> Iterator[tuple[Any, Future]]:
+    """
+    Call a function in worker processes; give the keys of ``calls`` with futures as they finish.
+
+    ``calls`` holds its arguments but for the last, which is a ``progress``.
+    """
     context = multiprocessing.get_context('spawn')
     with context.Manager() as manager:
         channel = manager.Queue()
@@ -288,20 +339,15 @@ def _run_in_processes(waiting: list, folder: Path, options: RunOptions, workers:
 
         thread = threading.Thread(target=forward, daemon=True)
         thread.start()
-        with ProcessPoolExecutor(workers, context, limit_threads, (threads,)) as pool:
-            futures = {pool.submit(_job, spec, sequence, folder, options, channel):
-                       (spec.label, sequence.name) for spec, sequence in waiting}
-            for future in _completed(pool, futures):
-                key = futures[future]
-                try:
-                    results[key] = future.result()
-                except BrokenProcessPool:
-                    errors[key] = ('a worker process died (out of memory?); run the same command '
-                                   'again to go on, with fewer --workers')
-                except (DriftRosError, DatasetError, MetricError, OSError) as error:
-                    errors[key] = f'{type(error).__name__}: {error}'
-        done.set()
-        thread.join()
+        try:
+            with ProcessPoolExecutor(workers, context, limit_threads, (threads,)) as pool:
+                futures = {pool.submit(_call, function, arguments, channel): key
+                           for key, arguments in calls.items()}
+                for future in _completed(pool, futures):
+                    yield futures[future], future
+        finally:
+            done.set()
+            thread.join()
 
 
 def _completed(pool: ProcessPoolExecutor, futures: Mapping[Future, Any]) -> Iterator[Future]:
@@ -313,10 +359,8 @@ def _completed(pool: ProcessPoolExecutor, futures: Mapping[Future, Any]) -> Iter
         raise
 
 
-def _job(spec: EngineSpec, sequence: SequenceSource, folder: Path, options: RunOptions,
-         channel: Any) -> JobResult:
-    return run_job(spec, sequence, folder, options,
-                   lambda engine, name, count: channel.put((engine, name, count)))
+def _call(function: Callable, arguments: tuple, channel: Any) -> Any:
+    return function(*arguments, lambda engine, name, count: channel.put((engine, name, count)))
 
 
 def limit_threads(threads: int) -> None:

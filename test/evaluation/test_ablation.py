@@ -2,9 +2,11 @@
 """The ablation runs every row on any checkpoint, goes on where it stopped, and reports."""
 
 import csv
+import dataclasses
 import json
 from pathlib import Path
 import sys
+import time
 
 from click.testing import CliRunner
 import numpy as np
@@ -39,7 +41,7 @@ def model(tmp_path_factory):
 
 def test_every_part_on_a_stable_diffusion_folder(davis, model, tmp_path, monkeypatch):
     chosen = {'attention', 'cosine-0.05', 'inversion-300', 'ensemble-300', 'adaptive',
-              'prompt-category', 'prompt-learnt', 'shipped', 'paper'}
+              'prompt-category', 'prompt-learnt', 'inverted-null', 'shipped', 'no-align', 'paper'}
     make_rows = ablation.make_rows
     monkeypatch.setattr(ablation, 'make_rows', lambda *arguments: [
         row for row in make_rows(*arguments) if row.label in chosen])
@@ -65,7 +67,7 @@ def test_every_part_on_a_stable_diffusion_folder(davis, model, tmp_path, monkeyp
         (tmp_path / 'out' / 'tokens' / 'heads.prompt-learnt' / 'one.json').read_text())
     assert np.array(list(tokens['tokens'].values())).shape[1:] == (4, 32)
     # again: nothing is run a second time, and the numbers are the same
-    monkeypatch.setattr(runner, 'run_job', lambda *_: pytest.fail('run again'))
+    monkeypatch.setattr(runner, 'run_together', lambda *_: pytest.fail('run again'))
     result = CliRunner().invoke(main, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     with (tmp_path / 'out' / 'rows.csv').open() as file:
@@ -78,7 +80,7 @@ def test_unknown_part(davis):
 
 
 def test_rows_differ_in_what_they_are_about():
-    rows = ablation.make_rows(ablation.PARTS, ('a',), 'late', ['a', 'late'], [10], 5.0)
+    rows = ablation.make_rows(tuple(ablation.PARTS), 'late', ['a', 'late'], [10], 5.0)
     specs = [row.spec('car-shadow', {'resolution': 96}, None, 'cpu') for row in rows]
     for part in ablation.PARTS:
         ours = [spec for spec in specs if spec.label.startswith(f'{part}.')]
@@ -87,8 +89,112 @@ def test_rows_differ_in_what_they_are_about():
     by_label = {spec.label: spec for spec in specs}
     assert by_label['heads.prompt-category'].options['prompt'] == 'a photo of car shadow'
     assert by_label['heads.prompt-learnt'].options['learn'] == 5.0
-    assert all(spec.options['resolution'] == 96 for spec in specs
-               if spec.label != 'parts.finer')
+    larger = {'parts.finer', 'parts.quality', 'parts.finer-wide'}
+    assert all((spec.options['resolution'] == 96) == (spec.label not in larger) for spec in specs)
+
+
+def test_the_quality_preset_is_a_row():
+    from drift_ros.evaluation.baselines import load_params_file
+
+    rows = ablation.make_rows(['parts'], 'late', ['late'], [10], 5.0)
+    (quality,) = [row for row in rows if row.label == 'quality']
+    preset = Path(__file__).resolve().parents[2] / 'config' / 'quality.yaml'
+    assert load_params_file(str(preset)) == quality.options
+
+
+OPTIONS = {'resolution': 64, 'confidence_threshold': 0.0}
+
+
+def specs_of(labels, model=None):
+    rows = ablation.make_rows(tuple(ablation.PARTS), 'late', ['late'], [10], 0.2)
+    return [row.spec('one', OPTIONS, model and str(model), 'cpu') for row in rows
+            if f'{row.part}.{row.label}' in labels]
+
+
+def test_rows_share_features_only_where_they_look_in_the_same_way():
+    def keys(*labels):
+        return {spec.features_key for spec in specs_of(labels)}
+
+    assert len(keys('kernel.attention', 'parts.shipped', 'parts.no-align', 'paper.none')) == 1
+    for pair in (('kernel.attention', 'kernel.cosine-0.05'),
+                 ('kernel.cosine-0.05', 'kernel.cosine-0.1'),
+                 ('parts.shipped', 'parts.quality'),
+                 ('parts.shipped', 'heads.prompt-null'),
+                 ('heads.prompt-null', 'heads.prompt-learnt'),
+                 ('heads.prompt-null', 'heads.prompt-category'),
+                 ('noise.random-10', 'noise.scaled-10')):
+        assert len(keys(*pair)) == 2, pair
+
+
+def test_rows_in_lock_step_are_those_alone(davis, model, tmp_path):
+    """Same masks and scores; one extraction a frame, whose time is in every row."""
+    (sequence,) = find_sequences(davis, names=['one'], max_frames=4)
+    specs = specs_of(('parts.shipped', 'parts.no-older', 'parts.no-refinement'), model)
+    together = ablation.run_group(specs, sequence, tmp_path / 'together', lambda *_: None)
+    for spec, result in zip(specs, together, strict=True):
+        alone, = ablation.run_group([spec], sequence, tmp_path / 'alone', lambda *_: None)
+        assert alone.engine == result.engine == spec.label
+        np.testing.assert_array_equal(alone.score.j, result.score.j)
+        np.testing.assert_array_equal(alone.score.f, result.score.f)
+        assert [t.area for row in alone.tracks for t in row] == [
+            t.area for row in result.tracks for t in row]
+        assert result.milliseconds.shape == alone.milliseconds.shape == (3,)
+
+
+def test_shared_features_are_extracted_once_and_charged_to_all():
+    class Slow:
+        calls = 0
+
+        def extract(self, frame):
+            self.calls += 1
+            time.sleep(0.02)
+            return frame.sum()
+
+    slow = Slow()
+    shared = ablation.SharedFeatures(slow)
+    first, second = np.ones((4, 4, 3), np.uint8), np.zeros((4, 4, 3), np.uint8)
+    assert shared.extract(first) == 48 and shared.owed() == 0.0  # spent by itself
+    assert shared.extract(first) == 48 and shared.owed() >= 20.0
+    assert shared.owed() == 0.0
+    assert shared.extract(second) == 0 and shared.owed() == 0.0
+    assert slow.calls == 2
+
+
+def test_windows_that_stay_lose_an_object_that_moves_far():
+    """The row without alignment does what it says."""
+    from scenes import ColourFeatures, RED, scene, square_mask
+
+    found = {}
+    for label in ('parts.shipped', 'parts.no-align'):
+        (spec,) = specs_of((label,))
+        values = {**spec.options, 'resolution': 96, 'seed_radius': 3, 'radius': 3}
+        spec = dataclasses.replace(spec, options=values)
+        tracker = spec.make(ColourFeatures())
+        tracker.seed(scene((8, 16, 16, RED)), square_mask((8, 16, 16)))
+        for x in range(12, 88, 4):
+            tracker.step(scene((x, 16, 16, RED)))
+        seeds = tracker._memory.pinned[0]
+        aligned = tracker._memory._aligned(seeds)
+        found[label] = float((aligned.labels[..., 1] * torch.arange(32)).sum()
+                             / aligned.labels[..., 1].sum())
+    assert found['parts.shipped'] > found['parts.no-align'] + 5
+
+
+def test_several_processes(davis, model, tmp_path):
+    arguments = ['ablate', str(davis), '--sequences', 'one', '--parts', 'kernel', '--frames',
+                 'kernel=4', '--set', 'resolution=64', '--model', str(model), '--threads', '1']
+    scores = []
+    for workers in ('1', '2'):
+        folder = tmp_path / workers
+        result = CliRunner().invoke(
+            main, [*arguments, '--workers', workers, '--out', str(folder)], catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        with (folder / 'rows.csv').open() as file:
+            scores.append([(row['row'], row['j_and_f'], row['frames'])
+                           for row in csv.DictReader(file)])
+    assert scores[0] == scores[1] and {row[2] for row in scores[0]} == {'4'}
+    result = CliRunner().invoke(main, [*arguments, '--frames', 'kernels=4'])
+    assert result.exit_code == 1 and 'expected PART=N' in result.output
 
 
 def test_cosine_is_the_cosine_of_the_layers_input(model):
@@ -134,7 +240,8 @@ def test_memory_of_stable_diffusion():
 
 def test_heads_are_timed():
     found = time_heads(2, 4, 15, 20, 8, 4, 1)
-    assert 0 < found['heads in use'] < 8 and min(found.values()) > 0
+    assert 0 < found['heads in use'] < 8
+    assert all(value > 0 for name, value in found.items() if 'saved' not in name)
 
 
 def test_presets_are_parameter_files():

@@ -86,6 +86,28 @@ def test_kernel_is_the_networks_own_self_attention(folder):
             )
 
 
+def test_tied_projections_are_computed_and_kept_once(sd1):
+    checkpoint = load_checkpoint(sd1, device='cpu')
+    extractor = DiffusionFeatures(checkpoint, resolution=64)
+    (layer,) = extractor.extract(frame()).layers
+    assert not torch.equal(layer.query, layer.key)
+    attention = checkpoint.unet.get_submodule(extractor.layers[0])
+    attention.to_k.load_state_dict(attention.to_q.state_dict())
+    (tied,) = extractor.extract(frame()).layers
+    assert tied.key is tied.query and torch.equal(tied.query, layer.query)
+
+
+def test_samples_are_averaged(sd1):
+    checkpoint = load_checkpoint(sd1, device='cpu')
+    options = {'resolution': 64, 'noise': 'random'}
+    found = []
+    for samples in (1, 2):
+        extractor = DiffusionFeatures(checkpoint, noise_samples=samples, **options)
+        found.append(extractor.extract(frame()).layers[0].query)
+    assert found[0].shape == found[1].shape
+    assert not torch.equal(*found)
+
+
 def test_the_pass_stops_after_the_last_layer(sd1):
     checkpoint = load_checkpoint(sd1, device='cpu')
     reached = []

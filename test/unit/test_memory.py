@@ -6,6 +6,7 @@ from scenes import BLUE, ColourFeatures, GREEN, RED, scene
 import torch
 
 from drift_ros import TrackerConfig
+from drift_ros.diffusion.features import FrameFeatures, LayerFeatures
 from drift_ros.memory import ReferenceMemory
 
 
@@ -71,3 +72,13 @@ def test_what_moved_beyond_the_window_is_still_matched_to_the_seed():
     found = memory.read(later)[..., 1]
     assert found[14:20, 20:26].mean() > 0.7
     assert found[:10].max() < 0.1
+
+
+def test_queries_that_are_the_keys_are_kept_once():
+    (layer,) = ColourFeatures().extract(scene()).layers
+    sizes = []
+    for key in (layer.query, layer.query.clone()):
+        memory = ReferenceMemory(TrackerConfig())
+        memory.push(FrameFeatures((LayerFeatures(layer.query, key),)), labels_of((2, 2, 6, 6)))
+        sizes.append(memory.nbytes)
+    assert sizes[1] - sizes[0] == 2 * layer.key.numel()

@@ -4,7 +4,8 @@
 import pytest
 import torch
 
-from drift_ros.propagation import _largest, propagate, propagate_heads
+from drift_ros import propagation
+from drift_ros.propagation import _largest, propagate
 
 
 def dense(query, keys, labels, radius, top_k, temperature, head_weights):
@@ -33,6 +34,30 @@ def dense(query, keys, labels, radius, top_k, temperature, head_weights):
                     logits.softmax(0)[:, None] * torch.stack(values)
                 ).sum(0)
     return out
+
+
+def masked(query, keys, labels, radii, top_k, head_weights):
+    """One masked attention over everything, in double precision; a radius for each reference."""
+    heads, height, width, dim = query.shape
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing='ij')
+    y, x = y.flatten(), x.flatten()
+    away = torch.maximum((y[:, None] - y).abs(), (x[:, None] - x).abs())
+    near = torch.cat([away <= radius for radius in radii], dim=1)
+    flat_keys = keys.double().transpose(0, 1).flatten(1, 3)
+    logits = query.double().flatten(1, 2) @ flat_keys.transpose(1, 2) / dim**0.5
+    logits = logits.masked_fill(~near, float('-inf'))
+    if top_k:
+        least = logits.topk(top_k).values[..., -1:]
+        logits = logits.masked_fill(logits < least, float('-inf'))
+    found = logits.softmax(-1) @ labels.double().flatten(0, 2)
+    found = torch.einsum('h,hnc->nc', head_weights.double(), found)
+    # where all labels within the smallest window are one, they are the answer
+    flat = labels.double().flatten(1, 2)
+    for place in range(height * width):
+        seen = flat[:, away[place] <= min(radii)].flatten(0, 1)
+        if (seen == seen[0]).all():
+            found[place] = seen[0]
+    return found.view(height, width, -1)
 
 
 def example(heads=2, height=5, width=7, dim=6, references=2, channels=3):
@@ -112,70 +137,64 @@ def test_heads_of_weight_zero_are_not_computed(radius):
     assert torch.equal(propagate(query, keys, labels, radius=radius, head_weights=weights), want)
 
 
-@pytest.mark.parametrize('radius', [None, 3])
-@pytest.mark.parametrize('top_k', [0, 4])
-def test_single_heads_sum_to_the_mixture(radius, top_k):
-    query, keys, labels = example(heads=3)
-    weights = torch.tensor([0.2, 0.3, 0.5])
-    options = {'radius': radius, 'top_k': top_k}
-    alone = propagate_heads(query, keys, labels, **options)
-    want = propagate(query, keys, labels, head_weights=weights, **options)
-    torch.testing.assert_close(torch.einsum('h,hyxc->yxc', weights, alone), want)
-
-
-@pytest.mark.parametrize('radius', [None, 3])
-def test_near_keys_can_be_excluded(radius):
-    """Marking one position, its own neighbourhood learns nothing of it."""
-    query, keys, _ = example(1, 9, 9, 6, 1)
-    labels = torch.zeros(1, 9, 9, 1)
-    labels[0, 4, 4] = 1.0
-    seen = propagate_heads(query, keys, labels, radius=radius, exclude=1)[0, ..., 0] > 0
-    near = torch.zeros(9, 9, dtype=torch.bool)
-    near[3:6, 3:6] = True
-    reach = torch.zeros(9, 9, dtype=torch.bool)
-    reach[slice(None) if radius is None else slice(1, 8)] = True
-    if radius is not None:
-        reach[:, [0, 8]] = False
-    assert torch.equal(seen, reach & ~near)
-    with pytest.raises(ValueError, match='exclude is 3; it must be below'):
-        propagate_heads(query, keys, labels, radius=3, exclude=3)
-
-
-@pytest.mark.parametrize('radius', [None, 2, 5])
-@pytest.mark.parametrize('every', [2, 3])
-def test_a_part_of_the_queries(radius, every):
-    query, keys, labels = example(2, 20, 27)
-    options = {'radius': radius, 'top_k': 5, 'exclude': 1}
-    whole = propagate_heads(query, keys, labels, **options)
-    part = propagate_heads(query, keys, labels, every=every, **options)
-    torch.testing.assert_close(part, whole[:, ::every, ::every])
-    with pytest.raises(ValueError, match='every is 5'):
-        propagate_heads(query, keys, labels, every=5)
-
-
 @pytest.mark.parametrize('top_k', [0, 5])
-def test_each_reference_may_have_its_own_window(top_k):
+@pytest.mark.parametrize(('height', 'width', 'radii'), [
+    (14, 27, (9, 2, 2)),
+    (31, 22, (4, 1, 3, 3, 7)),
+    (9, 40, (100, 5, 5, 5, 5, 5, 5)),
+    (5, 3, (0, 2)),
+])
+def test_each_reference_may_have_its_own_window(height, width, radii, top_k):
     """A key out of its reference's window has no say: as if its logit were minus infinity."""
-    query, keys, labels = example(2, 14, 27, references=3)
-    radii = (9, 2, 2)
-    y, x = torch.meshgrid(torch.arange(14), torch.arange(27), indexing='ij')
-    away = torch.maximum(
-        (y.flatten()[:, None] - y.flatten()).abs(), (x.flatten()[:, None] - x.flatten()).abs()
-    )
-    near = torch.cat([away <= radius for radius in radii], dim=1)
-    logits = query.flatten(1, 2) @ keys.transpose(0, 1).flatten(1, 3).transpose(1, 2) / 6**0.5
-    logits = logits.masked_fill(~near, float('-inf'))
-    if top_k:
-        least = logits.topk(top_k).values[..., -1:]
-        logits = logits.masked_fill(logits < least, float('-inf'))
-    want = (logits.softmax(-1) @ labels.flatten(0, 2)).mean(0).view(14, 27, -1)
-    got = propagate(query, keys, labels, radius=radii, top_k=top_k)
-    torch.testing.assert_close(got, want, atol=1e-5, rtol=0)
-    with pytest.raises(ValueError, match='2 radii are given for 3 references'):
-        propagate(query, keys, labels, radius=(3, 3))
+    query, keys, labels = example(3, height, width, references=len(radii))
+    top_k = min(top_k, len(radii))
+    weights = torch.tensor([0.5, 0.2, 0.3])
+    got = propagate(query, keys, labels, radius=radii, top_k=top_k, head_weights=weights)
+    want = masked(query, keys, labels, radii, top_k, weights)
+    torch.testing.assert_close(got.double(), want, atol=1e-5, rtol=0)
+    with pytest.raises(ValueError, match='3 radii are given for'):
+        propagate(query, keys[:2], labels[:2], radius=(3, 3, 3))
 
 
-@pytest.mark.parametrize('length', [1, 31, 200, 1000, 1023])
+@pytest.mark.parametrize('tile', [3, 8, 12])
+@pytest.mark.parametrize('room', [1, 2**15, 2**30])
+def test_results_depend_neither_on_tiles_nor_on_room(monkeypatch, tile, room):
+    """Few objects far apart, so that most queries need no work; windows of two sizes."""
+    monkeypatch.setattr(propagation, '_TILE', tile)
+    monkeypatch.setattr(propagation, '_ROOM', room)
+    query, keys, _ = example(2, 33, 46, 8, 4)
+    labels = torch.zeros(4, 33, 46, 3)
+    labels[:, 2:6, 3:9, 1] = 0.7
+    labels[:, 20:31, 30:40, 2] = 1.0  # wide enough to hold windows of its own
+    labels[0, 15, 11, 1] = 1.0  # seen through the wide window only
+    labels[..., 0] = 1.0 - labels.sum(-1)
+    weights = torch.tensor([0.5, 0.5])
+    radii = (6, 2, 2, 2)
+    got = propagate(query, keys, labels, radius=radii, top_k=7)
+    want = masked(query, keys, labels, radii, 7, weights)
+    torch.testing.assert_close(got.double(), want, atol=1e-5, rtol=0)
+    assert torch.equal(got[25, 34], torch.tensor([0.0, 0.0, 1.0]))
+
+
+def test_keys_may_come_one_reference_at_a_time():
+    query, keys, labels = example(3, 20, 9, references=4)
+    for options in ({}, {'radius': 2, 'top_k': 3}, {'radius': (4, 1, 1, 1)}):
+        want = propagate(query, keys, labels, **options)
+        assert torch.equal(propagate(query, list(keys), labels, **options), want)
+
+
+def test_equal_affinities_count_alike():
+    """More keys tie for a place among the largest than there are places."""
+    query, keys = torch.ones(1, 20, 20, 4), torch.ones(2, 1, 20, 20, 4)
+    labels = torch.zeros(2, 20, 20, 2)
+    labels[:, ::2, :, 1] = 1.0
+    labels[:, 1::2, :, 0] = 1.0
+    got = propagate(query, keys, labels, radius=4, top_k=6)
+    torch.testing.assert_close(got.sum(-1), torch.ones(20, 20))
+    torch.testing.assert_close(got * 6, (got * 6).round(), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize('length', [1, 31, 200, 1000, 1023, 4480])
 def test_the_largest_values_are_found_among_group_maxima(length):
     values = torch.randn(2, length, 5, generator=torch.Generator().manual_seed(length))
     count = min(7, length)
@@ -184,3 +203,11 @@ def test_the_largest_values_are_found_among_group_maxima(length):
     order = got.argsort(dim=-1, descending=True)
     assert torch.equal(got.gather(-1, order), want.transpose(1, 2))
     assert torch.equal(index.gather(-1, order), where.transpose(1, 2))
+
+
+def test_ties_among_the_largest_give_distinct_rows():
+    values = torch.zeros(1, 700, 3)
+    values[:, ::50] = 1.0  # 14 of them
+    got, index = _largest(values, 15)
+    assert torch.equal(got.sum(-1), torch.full((1, 3), 14.0))
+    assert all(len(column.unique()) == 15 for column in index[0])
