@@ -37,8 +37,9 @@ def run(factory: Callable[[], Any], args: Sequence[str] | None = None,
     Exit codes: 0 after a signal or when done, 1 when the node could not be made or a callback
     raised.
     """
-    # torch's threads, while they wait, leave the cores to the other processes of the robot
-    os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
+    # torch's threads leave the cores to the other processes of the robot while there is no frame,
+    # but wait awake from one step of a frame to the next: to be woken takes longer than most do
+    os.environ.setdefault('GOMP_SPINCOUNT', '20000')
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())

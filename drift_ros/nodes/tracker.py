@@ -11,6 +11,7 @@ answering (get_state says "configuring" meanwhile).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 import resource
 import threading
 import time
@@ -155,8 +156,12 @@ class TrackerNode(LifecycleNodeMixin, Node):
             config = parameters.read(self, TrackerConfig)
             start = time.monotonic()
             from drift_ros.tracker import Tracker  # imports torch
-            self._tracker = Tracker(self._settings.model or None, config,
-                                    device=self._settings.device)
+            # In a thread that ends: torch keeps threads for each thread that ever used it, and
+            # once there are more than processors, those that wait for work fall asleep at once.
+            with ThreadPoolExecutor(1) as loader:
+                self._tracker = loader.submit(
+                    Tracker, self._settings.model or None, config, device=self._settings.device
+                ).result()
             from drift_ros.diffusion.checkpoint import resolve_device
             self._device = str(resolve_device(self._settings.device))
         except Exception as error:
