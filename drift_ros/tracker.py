@@ -544,6 +544,7 @@ def diffusion_features(
         inversion_steps=config.inversion_steps,
         noise_samples=config.noise_samples,
         noise_seed=config.noise_seed,
+        colour_share=config.colour_share,
     )
 
 

@@ -61,9 +61,10 @@ def dev_score(davis: Path, make: Callable[[], Tracker], frames: int = 16,
 
 
 def model_config(model: Path | None) -> TrackerConfig:
-    """Return the tracker's defaults with the layer the model was trained for, no refinement."""
+    """Return the tracker's defaults for attention alone, at the layer the model was trained for."""
     notes = json.loads(((model or EMBEDDED) / 'drift_ros.json').read_text())
-    return TrackerConfig(layers=(notes['attention_layer'],), refinement='none')
+    return TrackerConfig(
+        layers=(notes['attention_layer'],), refinement='none', colour_share=0.0)
 
 
 def model_score(davis: Path, model: Path, frames: int = 16, **options: Any

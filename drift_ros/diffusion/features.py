@@ -12,9 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from drift_ros.colour import colour_patches
 from drift_ros.diffusion.checkpoint import Checkpoint
 from drift_ros.diffusion.inversion import DDIM
 from drift_ros.errors import CheckpointError
+
+# Colour patches are blocks of 3 x 3 tokens; their cosine is divided by this to stand beside
+# attention logits.
+_PATCH = 3
+_COLOUR_TEMPERATURE = 0.009
 
 
 @dataclass(frozen=True)
@@ -26,7 +32,7 @@ class LayerFeatures:
     ----------
     query, key : Tensor
         (heads, h, w, d) floating point on the token grid h x w. ``query @ key^T / sqrt(d)`` are
-        the network's own attention logits.
+        the network's own attention logits, unless colour has been added.
 
     """
 
@@ -77,6 +83,7 @@ class DiffusionFeatures:
         inversion_steps: int = 0,
         noise_samples: int = 1,
         noise_seed: int = 0,
+        colour_share: float = 0.0,
     ) -> None:
         """
         Choose layers, noise level and working size.
@@ -95,6 +102,9 @@ class DiffusionFeatures:
             The frame's shorter side is resized to about this many pixels.
         noise, inversion_steps, noise_samples, noise_seed
             How latents get to the noise level, see :class:`drift_ros.TrackerConfig`.
+        colour_share : float
+            Of raw colour in queries and keys, see :func:`with_colour`. Below 0:
+            the checkpoint's own.
 
         Raises
         ------
@@ -116,6 +126,7 @@ class DiffusionFeatures:
         self._steps = inversion_steps
         self._samples = noise_samples if noise == 'random' else 0
         self._noise_seed = noise_seed
+        self._colour_share = checkpoint.colour_share if colour_share < 0.0 else colour_share
         self.layers = select_layers(checkpoint.unet, layers or checkpoint.layers)
 
     def extract(self, frame: np.ndarray) -> FrameFeatures:
@@ -153,7 +164,8 @@ class DiffusionFeatures:
         with torch.inference_mode(), capturing(self.checkpoint.unet, processors):
             with contextlib.suppress(PassEnded):
                 self.run_unet(latents)
-        return FrameFeatures(tuple(captured[name] for name in self.layers), image)
+        attention = FrameFeatures(tuple(captured[name] for name in self.layers), image)
+        return with_colour(attention, self._colour_share)
 
     def resize(self, frame: np.ndarray) -> np.ndarray:
         """Resize a frame (H, W, 3) uint8 to the working size."""
@@ -227,6 +239,41 @@ class DiffusionFeatures:
             encoder_hidden_states=prompt.expand(count, -1, -1),
             added_cond_kwargs=added or None,
         ).sample
+
+
+def with_colour(features: FrameFeatures, share: float) -> FrameFeatures:
+    """
+    Let colour speak in every head: attention and colour become one kernel.
+
+    Its logits are ``(1 - share)`` times the attention's plus ``share`` times the cosine of colour
+    patches over 0.009, as in a joint bilateral filter: both have to agree. Patches are appended to
+    queries and keys, so that the kernel stays one product.
+
+    Parameters
+    ----------
+    features : FrameFeatures
+        With its image.
+    share : float
+        In [0, 1]; 0 gives ``features`` back.
+
+    """
+    if share == 0.0 or features.image is None:
+        return features
+    layers = []
+    for layer in features.layers:
+        heads, height, width, dim = layer.query.shape
+        patches = torch.from_numpy(colour_patches(features.image, (height, width), _PATCH))
+        patches = patches.to(layer.query).expand(heads, -1, -1, -1)
+        wide = dim + patches.shape[-1]
+        # The kernel divides by the root of the wider dimension. Half of each factor goes to the
+        # queries, half to the keys: where both were one tensor they still are.
+        ours = ((1.0 - share) * (wide / dim) ** 0.5) ** 0.5
+        colour = patches * (share / _COLOUR_TEMPERATURE * wide**0.5) ** 0.5
+        query = torch.cat([ours * layer.query, colour], dim=-1)
+        tied = layer.key is layer.query
+        key = query if tied else torch.cat([ours * layer.key, colour], dim=-1)
+        layers.append(LayerFeatures(query, key))
+    return FrameFeatures(tuple(layers), features.image)
 
 
 def self_attention_layers(unet: torch.nn.Module) -> list[str]:

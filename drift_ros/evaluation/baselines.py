@@ -148,22 +148,16 @@ class ColourPatches:
 
     def patches(self, frame: np.ndarray) -> np.ndarray:
         """Return unit-length colour patches (h, w, 3 * cells^2) float32 of a frame."""
+        from drift_ros.colour import colour_patches
+
         ratio = self._resolution / min(frame.shape[:2])
         height, width = (max(round(side * ratio / self._stride), 1) * self._stride
                          for side in frame.shape[:2])
         shrink = height * width < frame.shape[0] * frame.shape[1]
         resized = cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA if shrink
                              else cv2.INTER_LINEAR)
-        lab = cv2.cvtColor(resized.astype(np.float32) / 255, cv2.COLOR_RGB2LAB) / 100
-        lab[..., 0] -= 0.5  # mid grey is the origin: dark and light are opposite directions
-        small = cv2.resize(lab, (width // self._stride, height // self._stride),
-                           interpolation=cv2.INTER_AREA)
-        margin = self._cells // 2
-        padded = np.pad(small, ((margin, margin), (margin, margin), (0, 0)), mode='edge')
-        blocks = np.lib.stride_tricks.sliding_window_view(
-            padded, (self._cells, self._cells), axis=(0, 1))  # (h, w, 3, cells, cells)
-        flat = blocks.reshape(*small.shape[:2], -1)
-        return flat / np.maximum(np.linalg.norm(flat, axis=-1, keepdims=True), 1e-6)
+        grid = (height // self._stride, width // self._stride)
+        return colour_patches(resized, grid, self._cells)
 
 
 class BoxSeeded:

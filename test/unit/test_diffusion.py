@@ -10,8 +10,15 @@ import pytest
 from tiny_models import FAMILIES, save_checkpoint
 import torch
 
+from drift_ros.colour import colour_patches
 from drift_ros.diffusion.checkpoint import load_checkpoint
-from drift_ros.diffusion.features import DiffusionFeatures, self_attention_layers
+from drift_ros.diffusion.features import (
+    DiffusionFeatures,
+    FrameFeatures,
+    LayerFeatures,
+    self_attention_layers,
+    with_colour,
+)
 from drift_ros.errors import CheckpointError
 from drift_ros.propagation import propagate
 
@@ -234,3 +241,32 @@ def test_missing_folder_and_uncached_hub_id(tmp_path, monkeypatch):
 def test_unknown_device(sd1):
     with pytest.raises(CheckpointError, match='is unknown'):
         load_checkpoint(sd1, device='toaster')
+
+
+@pytest.mark.parametrize('tied', [True, False])
+def test_colour_joins_the_logits(tied):
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 255, (24, 40, 3), dtype=np.uint8)
+    query = torch.randn(2, 6, 10, 8)
+    layer = LayerFeatures(query, query if tied else torch.randn(2, 6, 10, 8))
+    (joint,) = with_colour(FrameFeatures((layer,), image), 0.25).layers
+
+    def logits(features):
+        flat_query, flat_key = features.query.flatten(1, 2), features.key.flatten(1, 2)
+        return flat_query @ flat_key.transpose(1, 2) / features.query.shape[-1] ** 0.5
+
+    patches = torch.from_numpy(colour_patches(image, (6, 10), 3)).flatten(0, 1)
+    wanted = 0.75 * logits(layer) + 0.25 * (patches @ patches.T) / 0.009
+    torch.testing.assert_close(logits(joint), wanted, rtol=1e-4, atol=1e-4)
+    assert (joint.key is joint.query) is tied
+
+
+def test_share_of_colour_is_the_checkpoints_unless_told(sd1):
+    checkpoint, embedded = (load_checkpoint(path, device='cpu') for path in (sd1, None))
+    plain = DiffusionFeatures(checkpoint, resolution=64, colour_share=-1.0).extract(frame())
+    alone = DiffusionFeatures(checkpoint, resolution=64, colour_share=0.0).extract(frame())
+    assert torch.equal(plain.layers[0].query, alone.layers[0].query)
+    widths = [DiffusionFeatures(embedded, resolution=64, colour_share=share).extract(
+        frame()).layers[0].query.shape[-1] for share in (-1.0, 0.0, 0.5)]
+    assert embedded.colour_share > 0
+    assert widths == [96 + 27, 96, 96 + 27]
