@@ -46,6 +46,7 @@ class ColourSolver:
         weight: float = 0.5,
         limit: float = 4.0,
         seed_share: float = 0.5,
+        rounds: int = 2,
     ) -> None:
         """
         Set the solver.
@@ -61,11 +62,14 @@ class ColourSolver:
             Of that ratio, before it is weighted.
         seed_share : float
             Share of the seed frame's histograms in [0, 1].
+        rounds : int
+            After the first one the histograms are those of the mask found so far.
 
         """
         self._pixels = pixels
         self._weight, self._limit = weight, limit
         self._seed_share = seed_share
+        self.rounds = rounds
         self._seen: dict[int, _Seen] = {}
 
     def remember(self, frame: np.ndarray, masks: Mapping[int, np.ndarray]) -> None:
@@ -123,7 +127,7 @@ class ColourSolver:
         ----------
         object_id : int
         probability : np.ndarray
-            (h, w) float32 in [0, 1], the coarse one.
+            (h, w) float32 in [0, 1], the mask as far as it is known.
         bins : np.ndarray
             (h, w) int, as :func:`_colour_bins` gives them.
 
@@ -177,8 +181,10 @@ class _Coloured(Smoothed):
         coarse = _crop(full, self._window, self._grid.size)
         clear = np.clip(coarse, 0.02, 0.98)
         odds = np.log(clear / (1.0 - clear))
-        odds += self._models.evidence(object_id, coarse, self._bins)
-        solved = self._grid.smooth(1.0 / (1.0 + np.exp(-odds)))
+        solved = coarse
+        for _ in range(self._models.rounds):
+            evidence = self._models.evidence(object_id, solved, self._bins)
+            solved = self._grid.smooth(1.0 / (1.0 + np.exp(-odds - evidence)))
         if self._models.whole(object_id):
             solved = _without_strays(solved)
         return self._paste(_without_pinholes(solved))
@@ -215,9 +221,9 @@ def _colour_bins(image: np.ndarray) -> np.ndarray:
 
 
 def _histogram(bins: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """Share of each colour among weighted pixels, smoothed by a bin: flat float32, sum 1."""
+    """Share of each colour among weighted pixels, somewhat smoothed: flat float32, sum 1."""
     counts = np.bincount(bins.ravel(), weight.ravel(), _COLOURS).astype(np.float32)
-    smooth = ndimage.gaussian_filter(counts.reshape(_BINS), 1.0, mode='nearest', truncate=2.0)
+    smooth = ndimage.gaussian_filter(counts.reshape(_BINS), 0.7, mode='nearest', truncate=2.0)
     return (smooth / max(float(smooth.sum()), 1e-6)).ravel()
 
 
