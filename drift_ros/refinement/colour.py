@@ -69,7 +69,7 @@ class ColourSolver:
         self._pixels = pixels
         self._weight, self._limit = weight, limit
         self._seed_share = seed_share
-        self.rounds = rounds
+        self._rounds = rounds
         self._seen: dict[int, _Seen] = {}
 
     def remember(self, frame: np.ndarray, masks: Mapping[int, np.ndarray]) -> None:
@@ -89,7 +89,7 @@ class ColourSolver:
             if window is None:
                 continue
             small = self._reduce(frame, window)
-            inside = _crop(mask.astype(np.float32), window, small.shape[1::-1])
+            inside = crop(mask.astype(np.float32), window, small.shape[1::-1])
             bins = _colour_bins(small)
             stats = cv2.connectedComponentsWithStats(mask.astype(np.uint8))[2]
             areas = np.sort(stats[1:, cv2.CC_STAT_AREA])
@@ -110,8 +110,43 @@ class ColourSolver:
         window = object_window(np.maximum.reduce(list(coarse.values())) > 0.2, size)
         if window is None:
             return Smoothed(size, coarse)
+        return _Coloured(size, coarse, window, self.look(frame, window), self)
+
+    def look(
+        self, frame: np.ndarray, window: tuple[int, int, int, int]
+    ) -> tuple[BilateralGrid, np.ndarray]:
+        """Give the grid of a window of a frame, reduced, and its colours' numbers (h, w)."""
         small = self._reduce(frame, window)
-        return _Coloured(size, coarse, window, small, self)
+        return BilateralGrid(small), _colour_bins(small)
+
+    def solve(
+        self, grid: BilateralGrid, bins: np.ndarray, prior: np.ndarray, object_id: int = 0
+    ) -> np.ndarray:
+        """
+        Find an object's mask in what :meth:`look` gave.
+
+        Parameters
+        ----------
+        grid : BilateralGrid
+        bins : np.ndarray
+        prior : np.ndarray
+            (h, w) float32 in [0, 1], probability of the object from elsewhere.
+        object_id : int
+            Whose seed to take into account. 0: none.
+
+        Returns
+        -------
+        np.ndarray
+            (h, w) float32 in [0, 1].
+
+        """
+        clear = np.clip(prior, 0.02, 0.98)
+        odds = np.log(clear / (1.0 - clear))
+        solved = prior
+        for _ in range(self._rounds):
+            evidence = self.evidence(object_id, solved, bins)
+            solved = grid.smooth(1.0 / (1.0 + np.exp(-odds - evidence)))
+        return solved
 
     def _reduce(self, frame: np.ndarray, window: tuple[int, int, int, int]) -> np.ndarray:
         x0, y0, x1, y1 = window
@@ -166,47 +201,45 @@ class _Coloured(Smoothed):
         size: tuple[int, ...],
         coarse: Mapping[int, np.ndarray],
         window: tuple[int, int, int, int],
-        small: np.ndarray,
+        seen: tuple[BilateralGrid, np.ndarray],
         models: ColourSolver,
     ) -> None:
         super().__init__(size, coarse)
         self._window, self._models = window, models
-        self._grid, self._bins = BilateralGrid(small), _colour_bins(small)
+        self._grid, self._bins = seen
 
     def probability(self, object_id: int) -> np.ndarray:
         height, width = self.size
         full = cv2.resize(
             self._coarse[object_id], (width, height), interpolation=cv2.INTER_LINEAR
         )
-        coarse = _crop(full, self._window, self._grid.size)
-        clear = np.clip(coarse, 0.02, 0.98)
-        odds = np.log(clear / (1.0 - clear))
-        solved = coarse
-        for _ in range(self._models.rounds):
-            evidence = self._models.evidence(object_id, solved, self._bins)
-            solved = self._grid.smooth(1.0 / (1.0 + np.exp(-odds - evidence)))
+        coarse = crop(full, self._window, self._grid.size)
+        solved = self._models.solve(self._grid, self._bins, coarse, object_id)
         if self._models.whole(object_id):
             solved = _without_strays(solved)
-        return self._paste(_without_pinholes(solved))
+        return paste(_without_pinholes(solved), self._window, self.size)
 
     def smooth(self, probability: np.ndarray) -> np.ndarray:
-        return self._paste(self._grid.smooth(_crop(probability, self._window, self._grid.size)))
-
-    def _paste(self, solved: np.ndarray) -> np.ndarray:
-        x0, y0, x1, y1 = self._window
-        full = np.zeros(self.size[:2], np.float32)
-        full[y0:y1, x0:x1] = cv2.resize(
-            solved, (x1 - x0, y1 - y0), interpolation=cv2.INTER_LINEAR
-        )
-        return full
+        solved = self._grid.smooth(crop(probability, self._window, self._grid.size))
+        return paste(solved, self._window, self.size)
 
 
-def _crop(
+def crop(
     values: np.ndarray, window: tuple[int, int, int, int], size: tuple[int, ...]
 ) -> np.ndarray:
-    """Reduce a window of (H, W) values to a (width, height)."""
+    """Reduce a window of (H, W) float32 values to a (width, height)."""
     x0, y0, x1, y1 = window
     return cv2.resize(values[y0:y1, x0:x1], (size[0], size[1]), interpolation=cv2.INTER_AREA)
+
+
+def paste(
+    values: np.ndarray, window: tuple[int, int, int, int], size: tuple[int, ...]
+) -> np.ndarray:
+    """Enlarge (h, w) float32 values to a window of a frame of a size (H, W); 0 outside it."""
+    x0, y0, x1, y1 = window
+    full = np.zeros(size[:2], np.float32)
+    full[y0:y1, x0:x1] = cv2.resize(values, (x1 - x0, y1 - y0), interpolation=cv2.INTER_LINEAR)
+    return full
 
 
 def _colour_bins(image: np.ndarray) -> np.ndarray:
