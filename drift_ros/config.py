@@ -139,10 +139,11 @@ class TrackerConfig:
         '(helps small objects).',
     )
     refinement: str = _option(
-        'bilateral',
-        "Sharpen masks at the image's edges: sam (Segment Anything), grabcut, bilateral (solver), "
-        'guided (filter) or none.',
-        choices=('sam', 'grabcut', 'bilateral', 'guided', 'none'),
+        'colour',
+        "Sharpen masks at the image's edges: sam (Segment Anything), grabcut, colour (bilateral "
+        'solver with colour models of the objects), bilateral (solver alone), guided (filter) or '
+        'none.',
+        choices=('sam', 'grabcut', 'colour', 'bilateral', 'guided', 'none'),
     )
     sam_checkpoint: str = _option(
         '',
@@ -151,7 +152,7 @@ class TrackerConfig:
     )
     refine_every: int = _option(
         1,
-        'With sam and grabcut, refine every so many frames; the bilateral solver does the others.',
+        'With sam and grabcut, refine every so many frames; the colour solver does the others.',
         low=1,
         high=1000,
     )

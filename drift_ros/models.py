@@ -164,7 +164,10 @@ def download(model: KnownModel, folder: Path) -> Iterator[tuple[int, int]]:
 @click.option('--folder', type=click.Path(path_type=Path, file_okay=False),
               help='Where checkpoints are looked for and downloaded to.  [default: '
                    '$DRIFT_ROS_MODELS, else ~/.cache/drift_ros]')
-def models(file: Path | None, name: str | None, folder: Path | None) -> None:
+@click.option('--untrained', 'blank', type=click.Path(path_type=Path, file_okay=False),
+              help='Write a Segment Anything model of random weights to a folder, to see that '
+                   'the gate rejects what it says.')
+def models(file: Path | None, name: str | None, folder: Path | None, blank: Path | None) -> None:
     """
     List known checkpoints, check a file, or download one.
 
@@ -177,6 +180,11 @@ def models(file: Path | None, name: str | None, folder: Path | None) -> None:
             click.echo(f'{file} is {model.name} ({model.licence}): {model.purpose}')
         elif name is not None:
             _fetch(next(m for m in KNOWN if m.name == name), folder)
+        elif blank is not None:
+            from drift_ros.refinement.models import save_untrained
+
+            save_untrained(blank)
+            click.echo(f'{blank} holds random weights; give it to the tracker as sam_checkpoint')
         else:
             _list(folder)
     except CheckpointError as error:

@@ -259,6 +259,7 @@ class Tracker:
             self.cancel_seed(request)
             raise
         self._tracked.update({info.id: TrackedObject(info) for _, info in chosen})
+        self._refiner.remember(request.frame, dict(zip(ids, np.moveaxis(masks, -1, 0))))
 
     def _weigh_heads(self, features: FrameFeatures, shares: Tensor, ids: Sequence[int]) -> None:
         """Choose head weights anew, now that the objects of a seed frame joined."""
@@ -377,6 +378,7 @@ class Tracker:
         self._registry.check(object_id)
         self._registry.drop(object_id)
         if self._tracked.pop(object_id, None):
+            self._refiner.forget([object_id])
             self._memory.remove(object_id)
             self._weighting.remove(object_id)
             self._memory.head_weights = self._weighting.solve()
@@ -388,6 +390,7 @@ class Tracker:
         self._weighting.clear()
         if self._tokens:
             self._condition({})
+        self._refiner.forget(self._tracked)
         self._tracked.clear()
         self._registry.clear()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 import json
+from pathlib import Path
 import time
 from typing import Any, TYPE_CHECKING
 
@@ -266,6 +267,41 @@ def time_steps(engine: EngineSpec, sequence: DavisSequence) -> dict[str, float]:
     timings = [tracker.step(frame.image).timings for frame in frames]
     return {stage: float(np.median([row[stage] for row in timings[len(timings) // 2:]]))
             for stage in STAGES}
+
+
+@benchmark.command()
+@click.argument('video', type=click.Path(path_type=Path, exists=True))
+@click.argument('mask', type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option('--start', default=0, show_default=True, help='Frame of VIDEO the MASK is of.')
+@click.option('--after', multiple=True, default=(5, 20), show_default=True,
+              type=click.IntRange(1), help='Tracked frames to show; may be repeated.')
+@click.option('--refiners', default='none,guided,bilateral,colour,grabcut,sam', show_default=True)
+@click.option('--out', type=click.Path(path_type=Path), required=True, help='JPEG or PNG.')
+def refiners(video: Path, mask: Path, start: int, after: tuple[int, ...], refiners: str,
+             out: Path) -> None:
+    """Draw the masks of all refiners beside each other, frame by frame."""
+    from drift_ros import Tracker, TrackerConfig
+    from drift_ros.evaluation.commands import user_errors
+    from drift_ros.overlay import contact_sheet, draw_labels
+    from drift_ros.video import read_label_image, VideoReader, write_image
+
+    names = refiners.split(',')
+    with user_errors():
+        frames = list(VideoReader(video, start, max(after) + 1))
+        if len(frames) <= max(after):
+            raise ValueError(f'{video} has {len(frames)} frames from frame {start} on; choose '
+                             '--after below that')
+        cells = {}
+        for name in names:
+            tracker = Tracker(config=TrackerConfig(refinement=name))
+            tracker.seed(frames[0], read_label_image(mask))
+            for index, frame in enumerate(frames[1:], start=1):
+                labels = tracker.step(frame).labels
+                if index in after:
+                    cells[index, name] = draw_labels(frame, labels, 0.4)
+        order = [(index, name) for index in after for name in names]
+        write_image(out, contact_sheet([cells[key] for key in order], 3,
+                                       captions=[f'{name}, +{index}' for index, name in order]))
 
 
 @benchmark.command()

@@ -6,12 +6,19 @@ A refiner looks at a frame once, with the coarse probabilities of all objects, a
 :class:`Refined` that renders them one at a time.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Protocol, TYPE_CHECKING
 
 import numpy as np
 
-from drift_ros.refinement.filters import BilateralSolver, GuidedFilter, Upsampling
+from drift_ros.refinement.colour import ColourSolver
+from drift_ros.refinement.filters import (
+    BilateralSolver,
+    GuidedFilter,
+    OnTop,
+    Smoother,
+    Upsampling,
+)
 from drift_ros.refinement.grabcut import GrabCut
 
 if TYPE_CHECKING:
@@ -55,18 +62,35 @@ class Refiner(Protocol):
 
         """
 
+    def remember(self, frame: np.ndarray, masks: Mapping[int, np.ndarray]) -> None:
+        """
+        Look at new objects in their seed frame.
 
-class Every:
+        Parameters
+        ----------
+        frame : np.ndarray
+            (H, W, 3) uint8 RGB.
+        masks : mapping from int to np.ndarray
+            By object id, (H, W) bool.
+
+        """
+
+    def forget(self, object_ids: Iterable[int]) -> None:
+        """Let go of what was remembered of objects."""
+
+
+class Every(OnTop):
     """Refines every ``period``-th frame; a cheaper refiner does those between."""
 
-    def __init__(self, refiner: Refiner, between: Refiner, period: int) -> None:
-        self._refiner, self._between, self._period = refiner, between, period
+    def __init__(self, refiner: Refiner, between: Smoother, period: int) -> None:
+        self._refiner, self._smooth, self._period = refiner, between, period
         self._frame = 0
 
     def refine(self, frame: np.ndarray, coarse: Mapping[int, np.ndarray]) -> Refined:
         """Refine as one of the two does."""
-        chosen = self._refiner if self._frame % self._period == 0 else self._between
+        due = self._frame % self._period == 0
         self._frame += 1
+        chosen: Refiner = self._refiner if due else self._smooth
         return chosen.refine(frame, coarse)
 
 
@@ -80,12 +104,14 @@ def make_refiner(config: 'TrackerConfig', device: 'str | torch.device' = 'auto')
         ``sam_checkpoint`` cannot be used; the message says what to do.
 
     """
-    smooth = BilateralSolver()
     if config.refinement == 'none':
         return Upsampling()
     if config.refinement == 'guided':
         return GuidedFilter()
     if config.refinement == 'bilateral':
+        return BilateralSolver()
+    smooth = ColourSolver()
+    if config.refinement == 'colour':
         return smooth
     refiner: Refiner
     if config.refinement == 'grabcut':

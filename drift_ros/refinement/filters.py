@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Edge-aware smoothing without weights."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 import cv2
@@ -10,13 +10,43 @@ from scipy import sparse
 
 
 class Smoother(Protocol):
-    """A refiner that changes nothing but along edges."""
+    """A refiner without a network; see :class:`drift_ros.refinement.Refiner`."""
 
     def refine(self, frame: np.ndarray, coarse: Mapping[int, np.ndarray]) -> 'Smoothed':
-        """Look at a frame; see :class:`drift_ros.refinement.Refiner`."""
+        """Look at a frame."""
+
+    def remember(self, frame: np.ndarray, masks: Mapping[int, np.ndarray]) -> None:
+        """Look at new objects in their seed frame."""
+
+    def forget(self, object_ids: Iterable[int]) -> None:
+        """Let go of what was remembered of objects."""
 
 
-class Upsampling:
+class Stateless:
+    """A refiner that looks at each frame alone."""
+
+    def remember(self, frame: np.ndarray, masks: Mapping[int, np.ndarray]) -> None:
+        """Remember nothing."""
+
+    def forget(self, object_ids: Iterable[int]) -> None:
+        """Forget nothing."""
+
+
+class OnTop:
+    """A refiner on top of a smoother, which renders what it leaves and does the remembering."""
+
+    _smooth: Smoother
+
+    def remember(self, frame: np.ndarray, masks: Mapping[int, np.ndarray]) -> None:
+        """Let the smoother look at new objects in their seed frame."""
+        self._smooth.remember(frame, masks)
+
+    def forget(self, object_ids: Iterable[int]) -> None:
+        """Let the smoother forget objects."""
+        self._smooth.forget(object_ids)
+
+
+class Upsampling(Stateless):
     """No refinement: bilinear interpolation from the token grid."""
 
     def refine(self, frame: np.ndarray, coarse: Mapping[int, np.ndarray]) -> 'Smoothed':
@@ -24,7 +54,7 @@ class Upsampling:
         return Smoothed(frame.shape[:2], coarse)
 
 
-class GuidedFilter:
+class GuidedFilter(Stateless):
     """Guided image filter (He, Sun, Tang 2010), OpenCV's, with the frame as its guide."""
 
     def __init__(self, radius: float = 1 / 60, smoothness: float = 5.0) -> None:
@@ -50,38 +80,25 @@ class GuidedFilter:
         )
 
 
-class BilateralSolver:
+class BilateralSolver(Stateless):
     """
     Fast bilateral solver (Barron and Poole 2016).
 
     The result is smooth where the frame is and close to the coarse probability where that is
-    certain. It is found on a bilateral grid, whose vertices stand for pixels near each other in
-    place and colour, of the frame reduced to ``side`` pixels at its shorter side.
+    certain. It is found on a bilateral grid of the frame, reduced to ``side`` pixels at its
+    shorter side.
     """
 
-    def __init__(
-        self,
-        place: float = 6.0,
-        luma: float = 9.0,
-        chroma: float = 5.0,
-        smoothness: float = 16.0,
-        side: int = 200,
-    ) -> None:
+    def __init__(self, side: int = 200) -> None:
         """
         Set the solver.
 
         Parameters
         ----------
-        place, luma, chroma : float
-            Size of a grid cell in pixels of the reduced frame and in grey levels (of 255).
-        smoothness : float
-            Weight of smoothness against closeness.
         side : int
             Shorter side of the reduced frame in pixels.
 
         """
-        self._cell = (place, place, luma, chroma, chroma)
-        self._smoothness = smoothness
         self._side = side
 
     def refine(self, frame: np.ndarray, coarse: Mapping[int, np.ndarray]) -> 'Smoothed':
@@ -90,12 +107,36 @@ class BilateralSolver:
         scale = min(self._side / min(height, width), 1.0)
         size = (round(scale * width), round(scale * height))
         small = cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
-        grid = _BilateralGrid(small, self._cell, self._smoothness)
-        return _Solved((height, width), coarse, grid, size)
+        return _Solved((height, width), coarse, BilateralGrid(small))
 
 
-class _BilateralGrid:
-    def __init__(self, frame: np.ndarray, cell: tuple[float, ...], smoothness: float) -> None:
+class BilateralGrid:
+    """Vertices stand for pixels near each other in place and colour; smooths over a frame."""
+
+    def __init__(
+        self,
+        frame: np.ndarray,
+        *,
+        place: float = 6.0,
+        luma: float = 9.0,
+        chroma: float = 5.0,
+        smoothness: float = 16.0,
+    ) -> None:
+        """
+        Build the grid of a frame.
+
+        Parameters
+        ----------
+        frame : np.ndarray
+            (h, w, 3) uint8 RGB.
+        place, luma, chroma : float
+            Size of a grid cell in pixels and in grey levels (of 255).
+        smoothness : float
+            Weight of smoothness against closeness.
+
+        """
+        cell = (place, place, luma, chroma, chroma)
+        self.size = (frame.shape[1], frame.shape[0])
         colours = cv2.cvtColor(frame, cv2.COLOR_RGB2YCrCb).astype(np.float32)
         rows, columns = np.mgrid[: frame.shape[0], : frame.shape[1]].astype(np.float32)
         places = np.stack([columns, rows, *np.moveaxis(colours, -1, 0)], -1).reshape(-1, 5)
@@ -107,11 +148,11 @@ class _BilateralGrid:
         count = len(keys)
         total = 2.0 * 5 * sparse.identity(count, format='csr')
         for step in steps:
-            place = np.searchsorted(keys, keys + step)
-            place[place == count] = 0
-            left = np.flatnonzero(keys[place] == keys + step)
+            right = np.searchsorted(keys, keys + step)
+            right[right == count] = 0
+            left = np.flatnonzero(keys[right] == keys + step)
             link = sparse.csr_matrix(
-                (np.ones(len(left)), (left, place[left])), shape=(count, count)
+                (np.ones(len(left)), (left, right[left])), shape=(count, count)
             )
             total = total + link + link.T
         self._count = count
@@ -124,6 +165,11 @@ class _BilateralGrid:
         self._laplacian = smoothness * (
             sparse.diags(scale * (total @ scale)) - diagonal @ total @ diagonal
         )
+
+    def smooth(self, probability: np.ndarray) -> np.ndarray:
+        """Smooth (h, w) float32 probabilities; what is near 0 or 1 is kept to."""
+        certainty = np.abs(2.0 * probability - 1.0) ** 3
+        return self.solve(probability, certainty).clip(0.0, 1.0)
 
     def solve(self, target: np.ndarray, certainty: np.ndarray) -> np.ndarray:
         """Smooth (h, w) values in [0, 1] whose weights are in [0, 1]."""
@@ -198,19 +244,13 @@ class _Guided(Smoothed):
 
 class _Solved(Smoothed):
     def __init__(
-        self,
-        size: tuple[int, ...],
-        coarse: Mapping[int, np.ndarray],
-        grid: _BilateralGrid,
-        small: tuple[int, int],
+        self, size: tuple[int, ...], coarse: Mapping[int, np.ndarray], grid: BilateralGrid
     ) -> None:
         super().__init__(size, coarse)
-        self._grid, self._small = grid, small
+        self._grid = grid
 
     def smooth(self, probability: np.ndarray) -> np.ndarray:
         height, width = self.size
-        target = cv2.resize(probability, self._small, interpolation=cv2.INTER_AREA)
-        solved = self._grid.solve(target, np.abs(2.0 * target - 1.0) ** 3)
-        return np.clip(
-            cv2.resize(solved, (width, height), interpolation=cv2.INTER_LINEAR), 0.0, 1.0
-        )
+        target = cv2.resize(probability, self._grid.size, interpolation=cv2.INTER_AREA)
+        solved = self._grid.smooth(target)
+        return cv2.resize(solved, (width, height), interpolation=cv2.INTER_LINEAR)

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 import cv2
 import numpy as np
 
-from drift_ros.refinement.filters import Smoothed, Smoother
+from drift_ros.refinement.filters import OnTop, Smoothed, Smoother
 
 
-class GrabCut:
+class GrabCut(OnTop):
     """
     Cuts every object out of the frame, starting from its coarse mask.
 

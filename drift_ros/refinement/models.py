@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from segment_anything.modeling import (
     ImageEncoderViT,
     MaskDecoder,
@@ -71,6 +71,17 @@ def build_sam(config: dict[str, Any]) -> Sam:
             iou_head_hidden_dim=config['iou_width'],
         ),
     )
+
+
+def save_untrained(folder: Path, seed: int = 0) -> None:
+    """Write a folder for :func:`load_sam`: the embedded model's layout with random weights."""
+    notes = json.loads((EMBEDDED / 'config.json').read_text())
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        weights = build_sam(notes['model']).state_dict()
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(weights, folder / 'model.safetensors')
+    (folder / 'config.json').write_text(json.dumps({'model': notes['model']}, indent=2) + '\n')
 
 
 EMBEDDED = Path(__file__).parent.parent / 'checkpoints' / 'sam_small'

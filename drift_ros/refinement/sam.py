@@ -12,7 +12,7 @@ from segment_anything.modeling import Sam
 import torch
 from torch import Tensor
 
-from drift_ros.refinement.filters import Smoothed, Smoother
+from drift_ros.refinement.filters import OnTop, Smoothed, Smoother
 from drift_ros.refinement.grabcut import object_window
 from drift_ros.refinement.models import EMBEDDED, load_sam
 from drift_ros.refinement.prompts import read_prompt, stack_points
@@ -235,7 +235,7 @@ def score_candidates(logits: Tensor, quality: Tensor, coarse: Tensor) -> Tensor:
     return overlap * (2.0 + quality.clamp(0.0, 1.0) + stability(logits)) / 4.0
 
 
-class SamRefiner:
+class SamRefiner(OnTop):
     """Asks Segment Anything for every object's mask; see docs/refinement.md."""
 
     def __init__(self, predictor: SamPredictor, smooth: Smoother, *, gate: float) -> None:

@@ -12,6 +12,7 @@ import torch
 from drift_ros.config import TrackerConfig
 from drift_ros.errors import PromptError
 from drift_ros.objects import check_frame
+from drift_ros.refinement.colour import ColourSolver, crop, paste
 from drift_ros.refinement.grabcut import foreground, grab_cut, reduced_part
 from drift_ros.refinement.prompts import stack_points
 from drift_ros.refinement.sam import sam_predictor, SamPredictor, stability
@@ -283,12 +284,39 @@ class GrabCutSegmenter:
         for x, y, positive in marks:
             cv2.circle(mask, (x, y), dot, cv2.GC_FGD if positive else cv2.GC_BGD, -1)
         grab_cut(part, mask, self._iterations)  # where it can not, the marks are taken
-        cut = foreground(mask).astype(np.uint8)
-        full = np.zeros((height, width), np.float32)
-        full[y0:y1, x0:x1] = cv2.resize(
-            cut.astype(np.float32), (x1 - x0, y1 - y0), interpolation=cv2.INTER_LINEAR
+        full = paste(foreground(mask).astype(np.float32), window, (height, width))
+        if prompt.box is not None and not prompt.points:
+            full = _second_opinion(frame, window, prompt.box, full)
+        cut = crop(full, window, part.shape[1::-1]) > 0.5
+        return Segmentation(
+            _inside(full > 0.5, prompt), _edge_share(part, cut.astype(np.uint8))
         )
-        return Segmentation(_inside(full > 0.5, prompt), _edge_share(part, cut))
+
+
+def _second_opinion(
+    frame: np.ndarray,
+    window: tuple[int, int, int, int],
+    box: tuple[float, float, float, float],
+    cut: np.ndarray,
+) -> np.ndarray:
+    """
+    Go on from a cut (H, W) with the colour solver; it is told where in boxes objects are.
+
+    That is likely in the middle and unlikely in the corners. GrabCut does not know, and is easily
+    caught by a large thing in the background.
+    """
+    solver = ColourSolver(weight=1.0, rounds=3)
+    grid, bins = solver.look(frame, window)
+    (x0, y0, x1, y1), (width, height) = window, grid.size
+    x = x0 + (np.arange(width, dtype=np.float32) + 0.5) * (x1 - x0) / width
+    y = y0 + (np.arange(height, dtype=np.float32) + 0.5) * (y1 - y0) / height
+    # from -1 to 1 across the box
+    across = ((2 * x - box[0] - box[2]) / (box[2] - box[0]))[None]
+    down = ((2 * y - box[1] - box[3]) / (box[3] - box[1]))[:, None]
+    prior = 0.5 * np.clip(0.85 - 0.45 * (across**2 + down**2), 0.05, 0.95)
+    prior += 0.5 * crop(cut, window, grid.size)
+    prior[(np.abs(across) > 1) | (np.abs(down) > 1)] = 0.0
+    return paste(solver.solve(grid, bins, prior.astype(np.float32)), window, cut.shape)
 
 
 def _edge_share(image: np.ndarray, mask: np.ndarray) -> float:

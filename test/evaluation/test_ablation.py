@@ -31,6 +31,7 @@ from drift_ros.evaluation.benchmark import (  # noqa: E402
     time_steps,
 )
 from drift_ros.evaluation.davis import find_sequences  # noqa: E402
+from drift_ros.video import read_image  # noqa: E402
 
 
 @pytest.fixture(scope='module')
@@ -264,3 +265,16 @@ def test_steps_are_timed_stage_by_stage(davis):
                                      '--frames', '4', '-e', 'colour8:resolution=64'])
     assert told.exit_code == 0 and 'propagation' in told.output
     assert CliRunner().invoke(main, ['benchmark', 'step', str(davis / 'no')]).exit_code == 1
+
+
+def test_refiners_are_drawn_beside_each_other(davis, tmp_path):
+    (sequence,) = find_sequences(davis, names=['one'])
+    mask, out = sequence.annotations[0], tmp_path / 'refiners.png'
+    call = ['benchmark', 'refiners', str(sequence.images[0].parent), str(mask),
+            '--refiners', 'none,colour', '--out', str(out)]
+    told = CliRunner().invoke(main, [*call, '--after', '2'])
+    assert told.exit_code == 0, told.output
+    sheet = read_image(out)
+    assert 800 < sheet.shape[1] < 1200, 'two refiners'
+    told = CliRunner().invoke(main, [*call, '--after', '1000'])
+    assert told.exit_code == 1 and 'choose --after below' in told.output

@@ -5,10 +5,12 @@ import hashlib
 
 from click.testing import CliRunner
 import pytest
+import torch
 
 from drift_ros import CheckpointError
 from drift_ros import models as module
 from drift_ros.cli import main
+from drift_ros.refinement.models import load_sam
 
 MADE_UP = b'made-up weights' * 1000
 KNOWN = (module.KnownModel('made_up', 'made_up.pth', 1, 'Apache-2.0', 'a test', 'file:///nowhere',
@@ -68,6 +70,16 @@ def test_check_on_the_command_line(tmp_path):
     path.write_bytes(MADE_UP)
     result = CliRunner().invoke(main, ['models', '--check', str(path)])
     assert result.exit_code == 1 and 'is not sam_vit_h as published' in result.output
+
+
+def test_an_untrained_model_is_written_and_can_be_loaded(tmp_path):
+    folder = tmp_path / 'random'
+    result = CliRunner().invoke(main, ['models', '--untrained', str(folder)])
+    assert result.exit_code == 0, result.output
+    embedded, random = (load_sam(path, 'cpu').state_dict() for path in (None, folder))
+    assert {n: v.shape for n, v in random.items()} == {n: v.shape for n, v in embedded.items()}
+    name = 'image_encoder.blocks.0.attn.qkv.weight'
+    assert not torch.equal(random[name], embedded[name].to(random[name].dtype))
 
 
 def test_hashes_are_whole_and_files_are_named_after_them():

@@ -13,6 +13,7 @@ import torch
 
 from drift_ros import CheckpointError, Tracker, TrackerConfig
 from drift_ros.refinement import Every, make_refiner
+from drift_ros.refinement.colour import _colour_bins, ColourSolver
 from drift_ros.refinement.filters import (
     _conjugate_gradients,
     BilateralSolver,
@@ -49,8 +50,8 @@ def coarse_of(mask, shift=0.0):
 
 
 @pytest.mark.parametrize('refiner', [
-    GuidedFilter(), BilateralSolver(), GrabCut(GuidedFilter(), gate=0.5)],
-    ids=['guided', 'bilateral', 'grabcut'])
+    GuidedFilter(), BilateralSolver(), ColourSolver(), GrabCut(GuidedFilter(), gate=0.5)],
+    ids=['guided', 'bilateral', 'colour', 'grabcut'])
 def test_refiners_without_weights_find_edges(refiner):
     coarse = {1: coarse_of(TRUTH, shift=2.0)}
     before = overlap(Upsampling().refine(FRAME, coarse).probability(1) > 0.5, TRUTH)
@@ -64,6 +65,65 @@ def test_bilateral_solver_keeps_constants_and_respects_edges():
     flat = np.full((24, 32), 0.7, np.float32)
     out = BilateralSolver().refine(FRAME, {1: flat}).probability(1)
     assert np.abs(out - 0.7).max() < 0.02
+
+
+def test_colours_of_the_seed_bring_back_a_part_the_tracker_lost():
+    # red above, green below; the tracker has lost the green part
+    frame = scene((32, 16, 32, RED), (32, 48, 32, GREEN))
+    truth = (square_mask((32, 16, 32), (32, 48, 32)) > 0)
+    coarse = {1: coarse_of(square_mask((32, 16, 32)) == 1)}
+    coarse[1][12:20, 8:16] = np.maximum(coarse[1][12:20, 8:16], 0.45)
+    refiner = ColourSolver()
+    before = overlap(refiner.refine(frame, coarse).probability(1) > 0.5, truth)
+    refiner.remember(frame, {1: truth})
+    after = overlap(refiner.refine(frame, coarse).probability(1) > 0.5, truth)
+    assert after > 0.9 > before
+    refiner.forget([1, 2])
+    assert overlap(refiner.refine(frame, coarse).probability(1) > 0.5, truth) == before
+
+
+def test_colours_say_nothing_where_object_and_surroundings_look_alike():
+    noise = np.random.default_rng(0).integers(120, 136, FRAME.shape, np.uint8)
+    soft = cv2.GaussianBlur(TRUTH.astype(np.float32), (0, 0), 2.0)
+    refiner = ColourSolver()
+    for frame, low, high in ((noise, 0.0, 0.1), (FRAME, 1.5, 2.0)):
+        refiner.remember(frame, {1: TRUTH})
+        evidence = refiner.evidence(1, soft, _colour_bins(frame))
+        assert low <= np.abs(evidence).mean() <= high
+
+
+def test_small_pieces_far_away_are_dropped_unless_the_seed_was_in_pieces():
+    body, speck, near = (32, 24, 40), (112, 80, 8), (74, 40, 8)
+    frame = scene((*body, RED), (*speck, RED), (*near, RED))
+    masks = {name: square_mask(square) == 1
+             for name, square in (('body', body), ('speck', speck), ('near', near))}
+    everything = masks['body'] | masks['speck'] | masks['near']
+    coarse = {1: np.clip(1.5 * coarse_of(everything), 0, 1)}
+
+    def found(seed):
+        refiner = ColourSolver()
+        refiner.remember(frame, {1: seed})
+        refined = refiner.refine(frame, coarse).probability(1) > 0.5
+        return {name: overlap(refined & mask, mask) > 0.7 for name, mask in masks.items()}
+
+    assert found(masks['body']) == {'body': True, 'speck': False, 'near': True}
+    assert found(everything) == {'body': True, 'speck': True, 'near': True}
+
+
+def test_pinholes_are_filled_and_holes_kept():
+    frame = scene((16, 12, 64, RED), (44, 40, 4, BLUE))
+    solid = square_mask((16, 12, 64)) == 1
+    coarse = {1: coarse_of(solid)}
+    assert (ColourSolver().refine(frame, coarse).probability(1) > 0.5)[40:44, 44:48].all()
+    frame = scene((16, 12, 64, RED), (36, 32, 24, BLUE))
+    ring = solid & (square_mask((36, 32, 24)) == 0)
+    found = ColourSolver().refine(frame, {1: coarse_of(ring)}).probability(1) > 0.5
+    assert overlap(found, ring) > 0.9
+
+
+def test_a_map_with_nothing_in_it_stays_empty():
+    faint = {1: np.full((24, 32), 0.1, np.float32)}
+    assert ColourSolver().refine(FRAME, faint).probability(1).max() < 0.5
 
 
 def test_a_cut_that_disagrees_is_not_taken():
@@ -356,7 +416,7 @@ MOVING = [scene((16 + 4 * i, 16, 32, RED), (90, 50, 30, GREEN)) for i in range(6
 SEED = square_mask((16, 16, 32), (90, 50, 30))
 
 
-@pytest.mark.parametrize('refinement', ['none', 'guided', 'bilateral', 'grabcut'])
+@pytest.mark.parametrize('refinement', ['none', 'guided', 'bilateral', 'colour', 'grabcut'])
 @pytest.mark.parametrize('memory_labels', ['coarse', 'refined'])
 def test_every_refiner_tracks(refinement, memory_labels):
     _, results = track(MOVING, SEED, refinement=refinement, memory_labels=memory_labels)
@@ -370,7 +430,7 @@ def test_every_refiner_tracks(refinement, memory_labels):
 def test_random_weights_track_as_the_filter_does(tmp_path):
     sam = track(MOVING, SEED, refinement='sam', memory_labels='refined',
                 sam_checkpoint=str(save_folder(tmp_path / 'sam')))[1]
-    smooth = track(MOVING, SEED, refinement='bilateral')[1]
+    smooth = track(MOVING, SEED, refinement='colour')[1]
     for first, second in zip(sam, smooth):
         assert np.array_equal(first.labels, second.labels)
 
@@ -387,6 +447,29 @@ def test_refined_masks_are_remembered_only_when_confident():
         assert not torch.equal(*remembered), options
         for labels in remembered:
             assert torch.allclose(labels.sum(-1), torch.ones(labels.shape[:2]), atol=1e-5)
+
+
+def test_what_seeds_showed_is_forgotten_with_the_objects():
+    tracker, _ = track(MOVING[:2], SEED)
+    seen = tracker._refiner._seen
+    assert sorted(seen) == [1, 2]
+    tracker.remove(1)
+    assert sorted(seen) == [2]
+    tracker.seed(MOVING[1], square_mask((20, 16, 32)))
+    assert sorted(seen) == [2, 3]
+    tracker.reset()
+    assert not seen
+
+
+@pytest.mark.parametrize('refinement', ['grabcut', 'sam'])
+def test_refiners_on_top_hand_seeds_down(refinement, tmp_path):
+    config = TrackerConfig(refinement=refinement, refine_every=2,
+                           sam_checkpoint=str(save_folder(tmp_path / 'sam')))
+    refiner = make_refiner(config, 'cpu')
+    refiner.remember(FRAME, {5: TRUTH})
+    assert sorted(refiner._smooth._seen) == [5]
+    refiner.forget([5])
+    assert not refiner._smooth._seen
 
 
 def test_a_wrong_checkpoint_is_told_at_start(tmp_path):
