@@ -61,7 +61,7 @@ def dev_score(davis: Path, make: Callable[[], Tracker], frames: int = 16,
 
 
 def model_config(model: Path | None) -> TrackerConfig:
-    """Return the tracker's defaults for attention alone, at the layer the model was trained for."""
+    """Return the tracker's defaults, with attention alone at the layer that was trained."""
     notes = json.loads(((model or EMBEDDED) / 'drift_ros.json').read_text())
     return TrackerConfig(
         layers=(notes['attention_layer'],), refinement='none', colour_share=0.0)
