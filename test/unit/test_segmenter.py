@@ -10,6 +10,7 @@ import torch
 from drift_ros import Prompt, PromptError, SeedError, Tracker, TrackerConfig
 from drift_ros.refinement.sam import SamPredictor
 from drift_ros.refinement.segmenter import (
+    _second_opinion,
     check_prompts,
     label_image,
     SamSegmenter,
@@ -155,3 +156,14 @@ def test_random_weights_answer_or_say_why(tmp_path):
     else:
         ys, xs = np.nonzero(found.mask)
         assert xs.min() >= 9 and xs.max() < 56 and ys.min() >= 9 and ys.max() < 56
+
+
+def test_a_cut_is_completed_by_colour_and_place():
+    """From half an object and a corner of the box, what GrabCut may leave, to the object."""
+    frame, truth = scene((32, 24, 48, RED)), square_mask((32, 24, 48)) == 1
+    frame = np.clip(frame + np.random.default_rng(0).normal(0, 4, frame.shape), 0, 255)
+    half = np.where(np.arange(truth.shape[1]) < 60, truth, False).astype(np.float32)
+    half[16:22, 24:30] = 1.0
+    found = _second_opinion(
+        frame.astype(np.uint8), (8, 4, 104, 92), (24, 16, 88, 80), half) > 0.5
+    assert overlap(found, truth) > 0.9 > overlap(half > 0.5, truth)
