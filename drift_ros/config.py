@@ -83,11 +83,11 @@ class TrackerConfig:
         high=100.0,
     )
     colour_share: float = _option(
-        -1.0,
+        0.0,
         "Share of raw colour in the kernel: its logits are (1 - share) times the attention's plus "
-        'share times the similarity of colour patches. 0: attention alone. Below 0: the '
-        "checkpoint's own, else 0.",
-        low=-1.0,
+        'share times the similarity of colour patches. 0: attention alone; 0.3 helps where things '
+        'keep their colours.',
+        low=0.0,
         high=1.0,
     )
     head_weighting: str = _option(

@@ -61,10 +61,9 @@ def dev_score(davis: Path, make: Callable[[], Tracker], frames: int = 16,
 
 
 def model_config(model: Path | None) -> TrackerConfig:
-    """Return the tracker's defaults, with attention alone at the layer that was trained."""
+    """Return the tracker's defaults with the layer the model was trained for, no refinement."""
     notes = json.loads(((model or EMBEDDED) / 'drift_ros.json').read_text())
-    return TrackerConfig(
-        layers=(notes['attention_layer'],), refinement='none', colour_share=0.0)
+    return TrackerConfig(layers=(notes['attention_layer'],), refinement='none')
 
 
 def model_score(davis: Path, model: Path, frames: int = 16, **options: Any

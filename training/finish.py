@@ -64,7 +64,6 @@ def export_run(trainer: Trainer, vae: AutoencoderTiny, folder: Path) -> None:
     unet, text = trainer.averaged()
     notes: dict[str, Any] = {
         'attention_layer': trainer.layer, 'timestep': trainer.config['timestep'],
-        'colour_share': trainer.config['colour_share'],
         'training_steps': trainer.step, 'categories': trainer.photos.categories,
         'prompt_template': 'a photo of {category}'}
     models.export(folder, unet, vae, text, trainer.tokenizer, notes)

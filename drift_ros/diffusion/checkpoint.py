@@ -40,8 +40,6 @@ class Checkpoint:
         Attention layers the folder's own ``drift_ros.json`` recommends for tracking; else empty.
     timestep : int
         Noise level it recommends; else DIFT's for Stable Diffusion on video (arXiv 2306.03881).
-    colour_share : float
-        Share of raw colour in the kernel that it recommends, in [0, 1].
 
     """
 
@@ -53,7 +51,6 @@ class Checkpoint:
     added_conditions: dict[str, Tensor]
     layers: tuple[str, ...] = ()
     timestep: int = _DIFT_TIMESTEP
-    colour_share: float = 0.0
 
     @property
     def device(self) -> torch.device:
@@ -201,11 +198,7 @@ def _recommendations(folder: Path) -> dict[str, Any]:
         return {}
     try:
         notes = json.loads(path.read_text())
-        return {
-            'layers': (str(notes['attention_layer']),),
-            'timestep': int(notes['timestep']),
-            'colour_share': float(notes.get('colour_share', 0.0)),
-        }
+        return {'layers': (str(notes['attention_layer']),), 'timestep': int(notes['timestep'])}
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f'{path} must name attention_layer and timestep ({error!r}); mend or remove it'

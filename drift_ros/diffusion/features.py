@@ -103,8 +103,7 @@ class DiffusionFeatures:
         noise, inversion_steps, noise_samples, noise_seed
             How latents get to the noise level, see :class:`drift_ros.TrackerConfig`.
         colour_share : float
-            Of raw colour in queries and keys, see :func:`with_colour`. Below 0:
-            the checkpoint's own.
+            Of raw colour in queries and keys, see :func:`with_colour`.
 
         Raises
         ------
@@ -126,7 +125,7 @@ class DiffusionFeatures:
         self._steps = inversion_steps
         self._samples = noise_samples if noise == 'random' else 0
         self._noise_seed = noise_seed
-        self._colour_share = checkpoint.colour_share if colour_share < 0.0 else colour_share
+        self._colour_share = colour_share
         self.layers = select_layers(checkpoint.unet, layers or checkpoint.layers)
 
     def extract(self, frame: np.ndarray) -> FrameFeatures:

@@ -225,9 +225,7 @@ def make_rows(parts: Sequence[str], late: str, every: Sequence[str], timesteps: 
     """
     rows = []
     # Diffuse kernels are compared too: no object is given up for its low confidence.
-    # The paper's comparisons are of attention alone.
-    attention: dict[str, Any] = {'refinement': 'none', 'confidence_threshold': 0.0,
-                                 'colour_share': 0.0}
+    attention: dict[str, Any] = {'refinement': 'none', 'confidence_threshold': 0.0}
 
     def add(part: str, label: str, text: str, engine: str = 'tracker', learn: float = 0.0,
             **options: Any) -> None:
@@ -263,16 +261,14 @@ def make_rows(parts: Sequence[str], late: str, every: Sequence[str], timesteps: 
         add('heads', f'{name}-learnt', f'{title}, learnt tokens', learn=budget, **where)
 
     paper: dict[str, Any] = {'layers': tuple(every), 'inversion_steps': 1,
-                             'head_weighting': 'adaptive', 'confidence_threshold': 0.0,
-                             'colour_share': 0.0}
+                             'head_weighting': 'adaptive', 'confidence_threshold': 0.0}
     add('paper', 'paper', "the paper's three, many layers", learn=budget, **paper)
     add('paper', 'no-inversion', 'the same without DDIM inversion', learn=budget,
         **{**paper, 'inversion_steps': 0})
     add('paper', 'no-weights', 'the same without head weights', learn=budget,
         **{**paper, 'head_weighting': 'uniform'})
     add('paper', 'no-tokens', 'the same without learnt tokens', **paper)
-    add('paper', 'none', 'none of the three, own layer', confidence_threshold=0.0,
-        colour_share=0.0)
+    add('paper', 'none', 'none of the three, own layer', confidence_threshold=0.0)
 
     defaults = TrackerConfig()
     # Windows are counted in tokens: as far in the picture as by default.
@@ -280,7 +276,7 @@ def make_rows(parts: Sequence[str], late: str, every: Sequence[str], timesteps: 
     add('parts', 'shipped', 'the defaults')
     add('parts', 'no-refinement', 'without refinement', refinement='none')
     add('parts', 'sam', 'refined by Segment Anything (the embedded small one)', refinement='sam')
-    add('parts', 'no-colour', 'attention alone, without colour in the kernel', colour_share=0.0)
+    add('parts', 'joint', 'attention and colour in one kernel', colour_share=0.3)
     add('parts', 'colour', 'colour alone in place of attention', colour_share=1.0,
         temperature=1.67)
     add('parts', 'no-stretch', 'without stretching of probabilities', normalize=False)

@@ -261,12 +261,13 @@ def test_colour_joins_the_logits(tied):
     assert (joint.key is joint.query) is tied
 
 
-def test_share_of_colour_is_the_checkpoints_unless_told(sd1):
-    checkpoint, embedded = (load_checkpoint(path, device='cpu') for path in (sd1, None))
-    plain = DiffusionFeatures(checkpoint, resolution=64, colour_share=-1.0).extract(frame())
-    alone = DiffusionFeatures(checkpoint, resolution=64, colour_share=0.0).extract(frame())
-    assert torch.equal(plain.layers[0].query, alone.layers[0].query)
-    widths = [DiffusionFeatures(embedded, resolution=64, colour_share=share).extract(
-        frame()).layers[0].query.shape[-1] for share in (-1.0, 0.0, 0.5)]
-    assert embedded.colour_share > 0
-    assert widths == [96 + 27, 96, 96 + 27]
+def test_colour_is_left_out_unless_asked_for(sd1):
+    checkpoint = load_checkpoint(sd1, device='cpu')
+    layers = [DiffusionFeatures(checkpoint, resolution=64, **options).extract(frame()).layers[0]
+              for options in ({}, {'colour_share': 0.5})]
+    attention, joint = (layer.query for layer in layers)
+    width = attention.shape[-1]
+    assert joint.shape[-1] == width + 27
+    # the attention's own part is only scaled
+    ratio = joint[..., :width] / attention
+    torch.testing.assert_close(ratio, ratio.mean().expand_as(ratio), rtol=1e-3, atol=1e-3)
