@@ -109,12 +109,6 @@ class AblationSpec(EngineSpec):
         own = self.name != 'tracker' or self.options['learn']
         return tuple(self.options[key] for key in _FEATURES) + (self.label if own else '',)
 
-    @property
-    def config(self) -> TrackerConfig:
-        """The tracker's options."""
-        names = {item.name for item in dataclasses.fields(TrackerConfig)}
-        return TrackerConfig(**{k: v for k, v in self.options.items() if k in names})
-
     def make(self, features: SharedFeatures | None = None) -> Any:
         """Build the engine, on features of its own or shared ones."""
         from drift_ros.tracker import Tracker

@@ -273,6 +273,12 @@ class EngineSpec:
     model: str | None = None
     device: str = 'auto'
 
+    @property
+    def config(self) -> TrackerConfig:
+        """The tracker's options."""
+        names = {item.name for item in dataclasses.fields(TrackerConfig)}
+        return TrackerConfig(**{k: v for k, v in self.options.items() if k in names})
+
     def make(self) -> Engine:
         """Build the engine; loads the model where one is needed."""
         if self.name == 'first-mask':
@@ -281,10 +287,7 @@ class EngineSpec:
             return OpticalFlow()
         from drift_ros.tracker import Tracker
 
-        fields = {item.name for item in dataclasses.fields(TrackerConfig)}
-        chosen: dict[str, Any] = {key: value for key, value in self.options.items()
-                                  if key in fields}
-        config = TrackerConfig(**chosen)
+        config = self.config
         if self.name in ('tracker', 'boxes'):
             tracker = Tracker(self.model, config, device=self.device)
             return BoxSeeded(tracker) if self.name == 'boxes' else tracker

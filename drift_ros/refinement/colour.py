@@ -73,17 +73,7 @@ class ColourSolver:
         self._seen: dict[int, _Seen] = {}
 
     def remember(self, frame: np.ndarray, masks: Mapping[int, np.ndarray]) -> None:
-        """
-        Look at objects in their seed frame.
-
-        Parameters
-        ----------
-        frame : np.ndarray
-            (H, W, 3) uint8 RGB.
-        masks : mapping from int to np.ndarray
-            By object id, (H, W) bool.
-
-        """
+        """Look at new objects in their seed frame; see :class:`drift_ros.refinement.Refiner`."""
         for object_id, mask in masks.items():
             window = object_window(mask, mask.shape)
             if window is None:
@@ -209,11 +199,7 @@ class _Coloured(Smoothed):
         self._grid, self._bins = seen
 
     def probability(self, object_id: int) -> np.ndarray:
-        height, width = self.size
-        full = cv2.resize(
-            self._coarse[object_id], (width, height), interpolation=cv2.INTER_LINEAR
-        )
-        coarse = crop(full, self._window, self._grid.size)
+        coarse = crop(self.enlarged(object_id), self._window, self._grid.size)
         solved = self._models.solve(self._grid, self._bins, coarse, object_id)
         if self._models.whole(object_id):
             solved = _without_strays(solved)

@@ -218,9 +218,13 @@ class Smoothed:
 
     def probability(self, object_id: int) -> np.ndarray:
         """Render an object: (H, W) float32 in [0, 1]."""
+        return self.smooth(self.enlarged(object_id))
+
+    def enlarged(self, object_id: int) -> np.ndarray:
+        """Interpolate an object's coarse probability: (H, W) float32 in [0, 1]."""
         height, width = self.size
-        return self.smooth(
-            cv2.resize(self._coarse[object_id], (width, height), interpolation=cv2.INTER_LINEAR)
+        return cv2.resize(
+            self._coarse[object_id], (width, height), interpolation=cv2.INTER_LINEAR
         )
 
     def smooth(self, probability: np.ndarray) -> np.ndarray:
