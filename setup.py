@@ -52,8 +52,8 @@ setup(
     zip_safe=False,
     entry_points={
         'console_scripts': [
-            'drift_ros = drift_ros.cli:main',
-            'tracker = drift_ros.nodes.tracker:main',
+            'drift_ros = drift_ros.commands.main:main',
+            'tracker = drift_ros.nodes.tracker.node:main',
             'player = drift_ros.nodes.player:main',
             'recorder = drift_ros.nodes.recorder:main',
         ],

@@ -16,8 +16,8 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # the same names, for type checkers and editors
-    from drift_ros.config import TrackerConfig
-    from drift_ros.errors import (
+    from drift_ros.engine.config import TrackerConfig
+    from drift_ros.engine.errors import (
         CheckpointError,
         DriftRosError,
         FrameError,
@@ -25,26 +25,26 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
         SeedError,
         UnknownObjectError,
     )
-    from drift_ros.objects import ObjectEstimate, ObjectInfo, ObjectState, SeedRequest
-    from drift_ros.refinement.segmenter import Prompt, Segmentation
-    from drift_ros.tracker import Tracker, TrackResult
+    from drift_ros.engine.table import ObjectEstimate, ObjectInfo, ObjectState, SeedRequest
+    from drift_ros.engine.tracker import Tracker, TrackResult
+    from drift_ros.prompts.segmenter import Prompt, Segmentation
 
 _EXPORTS = {
-    'CheckpointError': 'errors',
-    'DriftRosError': 'errors',
-    'FrameError': 'errors',
-    'ObjectEstimate': 'objects',
-    'ObjectInfo': 'objects',
-    'ObjectState': 'objects',
-    'Prompt': 'refinement.segmenter',
-    'PromptError': 'errors',
-    'SeedError': 'errors',
-    'SeedRequest': 'objects',
-    'Segmentation': 'refinement.segmenter',
-    'TrackResult': 'tracker',
-    'Tracker': 'tracker',
-    'TrackerConfig': 'config',
-    'UnknownObjectError': 'errors',
+    'CheckpointError': 'engine.errors',
+    'DriftRosError': 'engine.errors',
+    'FrameError': 'engine.errors',
+    'ObjectEstimate': 'engine.table',
+    'ObjectInfo': 'engine.table',
+    'ObjectState': 'engine.table',
+    'Prompt': 'prompts.segmenter',
+    'PromptError': 'engine.errors',
+    'SeedError': 'engine.errors',
+    'SeedRequest': 'engine.table',
+    'Segmentation': 'prompts.segmenter',
+    'TrackResult': 'engine.tracker',
+    'Tracker': 'engine.tracker',
+    'TrackerConfig': 'engine.config',
+    'UnknownObjectError': 'engine.errors',
 }
 __all__ = [
     'CheckpointError',

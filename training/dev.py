@@ -21,11 +21,11 @@ import torch
 
 from drift_ros import Tracker, TrackerConfig
 from drift_ros.diffusion.checkpoint import EMBEDDED
+from drift_ros.engine.tracker import diffusion_features
 from drift_ros.evaluation.baselines import CosineFeatures
-from drift_ros.evaluation.davis import find_sequences
+from drift_ros.evaluation.datasets import find_sequences
 from drift_ros.evaluation.metric import SequenceScorer, summarize
-from drift_ros.evaluation.runner import track
-from drift_ros.tracker import diffusion_features
+from drift_ros.evaluation.run import track
 
 
 def hidden_features(model: Path | None, config: TrackerConfig,

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from drift_ros.diffusion.checkpoint import load_checkpoint
 from drift_ros.diffusion.features import DiffusionFeatures, LayerFeatures, self_attention_layers
-from drift_ros.video import VideoReader
+from drift_ros.media.video import VideoReader
 
 from .dev import hidden_features, model_config
 

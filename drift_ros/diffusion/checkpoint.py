@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from drift_ros.errors import CheckpointError
+from drift_ros.engine.errors import CheckpointError
 
 EMBEDDED = Path(__file__).resolve().parent.parent / 'checkpoints'
 

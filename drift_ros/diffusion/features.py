@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from drift_ros.colour import colour_patches
 from drift_ros.diffusion.checkpoint import Checkpoint
+from drift_ros.diffusion.colour_patches import colour_patches
 from drift_ros.diffusion.inversion import DDIM
-from drift_ros.errors import CheckpointError
+from drift_ros.engine.errors import CheckpointError
 
 # Colour patches are blocks of 3 x 3 tokens; their cosine is divided by this to stand beside
 # attention logits.

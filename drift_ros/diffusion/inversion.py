@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from drift_ros.errors import CheckpointError
+from drift_ros.engine.errors import CheckpointError
 
 Predict = Callable[[Tensor, int], Tensor]
 """The network: latents and the level it is told, to its prediction."""

@@ -22,8 +22,8 @@ from rosbags.rosbag2 import Reader, StoragePlugin, Writer
 from rosbags.typesys import get_typestore, Stores
 from rosbags.typesys.store import Typestore
 
-from drift_ros.evaluation.davis import DavisSequence, Frame, read_annotation
-from drift_ros.nodes.conversions import (
+from drift_ros.evaluation.datasets import DavisSequence, Frame, read_annotation
+from drift_ros.ros.conversions import (
     compressed_to_rgb,
     ConversionError,
     image_to_labels,

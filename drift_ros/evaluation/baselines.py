@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import cv2
 import numpy as np
 
-from drift_ros.config import TrackerConfig
+from drift_ros.engine.config import TrackerConfig
 
 
 class Result(Protocol):
@@ -148,7 +148,7 @@ class ColourPatches:
 
     def patches(self, frame: np.ndarray) -> np.ndarray:
         """Return unit-length colour patches (h, w, 3 * cells^2) float32 of a frame."""
-        from drift_ros.colour import colour_patches
+        from drift_ros.diffusion.colour_patches import colour_patches
 
         ratio = self._resolution / min(frame.shape[:2])
         height, width = (max(round(side * ratio / self._stride), 1) * self._stride
@@ -168,8 +168,8 @@ class BoxSeeded:
 
     def seed(self, frame: np.ndarray, label_mask: np.ndarray) -> list[int]:
         """Seed from boxes; ids in ascending order of labels."""
-        from drift_ros.objects import box_of
-        from drift_ros.refinement.segmenter import Prompt
+        from drift_ros.engine.table import box_of
+        from drift_ros.prompts.segmenter import Prompt
 
         boxes = [box_of(label_mask == label) for label in np.unique(label_mask[label_mask != 0])]
         ids, _ = self._tracker.seed_prompts(frame, [Prompt(box=box) for box in boxes])
@@ -285,14 +285,14 @@ class EngineSpec:
             return FirstMask()
         if self.name == 'flow':
             return OpticalFlow()
-        from drift_ros.tracker import Tracker
+        from drift_ros.engine.tracker import Tracker
 
         config = self.config
         if self.name in ('tracker', 'boxes'):
             tracker = Tracker(self.model, config, device=self.device)
             return BoxSeeded(tracker) if self.name == 'boxes' else tracker
         if self.name == 'cosine':
-            from drift_ros.tracker import diffusion_features
+            from drift_ros.engine.tracker import diffusion_features
 
             cosine = CosineFeatures(diffusion_features(self.model, config, self.device),
                                     self.options.get('cosine_temperature', 0.03))

@@ -18,7 +18,7 @@ import drift_ros
 
 if TYPE_CHECKING:
     from drift_ros.evaluation.baselines import EngineSpec
-    from drift_ros.evaluation.runner import JobResult, Progress, RunOptions, SequenceSource
+    from drift_ros.evaluation.run import JobResult, Progress, RunOptions, SequenceSource
 
 RETRIES = 3
 """How often a task is started anew after its worker died."""
@@ -87,7 +87,7 @@ def _connect(address: str, workers: int) -> Any:
 def _work(spec: EngineSpec, sequence: SequenceSource, options: RunOptions,
           threads: int) -> tuple[JobResult, dict[str, bytes]]:
     """Do one job, on whichever machine; return its result and the files it wrote."""
-    from drift_ros.evaluation.runner import limit_threads, run_job
+    from drift_ros.evaluation.run import limit_threads, run_job
 
     limit_threads(threads)
     with tempfile.TemporaryDirectory(prefix='drift_ros_') as name:

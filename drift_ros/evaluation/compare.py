@@ -8,8 +8,8 @@ import warnings
 
 import numpy as np
 
-from drift_ros.evaluation.davis import DatasetError
-from drift_ros.evaluation.runner import JobResult
+from drift_ros.evaluation.datasets import DatasetError
+from drift_ros.evaluation.run import JobResult
 
 
 @dataclass(frozen=True)

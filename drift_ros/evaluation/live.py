@@ -18,17 +18,17 @@ from typing import Any, TYPE_CHECKING
 
 import numpy as np
 
-from drift_ros.config import TrackerConfig
-from drift_ros.errors import DriftRosError
+from drift_ros.engine.config import TrackerConfig
+from drift_ros.engine.errors import DriftRosError
 from drift_ros.evaluation.bags import BagError, BagSequence
 from drift_ros.evaluation.baselines import EngineSpec
-from drift_ros.evaluation.davis import DatasetError, write_mask
+from drift_ros.evaluation.datasets import DatasetError, write_mask
 from drift_ros.evaluation.metric import MetricError
 from drift_ros.evaluation.protocol import relabel, seed_mask, Track
-from drift_ros.evaluation.runner import Collector, JobResult, Progress, RunOptions
+from drift_ros.evaluation.run import Collector, JobResult, Progress, RunOptions
 
 if TYPE_CHECKING:
-    from drift_ros.nodes.replay import Recording, Seed
+    from drift_ros.ros.replay import Recording, Seed
 
 
 def live_label(engine: str, rate: float | None) -> str:
@@ -67,7 +67,7 @@ def newest(arrivals: Sequence[tuple[int, float]], instants: Sequence[float]) -> 
 
 def find_seeds(sequence: BagSequence, late_objects: bool) -> list[Seed]:
     """Read the frames an engine is seeded in."""
-    from drift_ros.nodes.replay import Seed
+    from drift_ros.ros.replay import Seed
 
     known: set[int] = set()
     seeds = []
@@ -92,7 +92,7 @@ def run_live_job(spec: EngineSpec, sequence: BagSequence, rate: float | None, fo
 
     Raises ProcessError when the node fails, ValueError for an engine that is no tracker.
     """
-    from drift_ros.nodes.replay import replay
+    from drift_ros.ros.replay import replay
 
     label = live_label(spec.label, rate)
     fields = [item.name for item in dataclasses.fields(TrackerConfig)]
@@ -202,10 +202,10 @@ def run_live(specs: Sequence[EngineSpec], sequences: Sequence[BagSequence],
     """
     Replay every bag at every rate to a node with every engine's options, one after another.
 
-    Returns results and errors by (engine, sequence), as :func:`drift_ros.evaluation.runner.run`.
+    Returns results and errors by (engine, sequence), as :func:`drift_ros.evaluation.run.run`.
     Nothing is taken over from earlier runs: what is measured is this machine, now.
     """
-    from drift_ros.nodes.processes import ProcessError
+    from drift_ros.ros.processes import ProcessError
 
     results, errors = [], {}
     for spec in specs:

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from drift_ros.engine.table import box_of, ObjectState
 from drift_ros.evaluation.baselines import Engine
-from drift_ros.evaluation.davis import Frame
+from drift_ros.evaluation.datasets import Frame
 from drift_ros.evaluation.metric import MetricError, VOID_LABEL
-from drift_ros.objects import box_of, ObjectState
 
 
 @dataclass(frozen=True)

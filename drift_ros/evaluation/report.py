@@ -12,10 +12,10 @@ import cv2
 import numpy as np
 
 from drift_ros.evaluation import tables
-from drift_ros.evaluation.davis import Frame, read_annotation
-from drift_ros.evaluation.runner import engine_summary, JobResult, SequenceSource
-from drift_ros.overlay import contact_sheet, draw_labels
-from drift_ros.video import VideoWriter, write_image
+from drift_ros.evaluation.datasets import Frame, read_annotation
+from drift_ros.evaluation.run import engine_summary, JobResult, SequenceSource
+from drift_ros.media.overlay import contact_sheet, draw_labels
+from drift_ros.media.video import VideoWriter, write_image
 
 _PANEL = 427
 """Width of a panel in videos and overlays, in pixels."""

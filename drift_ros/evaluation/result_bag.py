@@ -13,6 +13,7 @@ from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import get_typestore, Stores
 from rosbags.typesys.store import Typestore
 
+from drift_ros.engine.table import ObjectEstimate, ObjectState
 from drift_ros.evaluation.bags import (
     BagError,
     BagSequence,
@@ -22,12 +23,11 @@ from drift_ros.evaluation.bags import (
     image_message,
     open_bag,
 )
-from drift_ros.evaluation.davis import read_annotation
+from drift_ros.evaluation.datasets import read_annotation
 from drift_ros.evaluation.protocol import Track
-from drift_ros.evaluation.runner import JobResult
-from drift_ros.nodes.definitions import register_type
-from drift_ros.objects import ObjectEstimate, ObjectState
-from drift_ros.overlay import draw
+from drift_ros.evaluation.run import JobResult
+from drift_ros.media.overlay import draw
+from drift_ros.ros.definitions import register_type
 
 DETECTIONS = 'vision_msgs/msg/Detection2DArray'
 TRACKS = 'drift_ros_msgs/msg/TrackArray'
@@ -143,7 +143,7 @@ class _Said:
 
 
 def detections(store: Typestore, header: Any, objects: Sequence[ObjectEstimate]) -> Any:
-    """Make a vision_msgs/Detection2DArray as :func:`drift_ros.nodes.conversions.detections`."""
+    """Make a vision_msgs/Detection2DArray as :func:`drift_ros.ros.conversions.detections`."""
     def make(name: str, *fields: Any) -> Any:
         return store.types[name](*fields)
 

@@ -18,11 +18,11 @@ from typing import Any
 import cv2
 import numpy as np
 
+from drift_ros.engine.table import ObjectState
 from drift_ros.evaluation.baselines import dense_flow, warp_labels
-from drift_ros.evaluation.davis import DatasetError, read_annotation
+from drift_ros.evaluation.datasets import DatasetError, read_annotation
 from drift_ros.evaluation.metric import score_sequence, summarize
-from drift_ros.evaluation.runner import JobResult, SequenceSource
-from drift_ros.objects import ObjectState
+from drift_ros.evaluation.run import JobResult, SequenceSource
 
 
 def stability_rows(folder: Path, results: Sequence[JobResult],

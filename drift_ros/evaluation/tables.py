@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from drift_ros.evaluation.runner import engine_summary, JobResult
+from drift_ros.evaluation.run import engine_summary, JobResult
 
 
 def number(value: float | None, digits: int = 1) -> str:

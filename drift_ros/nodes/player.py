@@ -22,9 +22,9 @@ from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 from std_srvs.srv import Trigger
 
-from drift_ros.nodes import conversions, parameters, runtime
-from drift_ros.nodes.parameters import PlayerConfig
-from drift_ros.video import VideoError, VideoReader
+from drift_ros.media.video import VideoError, VideoReader
+from drift_ros.ros import conversions, parameters, runtime
+from drift_ros.ros.parameters import PlayerConfig
 
 
 class PlayerNode(Node):

@@ -27,9 +27,9 @@ from rosbags.interfaces import (
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import get_typestore, Stores
 
-from drift_ros.nodes import parameters, runtime
-from drift_ros.nodes.definitions import register_type
-from drift_ros.nodes.parameters import RecorderConfig
+from drift_ros.ros import parameters, runtime
+from drift_ros.ros.definitions import register_type
+from drift_ros.ros.parameters import RecorderConfig
 
 
 def message_class(name: str) -> type:

@@ -11,20 +11,20 @@ from typing import Protocol, TYPE_CHECKING
 
 import numpy as np
 
-from drift_ros.refinement.colour import ColourSolver
-from drift_ros.refinement.filters import (
+from drift_ros.prompts.grabcut import GrabCut
+from drift_ros.refinement.bilateral import (
     BilateralSolver,
     GuidedFilter,
     OnTop,
     Smoother,
     Upsampling,
 )
-from drift_ros.refinement.grabcut import GrabCut
+from drift_ros.refinement.colour import ColourSolver
 
 if TYPE_CHECKING:
     import torch
 
-    from drift_ros.config import TrackerConfig
+    from drift_ros.engine.config import TrackerConfig
 
 
 class Refined(Protocol):

@@ -12,10 +12,10 @@ from segment_anything.modeling import Sam
 import torch
 from torch import Tensor
 
-from drift_ros.refinement.filters import OnTop, Smoothed, Smoother
-from drift_ros.refinement.grabcut import object_window
-from drift_ros.refinement.models import EMBEDDED, load_sam
-from drift_ros.refinement.prompts import read_prompt, stack_points
+from drift_ros.prompts.grabcut import object_window
+from drift_ros.refinement.bilateral import OnTop, Smoothed, Smoother
+from drift_ros.refinement.mask_prompts import read_prompt, stack_points
+from drift_ros.refinement.sam_weights import EMBEDDED, load_sam
 
 # Segment Anything's mask input is the logits of an earlier prediction. Ours come from
 # probabilities, whose logits have no bound.
@@ -58,7 +58,7 @@ class SamPredictor:
     """Looks at a part of a frame once and decodes any number of prompts in it, batched."""
 
     def __init__(self, model: Sam) -> None:
-        """Use a model as :func:`drift_ros.refinement.models.load_sam` gives it."""
+        """Use a model as :func:`drift_ros.refinement.sam_weights.load_sam` gives it."""
         self.model = model
         self.size = int(model.image_encoder.img_size)
         self.side = int(model.prompt_encoder.mask_input_size[0])
@@ -182,7 +182,7 @@ def sam_predictor(checkpoint: str = '', device: str | torch.device = 'auto') -> 
     Parameters
     ----------
     checkpoint : str
-        See :func:`drift_ros.refinement.models.load_sam`. Empty: the embedded model.
+        See :func:`drift_ros.refinement.sam_weights.load_sam`. Empty: the embedded model.
     device : str or torch.device
         'auto', 'cpu' or 'cuda[:n]'.
 

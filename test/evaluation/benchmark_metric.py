@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 
 from drift_ros.evaluation import metric
-from drift_ros.video import read_label_image
+from drift_ros.media.video import read_label_image
 
 sys.path.insert(0, str(Path(__file__).parent))
 import random_masks  # noqa: E402

@@ -5,7 +5,7 @@ import cv2
 import numpy as np
 import pytest
 
-from drift_ros.evaluation.davis import write_mask
+from drift_ros.evaluation.datasets import write_mask
 
 SIZE = (64, 96)
 

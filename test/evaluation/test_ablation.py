@@ -18,20 +18,21 @@ from tiny_models import save_checkpoint  # noqa: E402
 import torch  # noqa: E402
 
 from drift_ros import TrackerConfig  # noqa: E402
-from drift_ros.cli import main  # noqa: E402
+from drift_ros.commands.main import main  # noqa: E402
 from drift_ros.diffusion.checkpoint import load_checkpoint  # noqa: E402
 from drift_ros.diffusion.features import DiffusionFeatures  # noqa: E402
-from drift_ros.evaluation import ablation, runner  # noqa: E402
+from drift_ros.evaluation import run as runner  # noqa: E402
 from drift_ros.evaluation.baselines import CosineFeatures, parse_engine  # noqa: E402
-from drift_ros.evaluation.benchmark import (  # noqa: E402
+from drift_ros.evaluation.datasets import find_sequences  # noqa: E402
+from drift_ros.experiments import ablation  # noqa: E402
+from drift_ros.experiments.benchmarks import (  # noqa: E402
     estimate_memory,
     SD_1_5,
     STAGES,
     time_heads,
     time_steps,
 )
-from drift_ros.evaluation.davis import find_sequences  # noqa: E402
-from drift_ros.video import read_image  # noqa: E402
+from drift_ros.media.video import read_image  # noqa: E402
 
 
 @pytest.fixture(scope='module')

@@ -8,13 +8,14 @@ import pytest
 from rosbags.rosbag2 import Writer
 from rosbags.typesys import get_typestore, Stores
 
-from drift_ros.evaluation import bags, runner
+from drift_ros.commands.evaluate import bag as bag_command
+from drift_ros.commands.evaluate import evaluate
+from drift_ros.evaluation import bags
+from drift_ros.evaluation import run as runner
 from drift_ros.evaluation.bags import BagError, open_sequence
 from drift_ros.evaluation.baselines import parse_engine
-from drift_ros.evaluation.commands import bag as bag_command
-from drift_ros.evaluation.commands import evaluate
-from drift_ros.evaluation.davis import find_sequences, read_annotation
-from drift_ros.video import VideoWriter
+from drift_ros.evaluation.datasets import find_sequences, read_annotation
+from drift_ros.media.video import VideoWriter
 
 from .conftest import scene, SIZE
 

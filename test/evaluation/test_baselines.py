@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from drift_ros.config import TrackerConfig
+from drift_ros.engine.config import TrackerConfig
+from drift_ros.engine.tracker import Tracker
 from drift_ros.evaluation.baselines import (
     BoxSeeded,
     ColourPatches,
@@ -18,7 +19,6 @@ from drift_ros.evaluation.baselines import (
     split_settings,
 )
 from drift_ros.evaluation.metric import region_similarity
-from drift_ros.tracker import Tracker
 
 from .conftest import scene
 

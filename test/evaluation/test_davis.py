@@ -5,8 +5,8 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from drift_ros.evaluation import davis as reader
-from drift_ros.evaluation.davis import DatasetError, find_sequences
+from drift_ros.evaluation import datasets as reader
+from drift_ros.evaluation.datasets import DatasetError, find_sequences
 
 from .conftest import scene, write_sequence
 

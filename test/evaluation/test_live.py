@@ -6,7 +6,7 @@ import pytest
 
 from drift_ros.evaluation import live
 from drift_ros.evaluation.bags import open_sequence
-from drift_ros.evaluation.runner import RunOptions
+from drift_ros.evaluation.run import RunOptions
 
 from .conftest import scene
 from .test_bags import entries, write_bag

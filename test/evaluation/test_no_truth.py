@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from rosbags.typesys import get_typestore, Stores
 
+from drift_ros.commands.evaluate import evaluate
 from drift_ros.evaluation import bags, stability
 from drift_ros.evaluation.bags import BagError, open_sequence, parse_stamp
-from drift_ros.evaluation.commands import evaluate
-from drift_ros.evaluation.davis import write_mask
+from drift_ros.evaluation.datasets import write_mask
 
 from .conftest import scene
 from .test_bags import entries, IMAGE, STORE, TRUTH, write_bag
@@ -121,7 +121,7 @@ def test_report_without_truth(bare, mask, tmp_path):
 def test_survival_counts_frames_and_first_loss(tmp_path):
     """Shares are means over objects; the seed frame does not count."""
     from drift_ros.evaluation.protocol import Track
-    from drift_ros.evaluation.runner import JobResult, NO_SCORE
+    from drift_ros.evaluation.run import JobResult, NO_SCORE
 
     states = {1: [1, 1, 2, 3, 1], 2: [1, 1, 1, 1, 1]}
     tracks = tuple(tuple(Track(label, row[index], 0.5, 9, index, None)
@@ -151,10 +151,10 @@ def test_result_bag_says_what_the_node_says(tmp_path):
     from rclpy.serialization import serialize_message
     from std_msgs.msg import Header
 
+    from drift_ros.engine.table import ObjectEstimate, ObjectState
     from drift_ros.evaluation import result_bag
-    from drift_ros.nodes import conversions
-    from drift_ros.nodes.definitions import register_type
-    from drift_ros.objects import ObjectEstimate, ObjectState
+    from drift_ros.ros import conversions
+    from drift_ros.ros.definitions import register_type
 
     objects = [ObjectEstimate(3, '', ObjectState.TRACKING, 0.75, (4, 5, 20, 31), 99, 7),
                ObjectEstimate(8, '', ObjectState.LOST, 0.125, None, 0, 2)]

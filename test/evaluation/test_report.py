@@ -7,7 +7,7 @@ import sys
 from click.testing import CliRunner
 import pytest
 
-from drift_ros.evaluation.commands import evaluate
+from drift_ros.commands.evaluate import evaluate
 
 from . import browser
 
@@ -96,7 +96,7 @@ def test_failed_jobs_are_reported(davis, tmp_path):
 def test_help_needs_neither_ros_nor_torch():
     """The command's help, and that of its groups, load no heavy module."""
     code = '\n'.join([
-        'import sys', 'from click.testing import CliRunner', 'from drift_ros.cli import main',
+        'import sys', 'from click.testing import CliRunner', 'from drift_ros.commands.main import main',
         "for words in (['--help'], ['eval', '--help'], ['eval', 'davis', '--help'], "
         "['bag', '--help']):",
         '    outcome = CliRunner().invoke(main, words)',

@@ -7,9 +7,9 @@ import json
 import numpy as np
 import pytest
 
-from drift_ros.evaluation import runner
+from drift_ros.evaluation import run as runner
 from drift_ros.evaluation.baselines import EngineSpec, FirstMask, parse_engine
-from drift_ros.evaluation.davis import find_sequences, Frame, read_annotation
+from drift_ros.evaluation.datasets import find_sequences, Frame, read_annotation
 from drift_ros.evaluation.metric import score_sequence
 
 from .conftest import scene

@@ -25,7 +25,7 @@ from std_msgs.msg import Header
 from std_srvs.srv import Trigger
 from vision_msgs.msg import Detection2DArray, LabelInfo
 
-from drift_ros.nodes import conversions
+from drift_ros.ros import conversions
 
 ROOT = Path(__file__).resolve().parents[2]
 PROFILES = str(ROOT / 'config' / 'fastdds_large_images.xml')

@@ -15,8 +15,8 @@ from scenes import RED, scene, square_mask
 from sensor_msgs.msg import CompressedImage, Image
 from std_srvs.srv import Trigger
 
-from drift_ros.nodes import conversions
-from drift_ros.video import VideoReader, write_image
+from drift_ros.media.video import VideoReader, write_image
+from drift_ros.ros import conversions
 
 DOMAIN = 51
 
@@ -179,7 +179,7 @@ def run_demo(checkpoint, clip, mask, out, *options):
                    'ROS_AUTOMATIC_DISCOVERY_RANGE': 'LOCALHOST', 'OMP_NUM_THREADS': '1',
                    'FASTDDS_DEFAULT_PROFILES_FILE': PROFILES, 'COLUMNS': '160'}
     return subprocess.run(
-        [sys.executable, '-m', 'drift_ros.nodes.demo', '--video', str(clip), '--mask', str(mask),
+        [sys.executable, '-m', 'drift_ros.commands.demo', '--video', str(clip), '--mask', str(mask),
          '--out', str(out), '--model', str(checkpoint), '-p', 'resolution:=96',
          '-p', 'confidence_threshold:=0.0', *options], env=environment, capture_output=True,
         text=True, check=False, timeout=2 * TIMEOUT)

@@ -16,7 +16,7 @@ import pytest
 from scenes import GREEN, overlap, RED, scene, square_mask
 from std_msgs.msg import Header
 
-from drift_ros.nodes import conversions
+from drift_ros.ros import conversions
 
 DOMAIN = 86
 FRAME = scene((16, 16, 32, RED), (80, 40, 36, GREEN))
@@ -172,13 +172,13 @@ def test_the_seed_command(tracker, tmp_path):
                    'FASTDDS_DEFAULT_PROFILES_FILE': PROFILES}
 
     def command(*arguments):
-        return subprocess.run([sys.executable, '-m', 'drift_ros.cli', 'seed', *arguments],
+        return subprocess.run([sys.executable, '-m', 'drift_ros.commands.main', 'seed', *arguments],
                               env=environment, capture_output=True, text=True, timeout=120)
 
     saved = tmp_path / 'mask.png'
     dry = command('--point', '32', '32', '--dry-run', '--save', str(saved))
     assert dry.returncode == 0, dry.stderr
-    from drift_ros.video import read_label_image
+    from drift_ros.media.video import read_label_image
     assert overlap(read_label_image(saved) == 1, CUP) > 0.5
     assert followed(tracker) == []
     done = command('--box', *map(str, CUP_BOX), '--name', 'cup', '--node', '/tracker')

@@ -19,8 +19,8 @@ from rosbags.typesys import get_typestore, Stores
 from scenes import RED, scene, square_mask
 
 from drift_ros.evaluation import bags, live
-from drift_ros.evaluation.davis import read_annotation
-from drift_ros.nodes import processes, replay
+from drift_ros.evaluation.datasets import read_annotation
+from drift_ros.ros import processes, replay
 
 ROOT = Path(__file__).resolve().parents[2]
 DOMAIN = 61
@@ -53,7 +53,7 @@ def bag(tmp_path_factory):
 
 
 def command(bag, out, checkpoint, *more):
-    return [sys.executable, '-m', 'drift_ros.cli', 'eval', 'bag', str(bag), '--live', '--model',
+    return [sys.executable, '-m', 'drift_ros.commands.main', 'eval', 'bag', str(bag), '--live', '--model',
             str(checkpoint), '--set', 'resolution=96', '--set', 'radius=6', '--set',
             'confidence_threshold=0', '--out', str(out), '--threads', '1', *more]
 
@@ -139,6 +139,6 @@ def test_interrupt_ends_everything(bag, checkpoint, tmp_path):
     assert 'Traceback' not in log.read_text()
     import psutil
     left = [item for item in psutil.process_iter(['cmdline', 'environ'])
-            if 'drift_ros.nodes.tracker' in (item.info['cmdline'] or [])
+            if 'drift_ros.nodes.tracker.node' in (item.info['cmdline'] or [])
             and (item.info['environ'] or {}).get('ROS_DOMAIN_ID') == str(DOMAIN)]
     assert not left

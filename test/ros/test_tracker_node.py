@@ -13,7 +13,7 @@ import pytest
 from scenes import GREEN, RED, scene, square_mask
 from std_msgs.msg import Header
 
-from drift_ros.nodes import conversions
+from drift_ros.ros import conversions
 
 DOMAIN = 41
 SQUARE = (16, 16, 24)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from drift_ros.refinement.models import load_sam
+from drift_ros.refinement.sam_weights import load_sam
 from training.sam.cutouts import cut_out, Cutouts, fill_cache
 from training.sam.scenes import compose, degrade, person_prompt
 from training.sam.trainer import (
@@ -119,7 +119,7 @@ def test_every_kind_of_prompt_trains(data, kind):
     photos, cutouts, held_back = data
     config = load_config(None, TINY, defaults=DEFAULT_CONFIG)
     torch.manual_seed(0)
-    from drift_ros.refinement.models import build_sam
+    from drift_ros.refinement.sam_weights import build_sam
     model = build_sam(config['model'])
     example = make_example(cutouts, photos, np.random.default_rng(1), model, kind)
     assert (example.coarse is not None) == (kind == 'tracker')

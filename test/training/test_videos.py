@@ -5,7 +5,7 @@ import cv2
 import numpy as np
 import pytest
 
-from drift_ros.evaluation.davis import find_sequences
+from drift_ros.evaluation.datasets import find_sequences
 from training.sam.cutouts import Cutouts
 from training.videos import main, make_video
 

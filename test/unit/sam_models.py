@@ -6,7 +6,7 @@ import json
 from safetensors.torch import save_file
 import torch
 
-from drift_ros.refinement.models import build_sam
+from drift_ros.refinement.sam_weights import build_sam
 
 SMALL = {
     'image_size': 64, 'patch_size': 8, 'width': 16, 'depth': 2, 'heads': 2, 'mlp_ratio': 2.0,

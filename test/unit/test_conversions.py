@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 import numpy as np
 import pytest
 
-from drift_ros.nodes import conversions
-from drift_ros.nodes.conversions import ConversionError
+from drift_ros.ros import conversions
+from drift_ros.ros.conversions import ConversionError
 
 RNG = np.random.default_rng(7)
 
@@ -259,7 +259,7 @@ class TestMessages:
             conversions.rgb_to_image(wrong, self.header)
 
     def test_objects(self):
-        from drift_ros.objects import ObjectEstimate, ObjectState
+        from drift_ros.engine.table import ObjectEstimate, ObjectState
         objects = [ObjectEstimate(3, 'cup', ObjectState.TRACKING, 0.75, (10, 20, 20, 50), 250, 7),
                    ObjectEstimate(300, 'box', ObjectState.LOST, 0.1, None, 0, 90)]
         found = conversions.detections(objects, self.header)

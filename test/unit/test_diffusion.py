@@ -10,8 +10,8 @@ import pytest
 from tiny_models import FAMILIES, save_checkpoint
 import torch
 
-from drift_ros.colour import colour_patches
 from drift_ros.diffusion.checkpoint import load_checkpoint
+from drift_ros.diffusion.colour_patches import colour_patches
 from drift_ros.diffusion.features import (
     DiffusionFeatures,
     FrameFeatures,
@@ -19,8 +19,8 @@ from drift_ros.diffusion.features import (
     self_attention_layers,
     with_colour,
 )
-from drift_ros.errors import CheckpointError
-from drift_ros.propagation import propagate
+from drift_ros.engine.errors import CheckpointError
+from drift_ros.engine.kernel_fast import propagate
 
 
 @pytest.fixture(scope='module', params=sorted(FAMILIES))

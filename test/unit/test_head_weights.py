@@ -17,14 +17,14 @@ from drift_ros.diffusion.features import (
     LayerFeatures,
     self_attention_layers,
 )
-from drift_ros.head_weights import (
+from drift_ros.engine.head_weights import (
     choose_cells,
     HeadWeighting,
     least_squares_on_simplex,
     Look,
     propagate_by_head,
 )
-from drift_ros.propagation import propagate, resize_labels
+from drift_ros.engine.kernel_fast import propagate, resize_labels
 
 
 def problem(seed, count, rows=60, rank=None):

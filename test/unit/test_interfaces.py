@@ -67,7 +67,7 @@ def test_hash_announced_on_the_wire(monkeypatch):
 def test_states_have_the_engine_s_values():
     from drift_ros_msgs.msg import Track
 
-    from drift_ros.objects import ObjectState
+    from drift_ros.engine.table import ObjectState
 
     assert {state.name: getattr(Track, state.name) for state in ObjectState} == {
         state.name: state.value for state in ObjectState}

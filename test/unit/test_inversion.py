@@ -11,7 +11,7 @@ from drift_ros import Tracker, TrackerConfig
 from drift_ros.diffusion.checkpoint import load_checkpoint
 from drift_ros.diffusion.features import DiffusionFeatures
 from drift_ros.diffusion.inversion import DDIM
-from drift_ros.errors import CheckpointError
+from drift_ros.engine.errors import CheckpointError
 
 KINDS = ('epsilon', 'v_prediction', 'sample')
 SETTINGS = {

@@ -10,7 +10,7 @@ import yaml
 
 from drift_ros.evaluation.bags import IMAGE_TOPIC
 from drift_ros.evaluation.result_bag import OUTPUTS, TRACKS
-from drift_ros.nodes.definitions import register_type
+from drift_ros.ros.definitions import register_type
 
 ROOT = Path(__file__).resolve().parents[2]
 # the node's own creation of its publishers

@@ -7,7 +7,7 @@ import torch
 
 from drift_ros import TrackerConfig
 from drift_ros.diffusion.features import FrameFeatures, LayerFeatures
-from drift_ros.memory import ReferenceMemory
+from drift_ros.engine.memory import ReferenceMemory
 
 
 def labels_of(*boxes, grid=(24, 32)):

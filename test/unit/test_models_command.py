@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from drift_ros import CheckpointError
-from drift_ros import models as module
-from drift_ros.cli import main
-from drift_ros.refinement.models import load_sam
+from drift_ros.commands import models as module
+from drift_ros.commands.main import main
+from drift_ros.refinement.sam_weights import load_sam
 
 MADE_UP = b'made-up weights' * 1000
 KNOWN = (module.KnownModel('made_up', 'made_up.pth', 1, 'Apache-2.0', 'a test', 'file:///nowhere',

@@ -12,7 +12,7 @@ from drift_ros import Tracker, TrackerConfig, UnknownObjectError
 from drift_ros.diffusion.checkpoint import load_checkpoint
 from drift_ros.diffusion.features import DiffusionFeatures
 from drift_ros.diffusion.textual_inversion import _key, join_prompt, prompt_reaches
-from drift_ros.errors import OptimizeError
+from drift_ros.engine.errors import OptimizeError
 
 FRAME = scene((16, 16, 40, RED), (84, 40, 40, GREEN))
 MASK = square_mask((16, 16, 40), (84, 40, 40))

@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from drift_ros import ObjectState, overlay
+from drift_ros import ObjectState
+from drift_ros.media import overlay
 
 
 def thing(number, name='cup', box=(10, 10, 30, 30), state=ObjectState.TRACKING):

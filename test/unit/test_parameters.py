@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from drift_ros import TrackerConfig
-from drift_ros.nodes import parameters
+from drift_ros.ros import parameters
 
 ROOT = Path(__file__).resolve().parents[2]
 ALL = [(name, item) for name, configs in parameters.NODES.items()
@@ -40,7 +40,7 @@ def test_checks_name_parameter_value_and_range():
 
 def test_parameter_file_is_up_to_date():
     text = (ROOT / 'config' / 'tracker.yaml').read_text(encoding='utf-8')
-    assert text == parameters.tracker_yaml(), 'run: python -m drift_ros.nodes.parameters'
+    assert text == parameters.tracker_yaml(), 'run: python -m drift_ros.ros.parameters'
     values = yaml.safe_load(text)['/**']['tracker']['ros__parameters']
     for item in parameters.parameters(*parameters.NODES['tracker']):
         if item.default == ():
@@ -52,7 +52,7 @@ def test_parameter_file_is_up_to_date():
 
 def test_page_is_up_to_date():
     text = (ROOT / 'docs' / 'nodes.md').read_text(encoding='utf-8')
-    assert text == parameters.fill_tables(text), 'run: python -m drift_ros.nodes.parameters'
+    assert text == parameters.fill_tables(text), 'run: python -m drift_ros.ros.parameters'
     for _, item in ALL:
         assert f'| `{item.name}` |' in text
 

@@ -4,8 +4,8 @@
 import pytest
 import torch
 
-from drift_ros import propagation
-from drift_ros.propagation import _largest, propagate
+from drift_ros.engine import kernel_fast as propagation
+from drift_ros.engine.kernel_fast import _largest, propagate
 
 
 def dense(query, keys, labels, radius, top_k, temperature, head_weights):

@@ -12,17 +12,16 @@ from segment_anything.modeling import Sam
 import torch
 
 from drift_ros import CheckpointError, Tracker, TrackerConfig
+from drift_ros.prompts.grabcut import agreement, GrabCut, object_window
 from drift_ros.refinement import Every, make_refiner
-from drift_ros.refinement.colour import _colour_bins, ColourSolver
-from drift_ros.refinement.filters import (
+from drift_ros.refinement.bilateral import (
     _conjugate_gradients,
     BilateralSolver,
     GuidedFilter,
     Upsampling,
 )
-from drift_ros.refinement.grabcut import agreement, GrabCut, object_window
-from drift_ros.refinement.models import infer_config, load_sam
-from drift_ros.refinement.prompts import read_prompt, stack_points
+from drift_ros.refinement.colour import _colour_bins, ColourSolver
+from drift_ros.refinement.mask_prompts import read_prompt, stack_points
 from drift_ros.refinement.sam import (
     mask_logits,
     sam_predictor,
@@ -31,6 +30,7 @@ from drift_ros.refinement.sam import (
     score_candidates,
     stability,
 )
+from drift_ros.refinement.sam_weights import infer_config, load_sam
 
 SQUARE = (32, 24, 40)
 FRAME = scene((*SQUARE, RED))

@@ -8,8 +8,7 @@ from scenes import BLUE, ColourFeatures, GREEN, overlap, RED, scene, square_mask
 import torch
 
 from drift_ros import Prompt, PromptError, SeedError, Tracker, TrackerConfig
-from drift_ros.refinement.sam import SamPredictor
-from drift_ros.refinement.segmenter import (
+from drift_ros.prompts.segmenter import (
     _second_opinion,
     check_prompts,
     label_image,
@@ -17,6 +16,7 @@ from drift_ros.refinement.segmenter import (
     Segmentation,
     Segmenter,
 )
+from drift_ros.refinement.sam import SamPredictor
 
 FRAME = scene((16, 16, 32, RED), (80, 40, 36, GREEN))
 TRUTH = square_mask((16, 16, 32), (80, 40, 36))

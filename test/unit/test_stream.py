@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from drift_ros.nodes.stream import Frame, FrameBuffer, Job, Mailbox, seconds, Statistics
+from drift_ros.nodes.tracker.stream import Frame, FrameBuffer, Job, Mailbox, seconds, Statistics
 
 
 def frame(sequence, stamp=None, size=10):

@@ -6,8 +6,8 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from drift_ros import overlay
-from drift_ros.video import (
+from drift_ros.media import overlay
+from drift_ros.media.video import (
     DEFAULT_RATE,
     list_images,
     read_image,

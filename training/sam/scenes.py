@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from numpy.random import Generator
 
-from drift_ros.refinement.prompts import MaskPrompt, read_prompt
+from drift_ros.refinement.mask_prompts import MaskPrompt, read_prompt
 from training.sam.cutouts import Cutouts
 from training.views import PhotoFolder, photometric, random_shape, smooth_field
 

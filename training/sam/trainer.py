@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 import torch.nn.functional as F
 
-from drift_ros.refinement.models import build_sam
-from drift_ros.refinement.prompts import stack_points
+from drift_ros.refinement.mask_prompts import stack_points
 from drift_ros.refinement.sam import mask_logits
+from drift_ros.refinement.sam_weights import build_sam
 from training.run import draw_curves, Run
 from training.sam.cutouts import Cutouts
 from training.sam.scenes import compose, person_prompt, tracker_prompt

@@ -9,8 +9,8 @@ import threading
 import cv2
 import numpy as np
 
-from drift_ros.config import TrackerConfig
-from drift_ros.errors import FrameError, SeedError, UnknownObjectError
+from drift_ros.engine.config import TrackerConfig
+from drift_ros.engine.errors import FrameError, SeedError, UnknownObjectError
 
 
 class ObjectState(IntEnum):

@@ -42,10 +42,10 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from drift_ros.config import TrackerConfig
-from drift_ros.evaluation import runner
+from drift_ros.commands.evaluate import user_errors
+from drift_ros.engine.config import TrackerConfig
+from drift_ros.evaluation import run as runner
 from drift_ros.evaluation.baselines import EngineSpec, load_params_file, split_settings
-from drift_ros.evaluation.commands import user_errors
 
 PARTS = {
     'kernel': 'No refinement; no object is given up for low confidence.',
@@ -111,7 +111,7 @@ class AblationSpec(EngineSpec):
 
     def make(self, features: SharedFeatures | None = None) -> Any:
         """Build the engine, on features of its own or shared ones."""
-        from drift_ros.tracker import Tracker
+        from drift_ros.engine.tracker import Tracker
 
         engine: Any = super().make() if features is None else Tracker(
             config=self.config, device=self.device, features=features)
@@ -125,7 +125,7 @@ class AblationSpec(EngineSpec):
 
 def _unaligned(config: TrackerConfig) -> Any:
     """Make a memory in which windows on a seed frame stay where its objects were then."""
-    from drift_ros.memory import Reference, ReferenceMemory
+    from drift_ros.engine.memory import Reference, ReferenceMemory
 
     class Unaligned(ReferenceMemory):
         def _aligned(self, seed: Reference) -> Reference:
@@ -331,7 +331,7 @@ def ablate(root: Path, parts: str, sequences: str | None, max_frames: int,
     Prints a table; writes rows.csv, frames.csv, tables.md, figures (PNG) and report.html.
     Interrupt it when you like: the same command goes on where it stopped.
     """
-    from drift_ros.evaluation.davis import find_sequences
+    from drift_ros.evaluation.datasets import find_sequences
 
     with user_errors():
         chosen = [part.strip() for part in parts.split(',') if part.strip()]
@@ -447,7 +447,7 @@ _OPTIONS = runner.RunOptions(save_masks=False)
 def run_group(specs: Sequence[AblationSpec], sequence: runner.SequenceSource, out: Path,
               progress: runner.Progress) -> list[runner.JobResult]:
     """Run rows of one :attr:`AblationSpec.features_key` on a sequence, in lock-step."""
-    from drift_ros.tracker import diffusion_features
+    from drift_ros.engine.tracker import diffusion_features
 
     first = specs[0]
     shared = None

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 import torch.nn.functional as F
 
-from drift_ros.config import TrackerConfig
 from drift_ros.diffusion.features import FrameFeatures, LayerFeatures
-from drift_ros.propagation import propagate, resize_labels
+from drift_ros.engine.config import TrackerConfig
+from drift_ros.engine.kernel_fast import propagate, resize_labels
 
 # Global matches look at every second token in both frames: a sixteenth of the work.
 _COARSE = 2

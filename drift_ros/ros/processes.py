@@ -210,7 +210,7 @@ class GraphClient:
         """
         from drift_ros_msgs.srv import SeedMask
 
-        from drift_ros.nodes import conversions
+        from drift_ros.ros import conversions
         request = SeedMask.Request(
             mask=conversions.labels_to_image(labels, header), names=list(names))
         if image is not None:

@@ -9,12 +9,12 @@ import cv2
 import numpy as np
 import torch
 
-from drift_ros.config import TrackerConfig
-from drift_ros.errors import PromptError
-from drift_ros.objects import check_frame
+from drift_ros.engine.config import TrackerConfig
+from drift_ros.engine.errors import PromptError
+from drift_ros.engine.table import check_frame
+from drift_ros.prompts.grabcut import foreground, grab_cut, reduced_part
 from drift_ros.refinement.colour import ColourSolver, crop, paste
-from drift_ros.refinement.grabcut import foreground, grab_cut, reduced_part
-from drift_ros.refinement.prompts import stack_points
+from drift_ros.refinement.mask_prompts import stack_points
 from drift_ros.refinement.sam import sam_predictor, SamPredictor, stability
 
 
@@ -187,7 +187,7 @@ class SamSegmenter:
     """Segment Anything; the frame is encoded once for all prompts."""
 
     def __init__(self, predictor: SamPredictor) -> None:
-        """Use a model as :func:`drift_ros.refinement.models.load_sam` gives it."""
+        """Use a model as :func:`drift_ros.refinement.sam_weights.load_sam` gives it."""
         self._predictor = predictor
 
     def segment(self, frame: np.ndarray, prompts: Sequence[Prompt]) -> list[Segmentation]:

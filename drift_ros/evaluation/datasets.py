@@ -20,8 +20,8 @@ import numpy as np
 from PIL import Image
 
 from drift_ros.evaluation.metric import VOID_LABEL
-from drift_ros.overlay import palette
-from drift_ros.video import IMAGE_SUFFIXES, natural_key, read_image, VideoError
+from drift_ros.media.overlay import palette
+from drift_ros.media.video import IMAGE_SUFFIXES, natural_key, read_image, VideoError
 
 TASKS = ('auto', 'multi', 'single')
 """multi: every id is an object. single (DAVIS 2016): whatever is not background is object 1."""

@@ -50,8 +50,8 @@ def seed(box: tuple[float, float, float, float] | None, positive: tuple[Point, .
     from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
     from std_msgs.msg import Header
 
-    from drift_ros.nodes import conversions
-    from drift_ros.video import read_image
+    from drift_ros.media.video import read_image
+    from drift_ros.ros import conversions
 
     kind: Any = Segment if dry_run else SeedPrompt
     request = kind.Request(prompts=[Prompt(

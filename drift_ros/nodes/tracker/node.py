@@ -35,17 +35,17 @@ from std_msgs.msg import Header
 from std_srvs.srv import Trigger
 from vision_msgs.msg import Detection2DArray, LabelInfo
 
-from drift_ros import overlay
-from drift_ros.config import TrackerConfig
-from drift_ros.errors import DriftRosError, SeedError, UnknownObjectError
-from drift_ros.nodes import conversions, parameters, runtime
-from drift_ros.nodes.optimize import OptimizeAction
-from drift_ros.nodes.parameters import NodeConfig
-from drift_ros.nodes.prompting import Picture, PromptServices
-from drift_ros.nodes.stream import Frame, FrameBuffer, Job, Mailbox, Statistics
+from drift_ros.engine.config import TrackerConfig
+from drift_ros.engine.errors import DriftRosError, SeedError, UnknownObjectError
+from drift_ros.media import overlay
+from drift_ros.nodes.tracker.optimize import OptimizeAction
+from drift_ros.nodes.tracker.prompting import Picture, PromptServices
+from drift_ros.nodes.tracker.stream import Frame, FrameBuffer, Job, Mailbox, Statistics
+from drift_ros.ros import conversions, parameters, runtime
+from drift_ros.ros.parameters import NodeConfig
 
 if TYPE_CHECKING:
-    from drift_ros.tracker import Tracker, TrackResult
+    from drift_ros.engine.tracker import Tracker, TrackResult
 
 _OK, _WARN, _ERROR = 0, 1, 2
 
@@ -155,7 +155,7 @@ class TrackerNode(LifecycleNodeMixin, Node):
             self._settings = parameters.read(self, NodeConfig)
             config = parameters.read(self, TrackerConfig)
             start = time.monotonic()
-            from drift_ros.tracker import Tracker  # imports torch
+            from drift_ros.engine.tracker import Tracker  # imports torch
             # In a thread that ends: torch keeps threads for each thread that ever used it, and
             # once there are more than processors, those that wait for work fall asleep at once.
             with ThreadPoolExecutor(1) as loader:

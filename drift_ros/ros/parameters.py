@@ -7,7 +7,7 @@ A node's parameters are the fields of dataclasses (:class:`NodeConfig` and the e
 checks, ``config/tracker.yaml`` and the tables of ``docs/nodes.md``. After a change, write the
 latter two again::
 
-    python -m drift_ros.nodes.parameters
+    python -m drift_ros.ros.parameters
 """
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pathlib import Path
 import sys
 from typing import Any, get_args, get_origin, get_type_hints, TypeVar
 
-from drift_ros.config import TrackerConfig
+from drift_ros.engine.config import TrackerConfig
 
 _MODES = {
     'configure': 'configure',
@@ -245,7 +245,7 @@ def tracker_yaml() -> str:
     import textwrap
     lines = ['# SPDX-License-Identifier: Apache-2.0',
              '# Parameters of the tracker node, all at their defaults.',
-             '# Written by: python -m drift_ros.nodes.parameters',
+             '# Written by: python -m drift_ros.ros.parameters',
              '/**:', '  tracker:', '    ros__parameters:']
     for item in parameters(*NODES['tracker']):
         allowed = item.range_text()

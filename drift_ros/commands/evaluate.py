@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from drift_ros.config import TrackerConfig
+from drift_ros.engine.config import TrackerConfig
 from drift_ros.evaluation.baselines import (
     ENGINES,
     EngineSpec,
@@ -92,7 +92,7 @@ def davis(root: Path, resolution: str | None, subset: str | None, year: str | No
     The first annotation of each sequence seeds the engine. Prints J and F; writes masks the
     official tools can score, CSV, JSON, a chart and an HTML report.
     """
-    from drift_ros.evaluation.davis import find_sequences
+    from drift_ros.evaluation.datasets import find_sequences
 
     with user_errors():
         found = find_sequences(
@@ -222,7 +222,7 @@ def compare(first: Path, second: Path | None, engines: str | None, confidence: f
     bootstrap confidence intervals of their means.
     """
     from drift_ros.evaluation.compare import compare as compare_results
-    from drift_ros.evaluation.runner import load_results
+    from drift_ros.evaluation.run import load_results
 
     with user_errors():
         wanted = (engines or '').split(',') if engines else [None, None]
@@ -299,7 +299,8 @@ def _evaluate(sequences: Sequence[Any], data: dict[str, Any], default_out: Path,
     if options['workers'] > 1:
         # Threads that wait must not spin where several processes share the processors.
         os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
-    from drift_ros.evaluation import live, report, runner, stability, tables
+    from drift_ros.evaluation import live, report, stability, tables
+    from drift_ros.evaluation import run as runner
 
     specs = _specs(options)
     for spec in specs:
@@ -400,7 +401,7 @@ def from_davis(root: Path, sequence: str, out: Path, resolution: str | None, tas
     Topics: /camera/image_raw[/compressed], /camera/camera_info, /ground_truth/mask.
     """
     from drift_ros.evaluation.bags import bag_from_davis
-    from drift_ros.evaluation.davis import find_sequences
+    from drift_ros.evaluation.datasets import find_sequences
 
     with user_errors():
         found = find_sequences(root, resolution=resolution, names=[sequence], task=task,
@@ -425,7 +426,7 @@ def from_video(video: Path, out: Path, masks: Path | None, storage: str, compres
     Topics: /camera/image_raw[/compressed], /camera/camera_info, /ground_truth/mask.
     """
     from drift_ros.evaluation.bags import bag_from_video
-    from drift_ros.video import VideoReader
+    from drift_ros.media.video import VideoReader
 
     with user_errors():
         reader = VideoReader(video, count=max_frames)

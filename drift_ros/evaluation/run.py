@@ -37,9 +37,9 @@ from typing import Any, Protocol
 import numpy as np
 
 import drift_ros
-from drift_ros.errors import DriftRosError
+from drift_ros.engine.errors import DriftRosError
 from drift_ros.evaluation.baselines import Engine, EngineSpec, NETWORKS
-from drift_ros.evaluation.davis import DatasetError, Frame, write_mask
+from drift_ros.evaluation.datasets import DatasetError, Frame, write_mask
 from drift_ros.evaluation.metric import (
     MetricError,
     SequenceScore,
@@ -433,9 +433,9 @@ def source_digest() -> str:
         for path in sorted(folder.rglob('*.py')):
             part = path.relative_to(folder)
             # Nodes, pictures and reports change no number.
-            if str(part) != 'nodes/conversions.py' and (
-                    part.parts[0] in ('nodes', 'cli.py', 'overlay.py')
-                    or part.name in ('commands.py', 'report.py', 'compare.py', 'live.py',
+            if str(part) != 'ros/conversions.py' and (
+                    part.parts[0] in ('nodes', 'ros', 'commands')
+                    or part.name in ('overlay.py', 'report.py', 'compare.py', 'live.py',
                                      'stability.py', 'result_bag.py', 'cluster.py')):
                 continue
             text.update(str(part).encode() + b'\0' + path.read_bytes())

@@ -20,15 +20,21 @@ from typing import Any
 import click
 import numpy as np
 
-from drift_ros import overlay
-from drift_ros.nodes.processes import (
+from drift_ros.media import overlay
+from drift_ros.media.video import (
+    read_label_image,
+    VideoError,
+    VideoReader,
+    VideoWriter,
+    write_image,
+)
+from drift_ros.ros.processes import (
     Children,
     GraphClient,
     prepare_environment,
     ProcessError,
     shared_file,
 )
-from drift_ros.video import read_label_image, VideoError, VideoReader, VideoWriter, write_image
 
 NAMESPACE = '/drift_ros_demo'
 RECORDED = ('tracker/mask', 'tracker/detections', 'tracker/tracks', 'tracker/label_info',
@@ -107,11 +113,11 @@ def read_results(bag: Path) -> Iterator[tuple[np.ndarray, list[SimpleNamespace]]
     """
     Read label images and objects back from a recorded bag, in order of their stamps.
 
-    Yields ``(H, W)`` labels and objects as :func:`drift_ros.overlay.draw` takes them.
+    Yields ``(H, W)`` labels and objects as :func:`drift_ros.media.overlay.draw` takes them.
     """
     from rosbags.highlevel import AnyReader
 
-    from drift_ros.nodes import conversions
+    from drift_ros.ros import conversions
     masks: dict[tuple[int, int], Any] = {}
     tracks: dict[tuple[int, int], Any] = {}
     with AnyReader([bag]) as reader:

@@ -20,7 +20,7 @@ from segment_anything.modeling import (
 import torch
 from torch import nn
 
-from drift_ros.errors import CheckpointError
+from drift_ros.engine.errors import CheckpointError
 
 
 def build_sam(config: dict[str, Any]) -> Sam:

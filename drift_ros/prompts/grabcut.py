@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import cv2
 import numpy as np
 
-from drift_ros.refinement.filters import OnTop, Smoothed, Smoother
+from drift_ros.refinement.bilateral import OnTop, Smoothed, Smoother
 
 
 class GrabCut(OnTop):

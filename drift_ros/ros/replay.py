@@ -20,7 +20,7 @@ import zlib
 
 import numpy as np
 
-from drift_ros.nodes.processes import Children, GraphClient, prepare_environment, ProcessError
+from drift_ros.ros.processes import Children, GraphClient, prepare_environment, ProcessError
 
 NAMESPACE = '/drift_ros_eval'
 _PATIENCE = 60.0
@@ -61,7 +61,7 @@ class Recording:
         from rclpy.serialization import deserialize_message
         from sensor_msgs.msg import Image
 
-        from drift_ros.nodes import conversions
+        from drift_ros.ros import conversions
         return conversions.image_to_labels(
             deserialize_message(zlib.decompress(self.arrivals[number][2]), Image))
 

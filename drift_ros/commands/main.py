@@ -11,18 +11,18 @@ import click
 import drift_ros
 
 _COMMANDS = {
-    'ablate': ('drift_ros.evaluation.ablation:ablate',
+    'ablate': ('drift_ros.experiments.ablation:ablate',
                "Compare the parts of the method: the paper's figures and tables."),
-    'benchmark': ('drift_ros.evaluation.benchmark:benchmark',
+    'benchmark': ('drift_ros.experiments.benchmarks:benchmark',
                   'Measure what the tracker needs on this machine.'),
-    'eval': ('drift_ros.evaluation.commands:evaluate',
+    'eval': ('drift_ros.commands.evaluate:evaluate',
              'Measure tracking accuracy on datasets and bags.'),
-    'bag': ('drift_ros.evaluation.commands:bag', 'Make rosbag2 bags from datasets and videos.'),
-    'models': ('drift_ros.models:models',
+    'bag': ('drift_ros.commands.evaluate:bag', 'Make rosbag2 bags from datasets and videos.'),
+    'models': ('drift_ros.commands.models:models',
                'List known checkpoints, check a file, download one.'),
-    'seed': ('drift_ros.nodes.seed:seed',
+    'seed': ('drift_ros.commands.seed:seed',
              'Ask a running tracker node to follow what a box or a point marks.'),
-    'demo': ('drift_ros.nodes.demo:demo',
+    'demo': ('drift_ros.commands.demo:demo',
              'Track real video through real ROS 2 nodes, end to end.'),
 }
 

@@ -17,7 +17,7 @@ import urllib.request
 
 import click
 
-from drift_ros.errors import CheckpointError
+from drift_ros.engine.errors import CheckpointError
 
 _SAM = 'https://dl.fbaipublicfiles.com/segment_anything'
 _CHUNK = 1 << 20
@@ -181,7 +181,7 @@ def models(file: Path | None, name: str | None, folder: Path | None, blank: Path
         elif name is not None:
             _fetch(next(m for m in KNOWN if m.name == name), folder)
         elif blank is not None:
-            from drift_ros.refinement.models import save_untrained
+            from drift_ros.refinement.sam_weights import save_untrained
 
             save_untrained(blank)
             click.echo(f'{blank} holds random weights; give it to the tracker as sam_checkpoint')

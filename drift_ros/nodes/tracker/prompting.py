@@ -20,12 +20,12 @@ from rclpy.callback_groups import CallbackGroup
 from rclpy.node import Node
 from std_msgs.msg import Header
 
-from drift_ros.errors import CheckpointError, DriftRosError, PromptError, SeedError
-from drift_ros.nodes import conversions
-from drift_ros.nodes.stream import Job, Mailbox
+from drift_ros.engine.errors import CheckpointError, DriftRosError, PromptError, SeedError
+from drift_ros.nodes.tracker.stream import Job, Mailbox
+from drift_ros.ros import conversions
 
 if TYPE_CHECKING:
-    from drift_ros.tracker import Prompt, Segmentation, Tracker
+    from drift_ros.engine.tracker import Prompt, Segmentation, Tracker
 
 LIMIT = 2
 """Requests that may wait at once."""
@@ -38,7 +38,7 @@ class Picture(NamedTuple):
     """(H, W, 3) uint8 RGB."""
     header: Header
     after: int
-    """As of :class:`drift_ros.nodes.stream.Job`."""
+    """As of :class:`drift_ros.nodes.tracker.stream.Job`."""
 
 
 class Host(Protocol):
@@ -68,7 +68,7 @@ class PromptServices:
 
     def _segment(self, request: Segment.Request, response: Segment.Response) -> Segment.Response:
         def work(tracker: Tracker, picture: Picture, prompts: list[Prompt]) -> None:
-            from drift_ros.refinement.segmenter import label_image
+            from drift_ros.prompts.segmenter import label_image
 
             found = tracker.segment(picture.image, prompts)
             self._describe(response, found, label_image(found), picture)
@@ -78,7 +78,7 @@ class PromptServices:
     def _seed_prompt(self, request: SeedPrompt.Request,
                      response: SeedPrompt.Response) -> SeedPrompt.Response:
         def work(tracker: Tracker, picture: Picture, prompts: list[Prompt]) -> None:
-            from drift_ros.refinement.segmenter import label_image
+            from drift_ros.prompts.segmenter import label_image
 
             ids, found = tracker.seed_prompts(picture.image, prompts)
             response.object_ids = ids
@@ -110,7 +110,7 @@ class PromptServices:
                                 'answers, or put several prompts into one request')
             return response
         try:
-            from drift_ros.refinement.segmenter import check_prompts
+            from drift_ros.prompts.segmenter import check_prompts
 
             picture = self._host.picture(request.image, request.stamp)
             prompts = read_prompts(request.prompts)
@@ -160,7 +160,7 @@ class PromptServices:
             return
         tracker, mailbox = engine
         try:
-            from drift_ros.refinement.segmenter import check_prompts, Prompt
+            from drift_ros.prompts.segmenter import check_prompts, Prompt
 
             picture = self._host.picture(None, message.header.stamp)
             prompt = Prompt(points=((message.point.x, message.point.y, True),))
@@ -187,7 +187,7 @@ def read_prompts(messages: Iterable[PromptMessage]) -> list[Prompt]:
 
     :raises PromptError: a box does not have four numbers
     """
-    from drift_ros.refinement.segmenter import Prompt
+    from drift_ros.prompts.segmenter import Prompt
 
     prompts, reasons = [], {}
     for index, message in enumerate(messages):

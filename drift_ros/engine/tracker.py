@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from drift_ros.config import TrackerConfig
 from drift_ros.diffusion.features import DiffusionFeatures, FrameFeatures
 from drift_ros.diffusion.textual_inversion import (
     join_prompt,
@@ -22,10 +21,11 @@ from drift_ros.diffusion.textual_inversion import (
     Seed,
     TextualInversion,
 )
-from drift_ros.errors import OptimizeError
-from drift_ros.head_weights import HeadWeighting
-from drift_ros.memory import ReferenceMemory
-from drift_ros.objects import (
+from drift_ros.engine.config import TrackerConfig
+from drift_ros.engine.errors import OptimizeError
+from drift_ros.engine.head_weights import HeadWeighting
+from drift_ros.engine.memory import ReferenceMemory
+from drift_ros.engine.table import (
     box_of,
     ObjectEstimate,
     ObjectInfo,
@@ -34,14 +34,14 @@ from drift_ros.objects import (
     SeedRequest,
     TrackedObject,
 )
-from drift_ros.refinement import make_refiner, Refined
-from drift_ros.refinement.segmenter import (
+from drift_ros.prompts.segmenter import (
     label_image,
     make_segmenter,
     Prompt,
     Segmentation,
     Segmenter,
 )
+from drift_ros.refinement import make_refiner, Refined
 
 
 class FeatureExtractor(Protocol):

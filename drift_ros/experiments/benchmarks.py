@@ -15,7 +15,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from drift_ros.evaluation.baselines import EngineSpec
-    from drift_ros.evaluation.davis import DavisSequence
+    from drift_ros.evaluation.datasets import DavisSequence
 
 SD_1_5: dict[str, dict[str, Any]] = {
     'unet': {
@@ -177,9 +177,9 @@ def sd15(size: int, references: int, run: bool) -> None:
 
 def run_random(size: int) -> dict[str, Any]:
     """Seed and step once with random weights of SD 1.5's size; shapes, seconds and gigabytes."""
-    from drift_ros.config import TrackerConfig
     from drift_ros.diffusion.features import DiffusionFeatures
-    from drift_ros.tracker import Tracker
+    from drift_ros.engine.config import TrackerConfig
+    from drift_ros.engine.tracker import Tracker
 
     start = time.perf_counter()
     checkpoint = random_checkpoint(SD_1_5)
@@ -223,9 +223,9 @@ def _peak_memory() -> int:
                        'colour4:refinement=none'), show_default=True)
 def step(root: str, sequences: str, frames: int, engines: tuple[str, ...]) -> None:
     """Time a step of the tracker on the DAVIS-layout folder ROOT, stage by stage."""
+    from drift_ros.commands.evaluate import user_errors
     from drift_ros.evaluation.baselines import parse_engine
-    from drift_ros.evaluation.commands import user_errors
-    from drift_ros.evaluation.davis import find_sequences
+    from drift_ros.evaluation.datasets import find_sequences
 
     table = Table('engine', 'sequence', *STAGES, title='milliseconds, median')
     with user_errors():
@@ -253,8 +253,8 @@ def time_steps(engine: EngineSpec, sequence: DavisSequence) -> dict[str, float]:
         The engine is not a tracker and knows no stages.
 
     """
+    from drift_ros.engine.tracker import Tracker
     from drift_ros.evaluation.protocol import seed_mask
-    from drift_ros.tracker import Tracker
 
     tracker = engine.make()
     if not isinstance(tracker, Tracker):
@@ -281,9 +281,9 @@ def refiners(video: Path, mask: Path, start: int, after: tuple[int, ...], refine
              out: Path) -> None:
     """Draw the masks of all refiners beside each other, frame by frame."""
     from drift_ros import Tracker, TrackerConfig
-    from drift_ros.evaluation.commands import user_errors
-    from drift_ros.overlay import contact_sheet, draw_labels
-    from drift_ros.video import read_label_image, VideoReader, write_image
+    from drift_ros.commands.evaluate import user_errors
+    from drift_ros.media.overlay import contact_sheet, draw_labels
+    from drift_ros.media.video import read_label_image, VideoReader, write_image
 
     names = refiners.split(',')
     with user_errors():
@@ -337,11 +337,11 @@ def time_heads(layers: int, heads: int, rows: int, columns: int, dim: int, radiu
     """
     import torch
 
-    from drift_ros.config import TrackerConfig
     from drift_ros.diffusion.checkpoint import load_checkpoint
     from drift_ros.diffusion.features import DiffusionFeatures, FrameFeatures, LayerFeatures
-    from drift_ros.head_weights import choose_cells, HeadWeighting, Look, propagate_by_head
-    from drift_ros.memory import ReferenceMemory
+    from drift_ros.engine.config import TrackerConfig
+    from drift_ros.engine.head_weights import choose_cells, HeadWeighting, Look, propagate_by_head
+    from drift_ros.engine.memory import ReferenceMemory
 
     config = TrackerConfig(radius=radius)
     generator = torch.Generator().manual_seed(0)

@@ -24,9 +24,9 @@ import torch
 from torch import Tensor
 import torch.nn.functional as F
 
-from drift_ros.config import TrackerConfig
 from drift_ros.diffusion.features import FrameFeatures
-from drift_ros.propagation import resize_labels
+from drift_ros.engine.config import TrackerConfig
+from drift_ros.engine.kernel_fast import resize_labels
 
 # Tokens this close are hidden from a token that looks at its own frame.
 _EXCLUDED = 1
@@ -208,8 +208,8 @@ def propagate_by_head(
     Propagate a frame's labels (h, w, C) to some cells of others by every head alone.
 
     ``places`` (n, 2) are first rows and columns on the finest grid. Returns (heads of all layers,
-    looks, n, 2, 2, C) float32, what :func:`drift_ros.propagation.propagate` gives with the weight
-    of one head.
+    looks, n, 2, 2, C) float32, what :func:`drift_ros.engine.kernel_fast.propagate` gives with the
+    weight of one head.
     """
     at = torch.from_numpy(places).to(labels.device)
     grid = reference.grid

@@ -20,12 +20,12 @@ from drift_ros_msgs.action import Optimize
 from rclpy.action import ActionServer, CancelResponse, GoalResponse
 from rclpy.callback_groups import ReentrantCallbackGroup
 
-from drift_ros.errors import DriftRosError
-from drift_ros.nodes.stream import Job, Mailbox
+from drift_ros.engine.errors import DriftRosError
+from drift_ros.nodes.tracker.stream import Job, Mailbox
 
 if TYPE_CHECKING:
     from drift_ros.diffusion.textual_inversion import OptimizeResult, OptimizeStep
-    from drift_ros.tracker import Tracker
+    from drift_ros.engine.tracker import Tracker
 
 _POLL = 0.05
 """Seconds between two looks for a cancellation."""
