@@ -84,6 +84,7 @@ test: lint
 .PHONY: lint
 lint: setup
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/flake8
 	$(BIN)/mypy
 

@@ -30,7 +30,7 @@ setup(
     name=package,
     version='0.1.0',
     description='Follow any object in a camera stream from one mask, with the self-attention of '
-                'an image diffusion model, in ROS 2.',
+    'an image diffusion model, in ROS 2.',
     author='drift_ros maintainers',
     author_email='drift_ros@users.noreply.github.com',
     license='Apache-2.0',

@@ -34,21 +34,31 @@ ARGUMENTS = (
     ('use_sim_time', 'false', 'Take the time from /clock.', ('true', 'false')),
     ('params_file', str(CONFIG / 'tracker.yaml'), 'Parameter file of the node.', None),
     ('autostart', 'true', 'Configure and activate the node once it runs.', ('true', 'false')),
-    ('log_level', 'info', 'Least severe messages to log.',
-     ('debug', 'info', 'warn', 'error', 'fatal')),
+    (
+        'log_level',
+        'info',
+        'Least severe messages to log.',
+        ('debug', 'info', 'warn', 'error', 'fatal'),
+    ),
     ('image', 'image', 'Topic of the camera images.', None),
     ('model', '', 'Folder or hub id of a diffusers checkpoint. Empty: as in params_file.', None),
     ('device', '', 'auto, cpu, cuda or cuda:N. Empty: as in params_file.', None),
-    ('image_transport', '', 'raw, or compressed: images come from <image>/compressed. '
-     'Empty: as in params_file.', ('', 'raw', 'compressed')),
+    (
+        'image_transport',
+        '',
+        'raw, or compressed: images come from <image>/compressed. Empty: as in params_file.',
+        ('', 'raw', 'compressed'),
+    ),
 )
 
 
 def start_tracker(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     """Return the node with what brings it up. Only arguments that are set become parameters."""
     overrides: dict[str, object] = {
-        name: value for name in ('model', 'device', 'image_transport')
-        if (value := LaunchConfiguration(name).perform(context))}
+        name: value
+        for name in ('model', 'device', 'image_transport')
+        if (value := LaunchConfiguration(name).perform(context))
+    }
     image = LaunchConfiguration('image').perform(context)
     use_sim_time = LaunchConfiguration('use_sim_time').perform(context).lower() == 'true'
     tracker = LifecycleNode(
@@ -56,8 +66,10 @@ def start_tracker(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         executable='tracker',
         name='tracker',
         namespace=LaunchConfiguration('namespace'),
-        parameters=[LaunchConfiguration('params_file'),
-                    {**overrides, 'use_sim_time': use_sim_time}],
+        parameters=[
+            LaunchConfiguration('params_file'),
+            {**overrides, 'use_sim_time': use_sim_time},
+        ],
         remappings=[('image', image), ('image/compressed', f'{image}/compressed')],
         arguments=['--ros-args', '--log-level', LaunchConfiguration('log_level')],
         output='screen',
@@ -65,17 +77,32 @@ def start_tracker(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     )
 
     def request(transition: int) -> EmitEvent:
-        return EmitEvent(event=ChangeState(
-            lifecycle_node_matcher=matches_action(tracker), transition_id=transition))
+        return EmitEvent(
+            event=ChangeState(
+                lifecycle_node_matcher=matches_action(tracker), transition_id=transition
+            )
+        )
 
     autostart = IfCondition(LaunchConfiguration('autostart'))
-    configure = RegisterEventHandler(condition=autostart, event_handler=OnProcessStart(
-        target_action=tracker, on_start=[request(Transition.TRANSITION_CONFIGURE)]))
+    configure = RegisterEventHandler(
+        condition=autostart,
+        event_handler=OnProcessStart(
+            target_action=tracker, on_start=[request(Transition.TRANSITION_CONFIGURE)]
+        ),
+    )
     # Only right after configuring: a node someone deactivates by hand stays inactive.
-    activate = RegisterEventHandler(condition=autostart, event_handler=OnStateTransition(
-        target_lifecycle_node=tracker, start_state='configuring', goal_state='inactive',
-        entities=[LogInfo(msg='tracker is configured, activating it'),
-                  request(Transition.TRANSITION_ACTIVATE)]))
+    activate = RegisterEventHandler(
+        condition=autostart,
+        event_handler=OnStateTransition(
+            target_lifecycle_node=tracker,
+            start_state='configuring',
+            goal_state='inactive',
+            entities=[
+                LogInfo(msg='tracker is configured, activating it'),
+                request(Transition.TRANSITION_ACTIVATE),
+            ],
+        ),
+    )
     return [configure, activate, tracker]
 
 
@@ -85,17 +112,28 @@ def generate_launch_description() -> LaunchDescription:
     # Fast DDS 2 knows the older name only; Fast DDS 3 warns about it.
     fast_dds_2 = os.environ.get('ROS_DISTRO') in ('humble', 'iron', 'jazzy')
     profile_variable = f'{"FASTRTPS" if fast_dds_2 else "FASTDDS"}_DEFAULT_PROFILES_FILE'
-    return LaunchDescription([
-        *(DeclareLaunchArgument(name, default_value=default, description=text, choices=choices)
-          for name, default, text, choices in ARGUMENTS),
-        # Log lines appear at once and in order, each with its time.
-        SetEnvironmentVariable('RCUTILS_LOGGING_BUFFERED_STREAM', '1'),
-        SetEnvironmentVariable('RCUTILS_CONSOLE_OUTPUT_FORMAT', EnvironmentVariable(
-            'RCUTILS_CONSOLE_OUTPUT_FORMAT',
-            default_value='[{severity}] [{time}] [{name}]: {message}')),
-        # Whole images need more shared memory than Fast DDS takes by default. A profile that is
-        # already set is kept.
-        SetEnvironmentVariable(
-            profile_variable, EnvironmentVariable(profile_variable, default_value=profile)),
-        OpaqueFunction(function=start_tracker),
-    ])
+    return LaunchDescription(
+        [
+            *(
+                DeclareLaunchArgument(
+                    name, default_value=default, description=text, choices=choices
+                )
+                for name, default, text, choices in ARGUMENTS
+            ),
+            # Log lines appear at once and in order, each with its time.
+            SetEnvironmentVariable('RCUTILS_LOGGING_BUFFERED_STREAM', '1'),
+            SetEnvironmentVariable(
+                'RCUTILS_CONSOLE_OUTPUT_FORMAT',
+                EnvironmentVariable(
+                    'RCUTILS_CONSOLE_OUTPUT_FORMAT',
+                    default_value='[{severity}] [{time}] [{name}]: {message}',
+                ),
+            ),
+            # Whole images need more shared memory than Fast DDS takes by default. A profile that
+            # is already set is kept.
+            SetEnvironmentVariable(
+                profile_variable, EnvironmentVariable(profile_variable, default_value=profile)
+            ),
+            OpaqueFunction(function=start_tracker),
+        ]
+    )

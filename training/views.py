@@ -7,6 +7,7 @@ photographs). Every view shows the same layers, each moved by its own smooth map
 arise as they do between video frames. View 0 is the reference: its maps are affine, which makes
 the true position of every visible point of another view computable in closed form.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass, field
@@ -25,15 +26,15 @@ IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png')
 class ViewConfig:
     """Ranges of the scene generator (pixels of the crop unless stated)."""
 
-    size: int = 160             # side of a view in pixels, divisible by 16
-    views: int = 3              # views per scene, the first one is the reference
-    stride: int = 4             # pixels per token
-    zoom: tuple[float, float] = (0.7, 1.25)   # crop side / photo pixels: larger shows less
-    motion: float = 1.0         # multiplies every motion range
+    size: int = 160  # side of a view in pixels, divisible by 16
+    views: int = 3  # views per scene, the first one is the reference
+    stride: int = 4  # pixels per token
+    zoom: tuple[float, float] = (0.7, 1.25)  # crop side / photo pixels: larger shows less
+    motion: float = 1.0  # multiplies every motion range
     objects: tuple[float, ...] = (0.2, 0.5, 0.3)  # probabilities of 0, 1, 2 ... foreground layers
-    photometric: float = 1.0    # multiplies every photometric range
-    cells: int = 6              # random Voronoi label cells per layer
-    label_count: int = 16       # channels of the label maps
+    photometric: float = 1.0  # multiplies every photometric range
+    cells: int = 6  # random Voronoi label cells per layer
+    label_count: int = 16  # channels of the label maps
 
 
 @dataclass
@@ -80,7 +81,8 @@ class PhotoFolder:
         if not found:
             raise FileNotFoundError(
                 f'no photographs found as <root>/<category>/*.jpg under '
-                f'{[str(r) for r in roots]}; give --photos a folder laid out like that')
+                f'{[str(r) for r in roots]}; give --photos a folder laid out like that'
+            )
         self.paths = [p for p, _ in found][::every]
         self.categories = sorted({c for _, c in found})
         index = {c: i for i, c in enumerate(self.categories)}
@@ -126,8 +128,14 @@ def random_shape(rng: Generator, size: int) -> np.ndarray:
     return mask.astype(np.float32) / 255
 
 
-def _similarity(angle: float, scale: float, source: np.ndarray, destination: np.ndarray,
-                shear: float = 0.0, flip: bool = False) -> np.ndarray:
+def _similarity(
+    angle: float,
+    scale: float,
+    source: np.ndarray,
+    destination: np.ndarray,
+    shear: float = 0.0,
+    flip: bool = False,
+) -> np.ndarray:
     """Return the 3x3 map that takes `destination` (view) to `source` (layer) points."""
     c, s = np.cos(angle), np.sin(angle)
     linear = np.array([[c, -s + shear], [s, c]]) / scale
@@ -143,8 +151,9 @@ def _motion(rng: Generator, magnitude: float, size: int, centre: np.ndarray) -> 
     """Return a random 3x3 map, view to reference coordinates, about `centre`."""
     shift = rng.normal(0, 0.055 * size * magnitude, 2)
     angle, zoom = rng.normal(0, 0.10 * magnitude, 2)
-    m = _similarity(angle, float(np.exp(zoom)),
-                    centre + shift, centre, rng.normal(0, 0.05 * magnitude))
+    m = _similarity(
+        angle, float(np.exp(zoom)), centre + shift, centre, rng.normal(0, 0.05 * magnitude)
+    )
     perspective = np.eye(3)
     perspective[2, :2] = rng.normal(0, 0.0003 * magnitude, 2)
     to, back = np.eye(3), np.eye(3)
@@ -174,8 +183,12 @@ def photometric(rng: Generator, image: np.ndarray, strength: float) -> np.ndarra
         a = rng.uniform(0, np.pi)
         d = np.array([np.cos(a), np.sin(a)]) * (n - 1) / 2
         c = (n - 1) / 2
-        cv2.line(kernel, tuple(np.round(c - d).astype(int).tolist()),
-                 tuple(np.round(c + d).astype(int).tolist()), 1.0)
+        cv2.line(
+            kernel,
+            tuple(np.round(c - d).astype(int).tolist()),
+            tuple(np.round(c + d).astype(int).tolist()),
+            1.0,
+        )
         x = cv2.filter2D(x, -1, kernel / kernel.sum())
     if rng.random() < 0.5:
         x = x + rng.normal(0, rng.uniform(0.5, 4.0), x.shape).astype(np.float32)
@@ -215,27 +228,29 @@ def make_scene(photos: PhotoFolder, rng: Generator, config: ViewConfig) -> Scene
             side = min(height, width)
             mask = np.zeros((height, width), np.float32)
             y0, x0 = (height - side) // 2, (width - side) // 2
-            mask[y0:y0 + side, x0:x0 + side] = random_shape(rng, side)
+            mask[y0 : y0 + side, x0 : x0 + side] = random_shape(rng, side)
             scale = float(np.exp(rng.uniform(np.log(0.2), np.log(0.75)))) * s / side
             source = np.array([width, height]) / 2
             centre = rng.uniform(0.15 * s, 0.85 * s, 2)
             masks.append(mask)
-        if scale < 0.7:     # avoid aliasing
+        if scale < 0.7:  # avoid aliasing
             photo = cv2.GaussianBlur(photo, (0, 0), 0.45 / scale)
         sources.append(photo)
         centres.append(centre)
         maps.append(_similarity(rng.normal(0, 0.12), scale, source, centre, flip=flip))
     # label cells: random sites on each layer
     per_layer = [config.cells] + [2] * count
-    sites = [rng.uniform([0, 0], [p.shape[1], p.shape[0]], (c, 2)).astype(np.float32)
-             for p, c in zip(sources, per_layer)]
+    sites = [
+        rng.uniform([0, 0], [p.shape[1], p.shape[0]], (c, 2)).astype(np.float32)
+        for p, c in zip(sources, per_layer)
+    ]
     offsets = np.concatenate([[0], np.cumsum(per_layer)])
 
     images = np.zeros((v, s, s, 3), np.uint8)
     target = np.zeros((v, n, n, 2), np.float32)
     visible = np.zeros((v, n, n), bool)
     labels = np.zeros((v, n, n, config.label_count), np.float32)
-    token = pixels[config.stride // 2::config.stride, config.stride // 2::config.stride] - 0.5
+    token = pixels[config.stride // 2 :: config.stride, config.stride // 2 :: config.stride] - 0.5
     pick = slice(config.stride // 2, None, config.stride)
     layer0: np.ndarray | None = None
     tops = np.zeros((v, s, s), np.int64)
@@ -249,30 +264,36 @@ def make_scene(photos: PhotoFolder, rng: Generator, config: ViewConfig) -> Scene
             if view == 0:
                 to_reference = np.eye(3)
             else:
-                to_reference = _motion(rng, magnitude * (1.0 if layer == 0 else 1.5), s,
-                                       centres[layer])
+                to_reference = _motion(
+                    rng, magnitude * (1.0 if layer == 0 else 1.5), s, centres[layer]
+                )
             points = _apply(to_reference, pixels)
             if view > 0 and not smooth:
-                points = points + smooth_field(rng, s, int(rng.integers(3, 7)),
-                                               (1.2 if layer == 0 else 2.5) * magnitude)
+                points = points + smooth_field(
+                    rng, s, int(rng.integers(3, 7)), (1.2 if layer == 0 else 2.5) * magnitude
+                )
             grid = _apply(maps[layer], points)
             grids.append((points, grid))
-            colour = cv2.remap(sources[layer], grid, None, cv2.INTER_LINEAR,
-                               borderMode=cv2.BORDER_REFLECT_101).astype(np.float32)
+            colour = cv2.remap(
+                sources[layer], grid, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101
+            ).astype(np.float32)
             if layer == 0:
                 canvas = colour
             else:
-                alpha = cv2.remap(masks[layer], grid, None, cv2.INTER_LINEAR,
-                                  borderMode=cv2.BORDER_CONSTANT)
+                alpha = cv2.remap(
+                    masks[layer], grid, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT
+                )
                 canvas += (colour - canvas) * alpha[..., None]
                 top[alpha > 0.5] = layer
-        images[view] = photometric(rng, np.clip(canvas, 0, 255).astype(np.uint8),
-                                   config.photometric)
+        images[view] = photometric(
+            rng, np.clip(canvas, 0, 255).astype(np.uint8), config.photometric
+        )
         tops[view] = top
         # token centres lie between pixels: average the two neighbours' positions
         points = np.choose(top[..., None], [p for p, _ in grids])
-        centre_points = 0.25 * (points[1::4, 1::4] + points[2::4, 1::4]
-                                + points[1::4, 2::4] + points[2::4, 2::4])
+        centre_points = 0.25 * (
+            points[1::4, 1::4] + points[2::4, 1::4] + points[1::4, 2::4] + points[2::4, 2::4]
+        )
         target[view] = centre_points if config.stride == 4 else points[pick, pick]
         top_token = top[pick, pick]
         if view == 0:

@@ -6,6 +6,7 @@ A player publishes the frames, the tracker follows two objects (the second is gi
 first is being followed), a recorder writes a bag, and this process plays the user: it brings the
 tracker up through its lifecycle, gives it the masks, watches, and draws what was recorded.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
@@ -37,8 +38,13 @@ from drift_ros.ros.processes import (
 )
 
 NAMESPACE = '/drift_ros_demo'
-RECORDED = ('tracker/mask', 'tracker/detections', 'tracker/tracks', 'tracker/label_info',
-            'tracker/seeds')
+RECORDED = (
+    'tracker/mask',
+    'tracker/detections',
+    'tracker/tracks',
+    'tracker/label_info',
+    'tracker/seeds',
+)
 _PATIENCE = 120.0
 _STATES = {1: 'TRACKING', 2: 'OCCLUDED', 3: 'LOST'}
 
@@ -91,6 +97,7 @@ class User(GraphClient):
         from diagnostic_msgs.msg import DiagnosticArray
         from drift_ros_msgs.msg import TrackArray
         from std_srvs.srv import Trigger
+
         super().__init__('demo', NAMESPACE, {'player/resume': Trigger})
         self.tracks: list[TrackArray] = []
         self.diagnostics: dict[str, str] = {}
@@ -105,8 +112,14 @@ class User(GraphClient):
     def resume(self, index: int, watch: Callable[[], None]) -> None:
         """Let the player go on after frame ``index``."""
         from std_srvs.srv import Trigger
-        self.call('player/resume', Trigger.Request(), watch, resend=3.0,
-                  unless=lambda: len(self.tracks) > index + 1)
+
+        self.call(
+            'player/resume',
+            Trigger.Request(),
+            watch,
+            resend=3.0,
+            unless=lambda: len(self.tracks) > index + 1,
+        )
 
 
 def read_results(bag: Path) -> Iterator[tuple[np.ndarray, list[SimpleNamespace]]]:
@@ -118,12 +131,18 @@ def read_results(bag: Path) -> Iterator[tuple[np.ndarray, list[SimpleNamespace]]
     from rosbags.highlevel import AnyReader
 
     from drift_ros.ros import conversions
+
     masks: dict[tuple[int, int], Any] = {}
     tracks: dict[tuple[int, int], Any] = {}
     with AnyReader([bag]) as reader:
         for connection, _, data in reader.messages():
-            target = (masks if connection.topic.endswith('/mask')
-                      else tracks if connection.topic.endswith('/tracks') else None)
+            target = (
+                masks
+                if connection.topic.endswith('/mask')
+                else tracks
+                if connection.topic.endswith('/tracks')
+                else None
+            )
             if target is not None:
                 message = reader.deserialize(data, connection.msgtype)
                 stamp = message.header.stamp
@@ -132,16 +151,33 @@ def read_results(bag: Path) -> Iterator[tuple[np.ndarray, list[SimpleNamespace]]
         objects = []
         for item in tracks[stamp].tracks if stamp in tracks else ():
             box = item.box
-            objects.append(SimpleNamespace(
-                id=item.id, name=item.name, state=_STATES.get(item.state, 'unknown'),
-                confidence=item.confidence,
-                box=(box.x_offset, box.y_offset, box.x_offset + box.width,
-                     box.y_offset + box.height) if box.width else None))
+            objects.append(
+                SimpleNamespace(
+                    id=item.id,
+                    name=item.name,
+                    state=_STATES.get(item.state, 'unknown'),
+                    confidence=item.confidence,
+                    box=(
+                        box.x_offset,
+                        box.y_offset,
+                        box.x_offset + box.width,
+                        box.y_offset + box.height,
+                    )
+                    if box.width
+                    else None,
+                )
+            )
         yield conversions.image_to_labels(masks[stamp]), objects
 
 
-def draw_results(reader: VideoReader, bag: Path, out: Path, advance: Callable[[], None],
-                 seeded: Sequence[int], pictures: int = 12) -> tuple[Path, Path, str]:
+def draw_results(
+    reader: VideoReader,
+    bag: Path,
+    out: Path,
+    advance: Callable[[], None],
+    seeded: Sequence[int],
+    pictures: int = 12,
+) -> tuple[Path, Path, str]:
     """
     Draw a recorded run: an annotated MP4 and a contact sheet.
 
@@ -172,8 +208,15 @@ def draw_results(reader: VideoReader, bag: Path, out: Path, advance: Callable[[]
     return video, sheet, codec
 
 
-def _run(video: Path, seeds: list[Seed], start: int, frames: int, out: Path,
-         tracker_parameters: dict[str, object], record_images: bool) -> None:
+def _run(
+    video: Path,
+    seeds: list[Seed],
+    start: int,
+    frames: int,
+    out: Path,
+    tracker_parameters: dict[str, object],
+    record_images: bool,
+) -> None:
     from lifecycle_msgs.msg import Transition
     from rich.console import Console
     from rich.progress import (
@@ -184,12 +227,15 @@ def _run(video: Path, seeds: list[Seed], start: int, frames: int, out: Path,
         TimeElapsedColumn,
     )
     from rich.table import Table
+
     reader = VideoReader(video, start, frames)
     total = len(reader)
     holds = [seed.index - start for seed in seeds]
     if not total or any(not 0 <= hold < total for hold in holds):
-        raise ProcessError(f'{video} has {total} frames from frame {start} on; the masks belong '
-                           f'to frames {[seed.index for seed in seeds]}')
+        raise ProcessError(
+            f'{video} has {total} frames from frame {start} on; the masks belong '
+            f'to frames {[seed.index for seed in seeds]}'
+        )
     out.mkdir(parents=True, exist_ok=True)
     bag = out / 'bag'
     if (bag / 'metadata.yaml').exists() or list(bag.glob('*.mcap')):
@@ -197,8 +243,13 @@ def _run(video: Path, seeds: list[Seed], start: int, frames: int, out: Path,
     prepare_environment()
     began = time.monotonic()
     console = Console()
-    progress = Progress(TextColumn('{task.description:<28}'), BarColumn(), MofNCompleteColumn(),
-                        TimeElapsedColumn(), console=console)
+    progress = Progress(
+        TextColumn('{task.description:<28}'),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console,
+    )
     answers, latencies, inference = [], [], []
     with contextlib.ExitStack() as stack:
         children = Children(out / 'logs', NAMESPACE)
@@ -226,10 +277,20 @@ def _run(video: Path, seeds: list[Seed], start: int, frames: int, out: Path,
             watch()
             time.sleep(0.05)
         progress.advance(setup)
-        children.start('player', {
-            'source': video, 'start': start, 'count': total, 'lockstep': True, 'stamps': 'now',
-            'hold_at': sorted(set(holds)), 'lockstep_timeout': _PATIENCE,
-            'wait_for_subscribers': 2 if record_images else 1}, ['answer:=tracker/mask'])
+        children.start(
+            'player',
+            {
+                'source': video,
+                'start': start,
+                'count': total,
+                'lockstep': True,
+                'stamps': 'now',
+                'hold_at': sorted(set(holds)),
+                'lockstep_timeout': _PATIENCE,
+                'wait_for_subscribers': 2 if record_images else 1,
+            },
+            ['answer:=tracker/mask'],
+        )
         progress.update(setup, completed=4)
 
         tracking = progress.add_task('tracking', total=total)
@@ -238,8 +299,9 @@ def _run(video: Path, seeds: list[Seed], start: int, frames: int, out: Path,
             if done == len(user.tracks):
                 watch()
                 if time.monotonic() - last > _PATIENCE:
-                    raise ProcessError(f'no frame was tracked for {_PATIENCE:.0f} s; see '
-                                       f'{out / "logs"}')
+                    raise ProcessError(
+                        f'no frame was tracked for {_PATIENCE:.0f} s; see {out / "logs"}'
+                    )
                 if children.ended('player') is not None and done == len(user.tracks):
                     time.sleep(0.5)  # the last results may be on their way
                     if done == len(user.tracks):
@@ -249,17 +311,18 @@ def _run(video: Path, seeds: list[Seed], start: int, frames: int, out: Path,
             message = user.tracks[done]
             if message.tracks:
                 latencies.append(message.latency.sec * 1e3 + message.latency.nanosec / 1e6)
-                inference.append(1e3 * message.stage_times[
-                    list(message.stages).index('total')])
+                inference.append(1e3 * message.stage_times[list(message.stages).index('total')])
             for seed in seeds:
                 if seed.index - start == done:
                     ids = user.seed(seed.labels, message.header, watch, names=seed.names)
                     seconds = user.answer_time
                     answers.append(seconds)
-                    named = ', '.join(f'{name} (id {number})'
-                                      for name, number in zip(seed.names, ids.values()))
-                    progress.console.print(f'frame {done}: seeded {named}, answered after '
-                                           f'{1e3 * seconds:.0f} ms')
+                    named = ', '.join(
+                        f'{name} (id {number})' for name, number in zip(seed.names, ids.values())
+                    )
+                    progress.console.print(
+                        f'frame {done}: seeded {named}, answered after {1e3 * seconds:.0f} ms'
+                    )
             if done in holds:
                 user.resume(done, watch)
             done, last = done + 1, time.monotonic()
@@ -268,29 +331,41 @@ def _run(video: Path, seeds: list[Seed], start: int, frames: int, out: Path,
         end = time.monotonic() + 3.0
         while user.diagnostics is before and time.monotonic() < end:
             time.sleep(0.02)
-        dropped = sum(int(user.diagnostics.get(f'frames {what}', 0)) for what in (
-            'dropped', 'refused', 'lost by the middleware'))
+        dropped = sum(
+            int(user.diagnostics.get(f'frames {what}', 0))
+            for what in ('dropped', 'refused', 'lost by the middleware')
+        )
         time.sleep(0.2)  # what was published last may still be on its way to the recorder
         children.stop('recorder')
         tracker_end = children.stop('tracker')
 
         drawing = progress.add_task('drawing', total=done)
         annotated, sheet, codec = draw_results(
-            reader, bag, out, lambda: progress.advance(drawing), holds)
+            reader, bag, out, lambda: progress.advance(drawing), holds
+        )
 
-    table = Table(title=f'{video.name}: {len(answers)} masks, real ROS 2, '
-                  f'{time.monotonic() - began:.0f} s in all', show_header=False)
+    table = Table(
+        title=f'{video.name}: {len(answers)} masks, real ROS 2, '
+        f'{time.monotonic() - began:.0f} s in all',
+        show_header=False,
+    )
     rows = [
-        ('frames in', str(total)), ('frames tracked', str(done)),
+        ('frames in', str(total)),
+        ('frames tracked', str(done)),
         ('frames dropped', str(dropped)),
         ('latency, median', f'{np.median(latencies):.0f} ms' if latencies else '-'),
-        ('latency, 95th percentile',
-         f'{np.percentile(latencies, 95):.0f} ms' if latencies else '-'),
+        (
+            'latency, 95th percentile',
+            f'{np.percentile(latencies, 95):.0f} ms' if latencies else '-',
+        ),
         ('of which inference, median', f'{np.median(inference):.0f} ms' if inference else '-'),
         ('seed answered after', ', '.join(f'{1e3 * seconds:.0f} ms' for seconds in answers)),
         ('tracker ended after', f'{tracker_end:.2f} s'),
-        ('bag (mcap)', str(bag)), (f'annotated video ({codec})', str(annotated)),
-        ('contact sheet', str(sheet)), ('logs', str(out / 'logs'))]
+        ('bag (mcap)', str(bag)),
+        (f'annotated video ({codec})', str(annotated)),
+        ('contact sheet', str(sheet)),
+        ('logs', str(out / 'logs')),
+    ]
     for row in rows:
         table.add_row(*row)
     console.print(table)
@@ -299,23 +374,58 @@ def _run(video: Path, seeds: list[Seed], start: int, frames: int, out: Path,
 
 
 @click.command()
-@click.option('--video', type=click.Path(exists=True, path_type=Path),
-              help='Video file or folder of images. Default: the clip set-up fetched.')
-@click.option('--mask', type=click.Path(exists=True, dir_okay=False, path_type=Path),
-              help='PNG for the first frame played; each of its labels is one object.')
-@click.option('--out', type=click.Path(file_okay=False, path_type=Path),
-              default=Path('out/demo'), show_default=True, help='Folder for the results.')
-@click.option('--start', type=click.IntRange(0), default=None,
-              help='Frame of the video to start with. Default: that of the first mask, or 0.')
-@click.option('--frames', type=click.IntRange(2), default=120, show_default=True,
-              help='Frames to track at most.')
+@click.option(
+    '--video',
+    type=click.Path(exists=True, path_type=Path),
+    help='Video file or folder of images. Default: the clip set-up fetched.',
+)
+@click.option(
+    '--mask',
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help='PNG for the first frame played; each of its labels is one object.',
+)
+@click.option(
+    '--out',
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path('out/demo'),
+    show_default=True,
+    help='Folder for the results.',
+)
+@click.option(
+    '--start',
+    type=click.IntRange(0),
+    default=None,
+    help='Frame of the video to start with. Default: that of the first mask, or 0.',
+)
+@click.option(
+    '--frames',
+    type=click.IntRange(2),
+    default=120,
+    show_default=True,
+    help='Frames to track at most.',
+)
 @click.option('--model', default='', help='Checkpoint folder or hub id. Default: embedded.')
 @click.option('--device', default='auto', show_default=True)
-@click.option('-p', '--parameter', 'extra', multiple=True, metavar='NAME:=VALUE',
-              help='Any parameter of the tracker node.')
+@click.option(
+    '-p',
+    '--parameter',
+    'extra',
+    multiple=True,
+    metavar='NAME:=VALUE',
+    help='Any parameter of the tracker node.',
+)
 @click.option('--record-images', is_flag=True, help='Record the frames in the bag too.')
-def demo(video: Path | None, mask: Path | None, out: Path, start: int | None, frames: int,
-         model: str, device: str, extra: tuple[str, ...], record_images: bool) -> None:
+def demo(
+    video: Path | None,
+    mask: Path | None,
+    out: Path,
+    start: int | None,
+    frames: int,
+    model: str,
+    device: str,
+    extra: tuple[str, ...],
+    record_images: bool,
+) -> None:
     """Follow objects through a video, with player, tracker and recorder as ROS 2 processes."""
     try:
         clip = video or default_clip()
@@ -332,8 +442,15 @@ def demo(video: Path | None, mask: Path | None, out: Path, start: int | None, fr
             if not separator:
                 raise ProcessError(f'{item!r} is not of the form NAME:=VALUE')
             parameters[name] = value
-        _run(clip, seeds, first, frames, out, {k: v for k, v in parameters.items() if v != ''},
-             record_images)
+        _run(
+            clip,
+            seeds,
+            first,
+            frames,
+            out,
+            {k: v for k, v in parameters.items() if v != ''},
+            record_images,
+        )
     except (ProcessError, VideoError) as error:
         raise click.ClickException(str(error)) from error
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The ``drift_ros`` command. Subcommands load on use: help needs neither ROS nor torch."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -11,19 +12,31 @@ import click
 import drift_ros
 
 _COMMANDS = {
-    'ablate': ('drift_ros.experiments.ablation:ablate',
-               "Compare the parts of the method: the paper's figures and tables."),
-    'benchmark': ('drift_ros.experiments.benchmarks:benchmark',
-                  'Measure what the tracker needs on this machine.'),
-    'eval': ('drift_ros.commands.evaluate:evaluate',
-             'Measure tracking accuracy on datasets and bags.'),
+    'ablate': (
+        'drift_ros.experiments.ablation:ablate',
+        "Compare the parts of the method: the paper's figures and tables.",
+    ),
+    'benchmark': (
+        'drift_ros.experiments.benchmarks:benchmark',
+        'Measure what the tracker needs on this machine.',
+    ),
+    'eval': (
+        'drift_ros.commands.evaluate:evaluate',
+        'Measure tracking accuracy on datasets and bags.',
+    ),
     'bag': ('drift_ros.commands.evaluate:bag', 'Make rosbag2 bags from datasets and videos.'),
-    'models': ('drift_ros.commands.models:models',
-               'List known checkpoints, check a file, download one.'),
-    'seed': ('drift_ros.commands.seed:seed',
-             'Ask a running tracker node to follow what a box or a point marks.'),
-    'demo': ('drift_ros.commands.demo:demo',
-             'Track real video through real ROS 2 nodes, end to end.'),
+    'models': (
+        'drift_ros.commands.models:models',
+        'List known checkpoints, check a file, download one.',
+    ),
+    'seed': (
+        'drift_ros.commands.seed:seed',
+        'Ask a running tracker node to follow what a box or a point marks.',
+    ),
+    'demo': (
+        'drift_ros.commands.demo:demo',
+        'Track real video through real ROS 2 nodes, end to end.',
+    ),
 }
 
 
@@ -51,7 +64,8 @@ class LazyGroup(click.Group):
             raise click.ClickException(
                 f'"drift_ros {cmd_name}" needs the Python module {error.name}, which is not '
                 'installed here. Install requirements.txt and, for commands that run nodes, '
-                'source a ROS 2 installation or use the environment "make" sets up.') from error
+                'source a ROS 2 installation or use the environment "make" sets up.'
+            ) from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the subcommands with their help lines, without an import."""
@@ -59,8 +73,9 @@ class LazyGroup(click.Group):
             formatter.write_dl([(name, self._lazy[name][1]) for name in self.list_commands(ctx)])
 
 
-@click.group(cls=LazyGroup, lazy=_COMMANDS,
-             context_settings={'help_option_names': ['-h', '--help']})
+@click.group(
+    cls=LazyGroup, lazy=_COMMANDS, context_settings={'help_option_names': ['-h', '--help']}
+)
 @click.version_option(drift_ros.__version__, prog_name='drift_ros')
 def main() -> None:
     """Follow any object a camera sees from one mask, online, on ROS 2 or on plain arrays."""

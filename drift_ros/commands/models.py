@@ -5,6 +5,7 @@
 This is the only place of the package that downloads anything, and only when a person asks for
 it on the command line. Torch is not imported.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -54,26 +55,60 @@ class KnownModel:
 
 
 KNOWN = (
-    KnownModel('sam_vit_b', 'sam_vit_b_01ec64.pth', 375, 'Apache-2.0',
-               'Segment Anything, smallest: masks and prompts', f'{_SAM}/sam_vit_b_01ec64.pth',
-               'ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912'),
-    KnownModel('sam_vit_l', 'sam_vit_l_0b3195.pth', 1250, 'Apache-2.0',
-               'Segment Anything, medium', f'{_SAM}/sam_vit_l_0b3195.pth',
-               '3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622'),
-    KnownModel('sam_vit_h', 'sam_vit_h_4b8939.pth', 2565, 'Apache-2.0',
-               'Segment Anything, largest', f'{_SAM}/sam_vit_h_4b8939.pth',
-               'a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e'),
-    KnownModel('mobile_sam', 'mobile_sam.pt', 41, 'Apache-2.0',
-               'MobileSAM: fast; needs the package mobile_sam, too',
-               'https://github.com/ChaoningZhang/MobileSAM/raw/'
-               'f706ad9c4eb7f219c00d9050e46328518ffb65d2/weights/mobile_sam.pt',
-               '6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f'),
-    KnownModel('stable-diffusion-1.5', 'stable-diffusion-v1-5', 4300, 'CreativeML Open RAIL-M',
-               'features for tracking (diffusers folder, get it by hand)',
-               'https://huggingface.co/stable-diffusion-v1-5/stable-diffusion-v1-5'),
-    KnownModel('stable-diffusion-2.1', 'stable-diffusion-2-1', 5200, 'CreativeML Open RAIL++-M',
-               "features for tracking, the paper's (diffusers folder, get it by hand; its "
-               'publisher withdrew it in 2025)', ''),
+    KnownModel(
+        'sam_vit_b',
+        'sam_vit_b_01ec64.pth',
+        375,
+        'Apache-2.0',
+        'Segment Anything, smallest: masks and prompts',
+        f'{_SAM}/sam_vit_b_01ec64.pth',
+        'ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912',
+    ),
+    KnownModel(
+        'sam_vit_l',
+        'sam_vit_l_0b3195.pth',
+        1250,
+        'Apache-2.0',
+        'Segment Anything, medium',
+        f'{_SAM}/sam_vit_l_0b3195.pth',
+        '3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622',
+    ),
+    KnownModel(
+        'sam_vit_h',
+        'sam_vit_h_4b8939.pth',
+        2565,
+        'Apache-2.0',
+        'Segment Anything, largest',
+        f'{_SAM}/sam_vit_h_4b8939.pth',
+        'a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e',
+    ),
+    KnownModel(
+        'mobile_sam',
+        'mobile_sam.pt',
+        41,
+        'Apache-2.0',
+        'MobileSAM: fast; needs the package mobile_sam, too',
+        'https://github.com/ChaoningZhang/MobileSAM/raw/'
+        'f706ad9c4eb7f219c00d9050e46328518ffb65d2/weights/mobile_sam.pt',
+        '6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f',
+    ),
+    KnownModel(
+        'stable-diffusion-1.5',
+        'stable-diffusion-v1-5',
+        4300,
+        'CreativeML Open RAIL-M',
+        'features for tracking (diffusers folder, get it by hand)',
+        'https://huggingface.co/stable-diffusion-v1-5/stable-diffusion-v1-5',
+    ),
+    KnownModel(
+        'stable-diffusion-2.1',
+        'stable-diffusion-2-1',
+        5200,
+        'CreativeML Open RAIL++-M',
+        "features for tracking, the paper's (diffusers folder, get it by hand; its "
+        'publisher withdrew it in 2025)',
+        '',
+    ),
 )
 
 
@@ -114,7 +149,8 @@ def check(path: Path, known: tuple[KnownModel, ...] = KNOWN) -> KnownModel:
         raise CheckpointError(
             f'{path} is not {promised.name} as published: its SHA-256 is {found} instead of '
             f'{promised.sha256}. It may be cut short ({path.stat().st_size / 1e6:.0f} of '
-            f'{promised.megabytes} MB): delete it and get it again from {promised.url}')
+            f'{promised.megabytes} MB): delete it and get it again from {promised.url}'
+        )
     raise CheckpointError(f'{path} is no checkpoint known here; its SHA-256 is {found}')
 
 
@@ -131,14 +167,18 @@ def download(model: KnownModel, folder: Path) -> Iterator[tuple[int, int]]:
 
     """
     if not model.sha256:
-        raise CheckpointError(f'{model.name} is a folder and is not downloaded by this command'
-                              + (f': see {model.url}' if model.url else ''))
+        raise CheckpointError(
+            f'{model.name} is a folder and is not downloaded by this command'
+            + (f': see {model.url}' if model.url else '')
+        )
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / f'{model.file}.part'
     digest = hashlib.sha256()
     try:
-        with urllib.request.urlopen(model.url, timeout=60) as response, \
-                open(partial, 'wb') as file:
+        with (
+            urllib.request.urlopen(model.url, timeout=60) as response,
+            open(partial, 'wb') as file,
+        ):
             total, done = int(response.headers.get('Content-Length') or 0), 0
             while chunk := response.read(_CHUNK):
                 file.write(chunk)
@@ -147,26 +187,45 @@ def download(model: KnownModel, folder: Path) -> Iterator[tuple[int, int]]:
                 yield done, total
     except (OSError, urllib.error.URLError) as error:
         partial.unlink(missing_ok=True)
-        raise CheckpointError(f'cannot download {model.url}: {error}. Get it by another way, put '
-                              f'it anywhere and check it with --check') from error
+        raise CheckpointError(
+            f'cannot download {model.url}: {error}. Get it by another way, put '
+            f'it anywhere and check it with --check'
+        ) from error
     if digest.hexdigest() != model.sha256:
         partial.unlink()
-        raise CheckpointError(f'what came from {model.url} has the SHA-256 {digest.hexdigest()} '
-                              f'instead of {model.sha256}; nothing was kept')
+        raise CheckpointError(
+            f'what came from {model.url} has the SHA-256 {digest.hexdigest()} '
+            f'instead of {model.sha256}; nothing was kept'
+        )
     partial.rename(folder / model.file)
 
 
 @click.command()
-@click.option('--check', 'file', type=click.Path(path_type=Path, exists=True, dir_okay=False),
-              help='Tell which published checkpoint a file is, by its hash.')
-@click.option('--download', 'name', type=click.Choice([m.name for m in KNOWN if m.sha256]),
-              help='Download a checkpoint.')
-@click.option('--folder', type=click.Path(path_type=Path, file_okay=False),
-              help='Where checkpoints are looked for and downloaded to.  [default: '
-                   '$DRIFT_ROS_MODELS, else ~/.cache/drift_ros]')
-@click.option('--untrained', 'blank', type=click.Path(path_type=Path, file_okay=False),
-              help='Write a Segment Anything model of random weights to a folder, to see that '
-                   'the gate rejects what it says.')
+@click.option(
+    '--check',
+    'file',
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help='Tell which published checkpoint a file is, by its hash.',
+)
+@click.option(
+    '--download',
+    'name',
+    type=click.Choice([m.name for m in KNOWN if m.sha256]),
+    help='Download a checkpoint.',
+)
+@click.option(
+    '--folder',
+    type=click.Path(path_type=Path, file_okay=False),
+    help='Where checkpoints are looked for and downloaded to.  [default: '
+    '$DRIFT_ROS_MODELS, else ~/.cache/drift_ros]',
+)
+@click.option(
+    '--untrained',
+    'blank',
+    type=click.Path(path_type=Path, file_okay=False),
+    help='Write a Segment Anything model of random weights to a folder, to see that '
+    'the gate rejects what it says.',
+)
 def models(file: Path | None, name: str | None, folder: Path | None, blank: Path | None) -> None:
     """
     List known checkpoints, check a file, or download one.
@@ -199,8 +258,9 @@ def _fetch(model: KnownModel, folder: Path) -> None:
         check(path)
         click.echo(f'{path} is there already, and whole')
         return
-    with Progress('{task.description}', BarColumn(), DownloadColumn(),
-                  TransferSpeedColumn()) as progress:
+    with Progress(
+        '{task.description}', BarColumn(), DownloadColumn(), TransferSpeedColumn()
+    ) as progress:
         task = progress.add_task(model.file, total=None)
         for done, total in download(model, folder):
             progress.update(task, completed=done, total=total or None)
@@ -211,21 +271,42 @@ def _list(folder: Path) -> None:
     from drift_ros import __file__ as package
 
     embedded = Path(package).parent / 'checkpoints'
-    rows = [('embedded', _size(embedded, 'sam_small'), 'Apache-2.0',
-             'small diffusion model, the default of model', str(embedded)),
-            ('embedded', _size(embedded / 'sam_small'), 'Apache-2.0',
-             'small Segment Anything model, the default of sam_checkpoint',
-             str(embedded / 'sam_small'))]
+    rows = [
+        (
+            'embedded',
+            _size(embedded, 'sam_small'),
+            'Apache-2.0',
+            'small diffusion model, the default of model',
+            str(embedded),
+        ),
+        (
+            'embedded',
+            _size(embedded / 'sam_small'),
+            'Apache-2.0',
+            'small Segment Anything model, the default of sam_checkpoint',
+            str(embedded / 'sam_small'),
+        ),
+    ]
     for model in KNOWN:
         path = folder / model.file
-        rows.append((model.name, f'{model.megabytes} MB', model.licence, model.purpose,
-                     str(path) if path.exists() else f'not in {folder}'))
+        rows.append(
+            (
+                model.name,
+                f'{model.megabytes} MB',
+                model.licence,
+                model.purpose,
+                str(path) if path.exists() else f'not in {folder}',
+            )
+        )
     for name, size, licence, purpose, place in rows:
         click.echo(f'{name:22} {size:>8}  {licence}\n    {purpose}\n    {place}')
     click.echo('\nWhat a node or the tracker needs, it takes from a path; it never downloads.')
 
 
 def _size(folder: Path, without: str = '\0') -> str:
-    size = sum(path.stat().st_size for path in folder.rglob('*')
-               if path.is_file() and without not in path.relative_to(folder).parts)
+    size = sum(
+        path.stat().st_size
+        for path in folder.rglob('*')
+        if path.is_file() and without not in path.relative_to(folder).parts
+    )
     return f'{size / 1e6:.0f} MB' if size else 'missing'

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """``drift_ros seed``: ask a running tracker node to follow what a box or a point marks."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -19,24 +20,61 @@ def _await(future: Any, seconds: float) -> Any:
 
 
 @click.command()
-@click.option('--box', type=float, nargs=4, metavar='X0 Y0 X1 Y1',
-              help='Corners in pixels, maxima exclusive.')
-@click.option('--point', 'positive', type=float, nargs=2, multiple=True, metavar='X Y',
-              help='A pixel on the object; may be given more than once.')
-@click.option('--negative', type=float, nargs=2, multiple=True, metavar='X Y',
-              help='A pixel that is not on the object.')
+@click.option(
+    '--box',
+    type=float,
+    nargs=4,
+    metavar='X0 Y0 X1 Y1',
+    help='Corners in pixels, maxima exclusive.',
+)
+@click.option(
+    '--point',
+    'positive',
+    type=float,
+    nargs=2,
+    multiple=True,
+    metavar='X Y',
+    help='A pixel on the object; may be given more than once.',
+)
+@click.option(
+    '--negative',
+    type=float,
+    nargs=2,
+    multiple=True,
+    metavar='X Y',
+    help='A pixel that is not on the object.',
+)
 @click.option('--name', default='', help='Name of the object.')
-@click.option('--image', 'image_file', type=click.Path(path_type=Path, exists=True),
-              help='Image to point at.  [default: the newest one the node has received]')
-@click.option('--node', default='tracker', show_default=True,
-              help='Name of the tracker node, with its namespace.')
+@click.option(
+    '--image',
+    'image_file',
+    type=click.Path(path_type=Path, exists=True),
+    help='Image to point at.  [default: the newest one the node has received]',
+)
+@click.option(
+    '--node',
+    default='tracker',
+    show_default=True,
+    help='Name of the tracker node, with its namespace.',
+)
 @click.option('--dry-run', is_flag=True, help='Only make the mask; follow nothing.')
-@click.option('--save', type=click.Path(path_type=Path, dir_okay=False),
-              help='Write the mask as a PNG label image.')
+@click.option(
+    '--save',
+    type=click.Path(path_type=Path, dir_okay=False),
+    help='Write the mask as a PNG label image.',
+)
 @click.option('--timeout', default=30.0, show_default=True, help='Seconds to wait.')
-def seed(box: tuple[float, float, float, float] | None, positive: tuple[Point, ...],
-         negative: tuple[Point, ...], name: str, image_file: Path | None, node: str,
-         dry_run: bool, save: Path | None, timeout: float) -> None:
+def seed(
+    box: tuple[float, float, float, float] | None,
+    positive: tuple[Point, ...],
+    negative: tuple[Point, ...],
+    name: str,
+    image_file: Path | None,
+    node: str,
+    dry_run: bool,
+    save: Path | None,
+    timeout: float,
+) -> None:
     """
     Follow what a box, points, or a box with points mark in the newest frame.
 
@@ -54,10 +92,19 @@ def seed(box: tuple[float, float, float, float] | None, positive: tuple[Point, .
     from drift_ros.ros import conversions
 
     kind: Any = Segment if dry_run else SeedPrompt
-    request = kind.Request(prompts=[Prompt(
-        box=list(box or ()), name=name,
-        points=[PromptPoint(x=x, y=y, positive=on)
-                for points, on in ((positive, True), (negative, False)) for x, y in points])])
+    request = kind.Request(
+        prompts=[
+            Prompt(
+                box=list(box or ()),
+                name=name,
+                points=[
+                    PromptPoint(x=x, y=y, positive=on)
+                    for points, on in ((positive, True), (negative, False))
+                    for x, y in points
+                ],
+            )
+        ]
+    )
     if image_file is not None:
         request.image = conversions.rgb_to_image(read_image(image_file), Header())
     context = rclpy.Context()
@@ -80,7 +127,8 @@ def seed(box: tuple[float, float, float, float] | None, positive: tuple[Point, .
         if not client.wait_for_service(timeout):
             raise click.ClickException(
                 f'no service {client.srv_name} appeared within {timeout:g} s: is the tracker '
-                'running, and is --node its full name?')
+                'running, and is --node its full name?'
+            )
         # an answer to a client the node has not discovered yet would be lost
         threading.Event().wait(0.3)
         answer = _await(client.call_async(request), timeout)

@@ -155,9 +155,7 @@ class DiffusionFeatures:
             captured[name] = _queries_keys(attn, states, latent_size)
 
         processors = {
-            name: partial(
-                AttentionReader, read=partial(read, name), last=name == self.layers[-1]
-            )
+            name: partial(AttentionReader, read=partial(read, name), last=name == self.layers[-1])
             for name in self.layers
         }
         with torch.inference_mode(), capturing(self.checkpoint.unet, processors):
@@ -376,9 +374,7 @@ class AttentionReader:
         )
 
 
-def split_heads(
-    attn: torch.nn.Module, projected: Tensor, norm: torch.nn.Module | None
-) -> Tensor:
+def split_heads(attn: torch.nn.Module, projected: Tensor, norm: torch.nn.Module | None) -> Tensor:
     """(samples, tokens, heads * d) to (samples, heads, tokens, d), normalised where asked to."""
     heads = projected.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
     return heads if norm is None else norm(heads)

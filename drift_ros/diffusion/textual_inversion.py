@@ -136,7 +136,8 @@ class TextualInversion:
         self._learnt = {
             number: (
                 content
-                + 0.1 * self._base.std().cpu()
+                + 0.1
+                * self._base.std().cpu()
                 * torch.randn(content.shape, generator=generator).to(content)
             ).requires_grad_()
             for number in ids
@@ -254,9 +255,7 @@ class TextualInversion:
             {name: grids[name] for name in chosen},
         )
 
-    def _evaluate(
-        self, views: Sequence['_View']
-    ) -> tuple[dict[int, Tensor], dict[int, float]]:
+    def _evaluate(self, views: Sequence['_View']) -> tuple[dict[int, Tensor], dict[int, float]]:
         """Objective and agreement of each object, differentiable in the tokens."""
         checkpoint = self._features.checkpoint
         tokens = {**self._others, **self._learnt}

@@ -96,9 +96,7 @@ class TrackerConfig:
         'seed masks; costs two more passes per seed, and heads of no use are left out.',
         choices=('uniform', 'adaptive'),
     )
-    prompt_tokens: int = _option(
-        4, 'Prompt tokens learnt per object by optimize.', low=1, high=64
-    )
+    prompt_tokens: int = _option(4, 'Prompt tokens learnt per object by optimize.', low=1, high=64)
     optimize_steps: int = _option(
         400, 'Steps of optimize at most; it ends early once nothing is gained.', low=1, high=10_000
     )

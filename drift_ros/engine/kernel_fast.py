@@ -202,9 +202,7 @@ class _Windows:
         self._shape = shape[1:]
         self._key, self._value = key.flatten(1, 3), value.flatten(0, 2)
 
-    def score(
-        self, query: Tensor, top: int, logits: Tensor, values: Tensor, start: int
-    ) -> int:
+    def score(self, query: Tensor, top: int, logits: Tensor, values: Tensor, start: int) -> int:
         """
         Write a tile's logits (heads, m, n) and the keys' labels (m, C) from row ``start`` on.
 

@@ -511,9 +511,7 @@ class Tracker:
         labels[best <= background] = 0
         return labels
 
-    def _sharpen(
-        self, soft: Tensor, refined: Refined, confidences: dict[int, float]
-    ) -> Tensor:
+    def _sharpen(self, soft: Tensor, refined: Refined, confidences: dict[int, float]) -> Tensor:
         """Put refined masks into the labels to remember, where gate and confidence allow."""
         chosen = {
             channel: object_id

@@ -5,6 +5,7 @@ Bags (rosbag2: sqlite3 or mcap) as evaluation data: make them, and read them bac
 Needs no ROS: bags are read and written by the ``rosbags`` library. A bag's frames go through the
 same runner as a dataset's, so the same frames give the same numbers, digit for digit.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -77,8 +78,9 @@ class BagSequence:
         if self.seed_topic:
             for _, stamp, labels in _messages(self.path, {self.seed_topic: _labels_of}):
                 # one frame may have been seeded twice, with different objects
-                seeds[stamp] = np.where(labels > 0, labels, seeds[stamp]) \
-                    if stamp in seeds else labels
+                seeds[stamp] = (
+                    np.where(labels > 0, labels, seeds[stamp]) if stamp in seeds else labels
+                )
         for number, (stamp, image, given) in enumerate(self._pairs()):
             file = self.truth_files.get(stamp)
             truth = given if file is None else read_labels(file)
@@ -88,7 +90,8 @@ class BagSequence:
                     raise BagError(
                         f'{self.path}: the {what} of stamp {_seconds(stamp)} is '
                         f'{mask.shape[1]}x{mask.shape[0]}, its image '
-                        f'{image.shape[1]}x{image.shape[0]}; both must be of one size')
+                        f'{image.shape[1]}x{image.shape[0]}; both must be of one size'
+                    )
             yield Frame(f'{number:05d}', image, truth, seed)
 
     def _pairs(self) -> Iterator[tuple[int, np.ndarray, np.ndarray | None]]:
@@ -111,8 +114,10 @@ class BagSequence:
                 yield current, images.pop(current), truths.pop(current, None)
                 current = next(following, None)
         if current is not None:
-            raise BagError(f'{self.path}: the bag ends before the message of stamp '
-                           f'{_seconds(current)} on {" or ".join(topics)}')
+            raise BagError(
+                f'{self.path}: the bag ends before the message of stamp '
+                f'{_seconds(current)} on {" or ".join(topics)}'
+            )
 
     @property
     def has_truth(self) -> bool:
@@ -138,21 +143,45 @@ class BagSequence:
 
     def digest(self) -> str:
         """Return a fingerprint of the messages' stamps and topics, and the files' sizes."""
-        sizes = sorted((path.suffix, path.stat().st_size) for path in self.path.iterdir()
-                       if path.is_file() and path.suffix != '.yaml')
-        masks = [sorted((stamp, hashlib.sha256(file.read_bytes()).hexdigest())
-                        for stamp, file in files.items())
-                 for files in (self.truth_files, self.seed_files)]
-        text = repr((self.image_topic, self.truth_topic, self.stamps, self.seed_topic, masks,
-                     sorted(self.truth_stamps), sorted(self.seed_stamps), sizes))
+        sizes = sorted(
+            (path.suffix, path.stat().st_size)
+            for path in self.path.iterdir()
+            if path.is_file() and path.suffix != '.yaml'
+        )
+        masks = [
+            sorted(
+                (stamp, hashlib.sha256(file.read_bytes()).hexdigest())
+                for stamp, file in files.items()
+            )
+            for files in (self.truth_files, self.seed_files)
+        ]
+        text = repr(
+            (
+                self.image_topic,
+                self.truth_topic,
+                self.stamps,
+                self.seed_topic,
+                masks,
+                sorted(self.truth_stamps),
+                sorted(self.seed_stamps),
+                sizes,
+            )
+        )
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def open_sequence(path: str | Path, *, image_topic: str | None = None,
-                  truth_topic: str | None = None, truth_folder: Path | None = None,
-                  seed_topic: str | None = None, seed_mask: Path | None = None,
-                  seed_stamp: str | None = None, name: str | None = None,
-                  max_frames: int = 0) -> BagSequence:
+def open_sequence(
+    path: str | Path,
+    *,
+    image_topic: str | None = None,
+    truth_topic: str | None = None,
+    truth_folder: Path | None = None,
+    seed_topic: str | None = None,
+    seed_mask: Path | None = None,
+    seed_stamp: str | None = None,
+    name: str | None = None,
+    max_frames: int = 0,
+) -> BagSequence:
     """
     Find a camera, its ground truth and its seeds in a bag, and check that they can be evaluated.
 
@@ -170,29 +199,44 @@ def open_sequence(path: str | Path, *, image_topic: str | None = None,
     path = Path(path)
     topics = _topics(path)
     if truth_folder is not None and truth_topic is not None:
-        raise BagError(f'ground truth is either the topic {truth_topic} or the folder '
-                       f'{truth_folder}, not both')
+        raise BagError(
+            f'ground truth is either the topic {truth_topic} or the folder '
+            f'{truth_folder}, not both'
+        )
     if seed_mask is not None and seed_topic is not None:
-        raise BagError(f'seeds are either the topic {seed_topic} or the file {seed_mask}, '
-                       'not both')
+        raise BagError(
+            f'seeds are either the topic {seed_topic} or the file {seed_mask}, not both'
+        )
     if truth_topic == 'none' or truth_folder is not None:
         truth_topic = None
     elif truth_topic is not None or TRUTH_TOPIC in topics:
-        truth_topic = _choose(path, topics, truth_topic, (IMAGE,), 'ground truth',
-                              lambda topic: topic == TRUTH_TOPIC)
-    if seed_topic is not None or (truth_topic is None and seed_mask is None
-                                  and truth_folder is None):
+        truth_topic = _choose(
+            path, topics, truth_topic, (IMAGE,), 'ground truth', lambda topic: topic == TRUTH_TOPIC
+        )
+    if seed_topic is not None or (
+        truth_topic is None and seed_mask is None and truth_folder is None
+    ):
         if seed_topic is None and not any(topic.endswith('/seeds') for topic in topics):
             listing = ', '.join(f'{topic} ({kind})' for topic, kind in sorted(topics.items()))
-            raise BagError(f'{path} has no ground truth topic {TRUTH_TOPIC} and no seeds to '
-                           f'start from; there are {listing}. Name a topic of label images with '
-                           '--truth or --seeds, or give files with --truth-folder or --seed-mask')
-        seed_topic = _choose(path, topics, seed_topic, (IMAGE,), 'seeds',
-                             lambda topic: topic.endswith('/seeds'))
-    image_topic = _choose(path, topics, image_topic, (IMAGE, COMPRESSED), 'image',
-                          lambda topic: topic not in (truth_topic, seed_topic))
-    stamps: dict[str, list[int]] = {topic: [] for topic in (image_topic, truth_topic, seed_topic)
-                                    if topic is not None}
+            raise BagError(
+                f'{path} has no ground truth topic {TRUTH_TOPIC} and no seeds to '
+                f'start from; there are {listing}. Name a topic of label images with '
+                '--truth or --seeds, or give files with --truth-folder or --seed-mask'
+            )
+        seed_topic = _choose(
+            path, topics, seed_topic, (IMAGE,), 'seeds', lambda topic: topic.endswith('/seeds')
+        )
+    image_topic = _choose(
+        path,
+        topics,
+        image_topic,
+        (IMAGE, COMPRESSED),
+        'image',
+        lambda topic: topic not in (truth_topic, seed_topic),
+    )
+    stamps: dict[str, list[int]] = {
+        topic: [] for topic in (image_topic, truth_topic, seed_topic) if topic is not None
+    }
     for topic, stamp, _ in _messages(path, dict.fromkeys(stamps)):
         stamps[topic].append(stamp)
     for topic, values in stamps.items():
@@ -207,25 +251,39 @@ def open_sequence(path: str | Path, *, image_topic: str | None = None,
         seed_files = {stamp: seed_mask}
     seeds = frozenset(stamps.get(seed_topic or '', seed_files))
     for stamp in sorted(seeds - set(images)):
-        raise BagError(f'{path}: the seed of stamp {_seconds(stamp)} belongs to no message of '
-                       f'{image_topic}, whose stamps go from {_seconds(images[0])} to '
-                       f'{_seconds(images[-1])}')
+        raise BagError(
+            f'{path}: the seed of stamp {_seconds(stamp)} belongs to no message of '
+            f'{image_topic}, whose stamps go from {_seconds(images[0])} to '
+            f'{_seconds(images[-1])}'
+        )
     what = truth_topic or truth_folder or seed_topic
     if (truths or not seeds) and not truths & set(images):
-        raise BagError(f'{path}: no message of {what} has the stamp of one of {image_topic}; '
-                       'ground truth must carry the stamps of its images')
+        raise BagError(
+            f'{path}: no message of {what} has the stamp of one of {image_topic}; '
+            'ground truth must carry the stamps of its images'
+        )
     while images and images[0] not in (seeds or truths):
         images.pop(0)
-    images = images[:max_frames or None]
+    images = images[: max_frames or None]
     if len(images) < 3:
-        raise BagError(f'{path}: {image_topic} has {len(images)} frames from its first '
-                       f'{"seed" if seeds else "true mask"} on; 3 or more are needed, since the '
-                       'first and the last do not count')
+        raise BagError(
+            f'{path}: {image_topic} has {len(images)} frames from its first '
+            f'{"seed" if seeds else "true mask"} on; 3 or more are needed, since the '
+            'first and the last do not count'
+        )
     return BagSequence(
-        name or path.resolve().name, path, image_topic, truth_topic, tuple(images),
+        name or path.resolve().name,
+        path,
+        image_topic,
+        truth_topic,
+        tuple(images),
         truths & frozenset(images),
         {stamp: file for stamp, file in truth_files.items() if stamp in set(images)},
-        seed_topic, seed_files, seeds & frozenset(images), topics[image_topic] == COMPRESSED)
+        seed_topic,
+        seed_files,
+        seeds & frozenset(images),
+        topics[image_topic] == COMPRESSED,
+    )
 
 
 def parse_stamp(text: str) -> int:
@@ -239,8 +297,10 @@ def parse_stamp(text: str) -> int:
     """
     found = re.fullmatch(r'(?:(\d+)[._])?(\d+)', text)
     if not found or (found[1] is not None and len(found[2]) != 9):
-        raise BagError(f'{text!r} is not a stamp: expected nanoseconds (1600000000041666667) or '
-                       'seconds and nine digits of nanoseconds (1600000000.041666667)')
+        raise BagError(
+            f'{text!r} is not a stamp: expected nanoseconds (1600000000041666667) or '
+            'seconds and nine digits of nanoseconds (1600000000.041666667)'
+        )
     return int(found[1] or 0) * 10**9 + int(found[2])
 
 
@@ -248,8 +308,10 @@ def files_by_stamp(folder: Path) -> dict[int, Path]:
     """Return the PNG files of a folder by the stamp they are named by; raises BagError."""
     files = sorted(folder.glob('*.png'))
     if not files:
-        raise BagError(f'{folder} holds no PNG files; ground truth files are label images named '
-                       'by the stamp of their image, such as 1600000000.041666667.png')
+        raise BagError(
+            f'{folder} holds no PNG files; ground truth files are label images named '
+            'by the stamp of their image, such as 1600000000.041666667.png'
+        )
     found: dict[int, Path] = {}
     for file in files:
         try:
@@ -274,24 +336,35 @@ def _topics(path: Path) -> dict[str, str]:
         return {connection.topic: connection.msgtype for connection in reader.connections}
 
 
-def _choose(path: Path, topics: dict[str, str], wanted: str | None, types: Sequence[str],
-            what: str, candidate: Callable[[str], bool]) -> str:
+def _choose(
+    path: Path,
+    topics: dict[str, str],
+    wanted: str | None,
+    types: Sequence[str],
+    what: str,
+    candidate: Callable[[str], bool],
+) -> str:
     listing = ', '.join(f'{topic} ({kind})' for topic, kind in sorted(topics.items())) or 'none'
     if wanted is not None:
         if wanted not in topics:
             raise BagError(f'{path} has no topic {wanted} ({what}); there are {listing}')
         if topics[wanted] not in types:
-            raise BagError(f'{path}: the {what} topic {wanted} is of type {topics[wanted]}; '
-                           f'{" or ".join(types)} is needed')
+            raise BagError(
+                f'{path}: the {what} topic {wanted} is of type {topics[wanted]}; '
+                f'{" or ".join(types)} is needed'
+            )
         return wanted
     found = [topic for topic, kind in topics.items() if kind in types and candidate(topic)]
     if len(found) == 1:
         return found[0]
     if not found:
-        raise BagError(f'{path} has no {what} topic ({" or ".join(types)}); there are {listing}. '
-                       'Name it if it is one of them')
-    raise BagError(f'{path} has several topics that could be the {what}: '
-                   f'{", ".join(sorted(found))}; name one')
+        raise BagError(
+            f'{path} has no {what} topic ({" or ".join(types)}); there are {listing}. '
+            'Name it if it is one of them'
+        )
+    raise BagError(
+        f'{path} has several topics that could be the {what}: {", ".join(sorted(found))}; name one'
+    )
 
 
 def _check_stamps(path: Path, topic: str, stamps: Sequence[int]) -> None:
@@ -299,12 +372,16 @@ def _check_stamps(path: Path, topic: str, stamps: Sequence[int]) -> None:
         raise BagError(f'{path}: the topic {topic} holds no message')
     for number, (before, after) in enumerate(zip(stamps, stamps[1:], strict=False), start=1):
         if after <= before:
-            what = ('repeats the stamp of the one before' if after == before else
-                    f'is {(before - after) / 1e9:.3f} s older than the one before')
+            what = (
+                'repeats the stamp of the one before'
+                if after == before
+                else f'is {(before - after) / 1e9:.3f} s older than the one before'
+            )
             raise BagError(
                 f'{path}: message {number} of {topic} {what} (stamp {_seconds(after)} after '
                 f'{_seconds(before)}). Stamps must increase: cut the bag where its clock was '
-                'reset (ros2 bag convert), or record it again with one time source')
+                'reset (ros2 bag convert), or record it again with one time source'
+            )
 
 
 @contextlib.contextmanager
@@ -313,8 +390,10 @@ def open_bag(path: Path) -> Iterator[Reader]:
     if not path.exists():
         raise BagError(f'{path} does not exist')
     if not (path / 'metadata.yaml').is_file():
-        raise BagError(f'{path} is not a rosbag2 folder: it has no metadata.yaml. If recording '
-                       'was interrupted, "ros2 bag reindex" writes it')
+        raise BagError(
+            f'{path} is not a rosbag2 folder: it has no metadata.yaml. If recording '
+            'was interrupted, "ros2 bag reindex" writes it'
+        )
     reader = Reader(path)
     try:
         reader.open()
@@ -327,13 +406,17 @@ def open_bag(path: Path) -> Iterator[Reader]:
 
 
 def _unreadable(path: Path, error: Exception) -> BagError:
-    return BagError(f'{path} cannot be read: {str(error) or type(error).__name__}. The bag is '
-                    'damaged or truncated (recording interrupted, disk full?); "mcap recover" or '
-                    '"ros2 bag reindex" may save its readable part')
+    return BagError(
+        f'{path} cannot be read: {str(error) or type(error).__name__}. The bag is '
+        'damaged or truncated (recording interrupted, disk full?); "mcap recover" or '
+        '"ros2 bag reindex" may save its readable part'
+    )
 
 
-def _messages(path: Path, topics: dict[str, Callable[[Any], np.ndarray] | None],
-              ) -> Iterator[tuple[str, int, np.ndarray]]:
+def _messages(
+    path: Path,
+    topics: dict[str, Callable[[Any], np.ndarray] | None],
+) -> Iterator[tuple[str, int, np.ndarray]]:
     """
     Read messages of some topics in recorded order: topic, header stamp, array.
 
@@ -360,13 +443,16 @@ def _messages(path: Path, topics: dict[str, Callable[[Any], np.ndarray] | None],
             try:
                 array = convert(message) if convert else nothing
             except ConversionError as error:
-                raise BagError(f'{path}: message of {connection.topic} with stamp '
-                               f'{_seconds(stamp)}: {error}') from error
+                raise BagError(
+                    f'{path}: message of {connection.topic} with stamp {_seconds(stamp)}: {error}'
+                ) from error
             yield connection.topic, stamp, array
         if count != promised:
-            raise BagError(f'{path}: {count} messages could be read where its index promises '
-                           f'{promised}; the bag is truncated. "mcap recover" or "ros2 bag '
-                           'reindex" make a bag of the readable part')
+            raise BagError(
+                f'{path}: {count} messages could be read where its index promises '
+                f'{promised}; the bag is truncated. "mcap recover" or "ros2 bag '
+                'reindex" make a bag of the readable part'
+            )
 
 
 def frame_of(message: Any) -> np.ndarray:
@@ -377,8 +463,10 @@ def frame_of(message: Any) -> np.ndarray:
 def _labels_of(message: Any) -> np.ndarray:
     labels = image_to_labels(message)
     if labels.size and int(labels.max()) > 255:
-        raise ConversionError(f'the true mask holds the label {int(labels.max())}; labels are 0 '
-                              'to 254, and 255 for void')
+        raise ConversionError(
+            f'the true mask holds the label {int(labels.max())}; labels are 0 '
+            'to 254, and 255 for void'
+        )
     return labels.astype(np.uint8)
 
 
@@ -391,15 +479,22 @@ def _seconds(stamp: int) -> str:
 STORAGES = {'mcap': StoragePlugin.MCAP, 'sqlite3': StoragePlugin.SQLITE3}
 
 
-def bag_from_davis(sequence: DavisSequence, path: str | Path, *, storage: str = 'mcap',
-                   compressed: bool = False, rate: float = 24.0,
-                   progress: Callable[[int], None] = lambda count: None) -> Path:
+def bag_from_davis(
+    sequence: DavisSequence,
+    path: str | Path,
+    *,
+    storage: str = 'mcap',
+    compressed: bool = False,
+    rate: float = 24.0,
+    progress: Callable[[int], None] = lambda count: None,
+) -> Path:
     """
     Make a bag of a DAVIS sequence: images, camera_info, true masks, all with equal stamps.
 
     ``compressed`` keeps JPEG and PNG files as they are (sensor_msgs/CompressedImage); decoded,
     they equal the raw frames bit for bit. ``rate`` is in Hz. True masks are mono8, 255 = void.
     """
+
     def items() -> Iterator[tuple[np.ndarray, bytes | None, str, np.ndarray | None]]:
         for frame, file in zip(sequence, sequence.images, strict=True):
             kind = {'.jpg': 'jpeg', '.jpeg': 'jpeg', '.png': 'png'}.get(file.suffix.lower())
@@ -409,10 +504,16 @@ def bag_from_davis(sequence: DavisSequence, path: str | Path, *, storage: str = 
     return _write_bag(path, items(), storage, compressed, rate, progress)
 
 
-def bag_from_video(frames: Iterable[np.ndarray], path: str | Path, *, storage: str = 'mcap',
-                   compressed: bool = False, rate: float = 24.0,
-                   masks: Path | None = None,
-                   progress: Callable[[int], None] = lambda count: None) -> Path:
+def bag_from_video(
+    frames: Iterable[np.ndarray],
+    path: str | Path,
+    *,
+    storage: str = 'mcap',
+    compressed: bool = False,
+    rate: float = 24.0,
+    masks: Path | None = None,
+    progress: Callable[[int], None] = lambda count: None,
+) -> Path:
     """
     Make a bag of video frames (H, W, 3) uint8 RGB: images and camera_info.
 
@@ -420,6 +521,7 @@ def bag_from_video(frames: Iterable[np.ndarray], path: str | Path, *, storage: s
     named by frame number (00000.png), put on the ground-truth topic; a single file is the mask
     of frame 0.
     """
+
     def truth_of(number: int) -> np.ndarray | None:
         if masks is None:
             return None
@@ -435,10 +537,14 @@ def bag_from_video(frames: Iterable[np.ndarray], path: str | Path, *, storage: s
     return _write_bag(path, items(), storage, compressed, rate, progress)
 
 
-def _write_bag(path: str | Path,
-               items: Iterable[tuple[np.ndarray, bytes | None, str, np.ndarray | None]],
-               storage: str, compressed: bool, rate: float,
-               progress: Callable[[int], None]) -> Path:
+def _write_bag(
+    path: str | Path,
+    items: Iterable[tuple[np.ndarray, bytes | None, str, np.ndarray | None]],
+    storage: str,
+    compressed: bool,
+    rate: float,
+    progress: Callable[[int], None],
+) -> Path:
     path = Path(path)
     if path.exists():
         raise BagError(f'{path} exists already: choose another output or remove it')
@@ -451,8 +557,12 @@ def _write_bag(path: str | Path,
         with Writer(path, version=9, storage_plugin=STORAGES[storage]) as writer:
             topics = {
                 topic: (writer.add_connection(topic, kind, typestore=store), kind)
-                for topic, kind in ((image_topic, COMPRESSED if compressed else IMAGE),
-                                    (INFO_TOPIC, CAMERA_INFO), (TRUTH_TOPIC, IMAGE))}
+                for topic, kind in (
+                    (image_topic, COMPRESSED if compressed else IMAGE),
+                    (INFO_TOPIC, CAMERA_INFO),
+                    (TRUTH_TOPIC, IMAGE),
+                )
+            }
 
             def write(topic: str, stamp: int, message: Any) -> None:
                 connection, kind = topics[topic]
@@ -463,10 +573,12 @@ def _write_bag(path: str | Path,
                 header = _header(store, stamp)
                 if compressed:
                     if data is None:
-                        data = cv2.imencode('.png', cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
-                                            )[1].tobytes()
+                        data = cv2.imencode('.png', cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[
+                            1
+                        ].tobytes()
                     message = store.types[COMPRESSED](
-                        header, f'rgb8; {kind} compressed bgr8', np.frombuffer(data, np.uint8))
+                        header, f'rgb8; {kind} compressed bgr8', np.frombuffer(data, np.uint8)
+                    )
                 else:
                     message = image_message(store, header, image)
                 write(image_topic, stamp, message)
@@ -488,14 +600,30 @@ def _header(store: Typestore, stamp: int) -> Any:
 def image_message(store: Typestore, header: Any, image: np.ndarray) -> Any:
     """Make a sensor_msgs/Image: rgb8 of (H, W, 3), mono8 of (H, W), both uint8."""
     encoding, channels = ('rgb8', 3) if image.ndim == 3 else ('mono8', 1)
-    return store.types[IMAGE](header, image.shape[0], image.shape[1], encoding, 0,
-                              image.shape[1] * channels,
-                              np.ascontiguousarray(image).reshape(-1))
+    return store.types[IMAGE](
+        header,
+        image.shape[0],
+        image.shape[1],
+        encoding,
+        0,
+        image.shape[1] * channels,
+        np.ascontiguousarray(image).reshape(-1),
+    )
 
 
 def _camera_info(store: Typestore, header: Any, image: np.ndarray) -> Any:
     """Make a CameraInfo of an uncalibrated camera: the size, and a zero matrix K."""
     region = store.types['sensor_msgs/msg/RegionOfInterest'](0, 0, 0, 0, False)
     return store.types[CAMERA_INFO](
-        header, image.shape[0], image.shape[1], '', np.zeros(0), np.zeros(9), np.zeros(9),
-        np.zeros(12), 0, 0, region)
+        header,
+        image.shape[0],
+        image.shape[1],
+        '',
+        np.zeros(0),
+        np.zeros(9),
+        np.zeros(9),
+        np.zeros(12),
+        0,
+        0,
+        region,
+    )

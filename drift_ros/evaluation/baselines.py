@@ -5,6 +5,7 @@ What the tracker is measured against, and the choice of engines for a run.
 Three floors: repeating the first mask, warping it by optical flow, and the tracker's own
 propagation on raw colour patches in place of a diffusion model's queries and keys.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -87,8 +88,13 @@ def dense_flow(frame: np.ndarray, last: np.ndarray) -> np.ndarray:
 def warp_labels(labels: np.ndarray, flow: np.ndarray) -> np.ndarray:
     """Move the last frame's label image (H, W) along :func:`dense_flow`, nearest neighbour."""
     rows, columns = np.indices(labels.shape, dtype=np.float32)
-    return cv2.remap(labels, columns + flow[..., 0], rows + flow[..., 1], cv2.INTER_NEAREST,
-                     borderMode=cv2.BORDER_REPLICATE)
+    return cv2.remap(
+        labels,
+        columns + flow[..., 0],
+        rows + flow[..., 1],
+        cv2.INTER_NEAREST,
+        borderMode=cv2.BORDER_REPLICATE,
+    )
 
 
 class OpticalFlow(FirstMask):
@@ -127,12 +133,15 @@ class ColourPatches:
     ``temperature``.
     """
 
-    def __init__(self, stride: int = 4, cells: int = 5, temperature: float = 0.07,
-                 resolution: int = 240) -> None:
+    def __init__(
+        self, stride: int = 4, cells: int = 5, temperature: float = 0.07, resolution: int = 240
+    ) -> None:
         if stride < 1 or cells < 1 or cells % 2 == 0 or temperature <= 0:
-            raise ValueError(f'stride is {stride}, cells {cells}, temperature {temperature}; '
-                             'needed are a stride of 1 or more, an odd number of cells, and a '
-                             'temperature above 0')
+            raise ValueError(
+                f'stride is {stride}, cells {cells}, temperature {temperature}; '
+                'needed are a stride of 1 or more, an odd number of cells, and a '
+                'temperature above 0'
+            )
         self._stride, self._cells, self._temperature = stride, cells, temperature
         self._resolution = resolution
 
@@ -151,11 +160,13 @@ class ColourPatches:
         from drift_ros.diffusion.colour_patches import colour_patches
 
         ratio = self._resolution / min(frame.shape[:2])
-        height, width = (max(round(side * ratio / self._stride), 1) * self._stride
-                         for side in frame.shape[:2])
+        height, width = (
+            max(round(side * ratio / self._stride), 1) * self._stride for side in frame.shape[:2]
+        )
         shrink = height * width < frame.shape[0] * frame.shape[1]
-        resized = cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA if shrink
-                             else cv2.INTER_LINEAR)
+        resized = cv2.resize(
+            frame, (width, height), interpolation=cv2.INTER_AREA if shrink else cv2.INTER_LINEAR
+        )
         grid = (height // self._stride, width // self._stride)
         return colour_patches(resized, grid, self._cells)
 
@@ -196,12 +207,15 @@ class CosineFeatures:
         self._hidden: dict[str, Any] = {}
 
         for name in features.layers:
-            def keep(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any],
-                     name: str = name) -> None:
+
+            def keep(
+                _module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: str = name
+            ) -> None:
                 self._hidden[name] = args[0] if args else kwargs['hidden_states']
 
             features.checkpoint.unet.get_submodule(name).register_forward_pre_hook(
-                keep, with_kwargs=True)
+                keep, with_kwargs=True
+            )
 
     def extract(self, frame: np.ndarray) -> Any:
         """Turn a frame (H, W, 3) uint8 RGB into FrameFeatures."""
@@ -223,7 +237,7 @@ ENGINES: dict[str, str] = {
     'tracker': 'the tracker with a diffusion model (the embedded one unless --model is given)',
     'boxes': "the tracker seeded from the boxes of the first masks' objects, not from the masks",
     'cosine': 'the tracker on cosine similarity of the features its attention is made of '
-              '(option cosine_temperature)',
+    '(option cosine_temperature)',
     'first-mask': 'the first mask repeated on every frame',
     'flow': 'the mask warped from frame to frame by DIS optical flow',
     'colour4': 'the tracker on raw colour patches of stride 4, without a network',
@@ -294,21 +308,36 @@ class EngineSpec:
         if self.name == 'cosine':
             from drift_ros.engine.tracker import diffusion_features
 
-            cosine = CosineFeatures(diffusion_features(self.model, config, self.device),
-                                    self.options.get('cosine_temperature', 0.03))
+            cosine = CosineFeatures(
+                diffusion_features(self.model, config, self.device),
+                self.options.get('cosine_temperature', 0.03),
+            )
             return Tracker(config=config, device=self.device, features=cosine)
-        extractor = ColourPatches(self.options['stride'], self.options['cells'],
-                                  self.options['colour_temperature'], config.resolution)
+        extractor = ColourPatches(
+            self.options['stride'],
+            self.options['cells'],
+            self.options['colour_temperature'],
+            config.resolution,
+        )
         return Tracker(config=config, device=self.device, features=extractor)
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""
-        return {'label': self.label, 'name': self.name, 'model': self.model,
-                'device': self.device, 'options': dict(self.options)}
+        return {
+            'label': self.label,
+            'name': self.name,
+            'model': self.model,
+            'device': self.device,
+            'options': dict(self.options),
+        }
 
 
-def parse_engine(text: str, settings: Mapping[str, Any] | None = None,
-                 model: str | None = None, device: str = 'auto') -> EngineSpec:
+def parse_engine(
+    text: str,
+    settings: Mapping[str, Any] | None = None,
+    model: str | None = None,
+    device: str = 'auto',
+) -> EngineSpec:
     """
     Read an engine from the command line: ``[label=]name[:option=value,...]``.
 
@@ -331,8 +360,9 @@ def parse_engine(text: str, settings: Mapping[str, Any] | None = None,
         if own:
             raise ValueError(f'the engine {name} has no options, got {", ".join(own)}')
         return EngineSpec(label, name, {})
-    values: dict[str, Any] = {item.name: item.default
-                              for item in dataclasses.fields(TrackerConfig)}
+    values: dict[str, Any] = {
+        item.name: item.default for item in dataclasses.fields(TrackerConfig)
+    }
     values.update(settings or {})
     values.update(_COLOUR.get(name, {}))
     extra = _EXTRA.get(name, {})
@@ -351,8 +381,7 @@ def parse_option(name: str, text: str) -> Any:
     """
     by_name = {item.name: item for item in dataclasses.fields(TrackerConfig)}
     if name not in by_name:
-        raise ValueError(f'there is no tracker option {name!r}; there are '
-                         f'{", ".join(by_name)}')
+        raise ValueError(f'there is no tracker option {name!r}; there are {", ".join(by_name)}')
     default: Any = by_name[name].default
     if isinstance(default, bool):
         words = {'true': True, 'yes': True, '1': True, 'false': False, 'no': False, '0': False}
@@ -365,7 +394,8 @@ def parse_option(name: str, text: str) -> Any:
         return type(default)(text)
     except ValueError:
         raise ValueError(
-            f'{name} is {text!r}; it must be of type {type(default).__name__}') from None
+            f'{name} is {text!r}; it must be of type {type(default).__name__}'
+        ) from None
 
 
 def load_params_file(path: str) -> dict[str, Any]:
@@ -392,8 +422,10 @@ def load_params_file(path: str) -> dict[str, Any]:
                 value = tuple(item for item in value if item)
             found[key] = float(value) if wanted is float else value
     if not found:
-        raise ValueError(f'{path} holds no option of the tracker; expected a ROS 2 parameter '
-                         'file (node name, then ros__parameters)')
+        raise ValueError(
+            f'{path} holds no option of the tracker; expected a ROS 2 parameter '
+            'file (node name, then ros__parameters)'
+        )
     return found
 
 

@@ -6,6 +6,7 @@ Nothing but the data must be visible to the machines: a task works in a folder o
 sends scores and masks back, and this process writes them. A task whose worker dies is started
 anew by Ray. ``drift_ros`` must be installed on the machines, in the same version.
 """
+
 from __future__ import annotations
 
 import os
@@ -24,9 +25,17 @@ RETRIES = 3
 """How often a task is started anew after its worker died."""
 
 
-def run_on_ray(waiting: list[tuple[EngineSpec, SequenceSource]], folder: Path,
-               options: RunOptions, address: str, workers: int, threads: int,
-               progress: Progress, results: dict, errors: dict) -> None:
+def run_on_ray(
+    waiting: list[tuple[EngineSpec, SequenceSource]],
+    folder: Path,
+    options: RunOptions,
+    address: str,
+    workers: int,
+    threads: int,
+    progress: Progress,
+    results: dict,
+    errors: dict,
+) -> None:
     """
     Run jobs on the cluster at ``address``; 'local' starts one of ``workers`` processes here.
 
@@ -39,7 +48,8 @@ def run_on_ray(waiting: list[tuple[EngineSpec, SequenceSource]], folder: Path,
         pending = {}
         for spec, sequence in waiting:
             reference = task.options(name=f'{spec.label} {sequence.name}').remote(
-                spec, sequence, options, threads)
+                spec, sequence, options, threads
+            )
             pending[reference] = (spec.label, sequence.name, len(sequence))
         while pending:
             done, _ = ray.wait(list(pending), num_returns=1)
@@ -49,8 +59,10 @@ def run_on_ray(waiting: list[tuple[EngineSpec, SequenceSource]], folder: Path,
             except ray.exceptions.RayTaskError as error:
                 errors[engine, name] = f'{type(error.cause).__name__}: {error.cause}'
             except ray.exceptions.RayError as error:
-                errors[engine, name] = (f'the worker died {RETRIES + 1} times (out of memory?); '
-                                        f'run the same command again to go on: {error}')
+                errors[engine, name] = (
+                    f'the worker died {RETRIES + 1} times (out of memory?); '
+                    f'run the same command again to go on: {error}'
+                )
             else:
                 _write(folder, files)
                 results[engine, name] = result
@@ -63,17 +75,24 @@ def _connect(address: str, workers: int) -> Any:
     try:
         import ray
     except ImportError as error:
-        raise ValueError('--ray needs Ray, which is not installed: '
-                         'pip install "drift_ros[ray]"') from error
+        raise ValueError(
+            '--ray needs Ray, which is not installed: pip install "drift_ros[ray]"'
+        ) from error
     # a checkout is not installed where its workers start
     root = str(Path(drift_ros.__file__).resolve().parents[1])
-    variables = {'PYTHONPATH': os.pathsep.join(
-        filter(None, [root, os.environ.get('PYTHONPATH', '')]))}
+    variables = {
+        'PYTHONPATH': os.pathsep.join(filter(None, [root, os.environ.get('PYTHONPATH', '')]))
+    }
     common: dict[str, Any] = {'log_to_driver': False, 'logging_level': 'error'}
     try:
         if address == 'local':
-            ray.init('local', num_cpus=workers, include_dashboard=False,
-                     runtime_env={'env_vars': variables}, **common)
+            ray.init(
+                'local',
+                num_cpus=workers,
+                include_dashboard=False,
+                runtime_env={'env_vars': variables},
+                **common,
+            )
         else:
             host, _, port = address.rpartition('://')[2].rpartition(':')
             if port.isdigit():  # Ray itself tries for minutes
@@ -84,8 +103,9 @@ def _connect(address: str, workers: int) -> Any:
     return ray
 
 
-def _work(spec: EngineSpec, sequence: SequenceSource, options: RunOptions,
-          threads: int) -> tuple[JobResult, dict[str, bytes]]:
+def _work(
+    spec: EngineSpec, sequence: SequenceSource, options: RunOptions, threads: int
+) -> tuple[JobResult, dict[str, bytes]]:
     """Do one job, on whichever machine; return its result and the files it wrote."""
     from drift_ros.evaluation.run import limit_threads, run_job
 
@@ -93,8 +113,11 @@ def _work(spec: EngineSpec, sequence: SequenceSource, options: RunOptions,
     with tempfile.TemporaryDirectory(prefix='drift_ros_') as name:
         folder = Path(name)
         result = run_job(spec, sequence, folder, options)
-        return result, {path.relative_to(folder).as_posix(): path.read_bytes()
-                        for path in folder.rglob('*') if path.is_file()}
+        return result, {
+            path.relative_to(folder).as_posix(): path.read_bytes()
+            for path in folder.rglob('*')
+            if path.is_file()
+        }
 
 
 def _write(folder: Path, files: dict[str, bytes]) -> None:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compare two evaluations pair by pair, with bootstrap confidence intervals."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -51,8 +52,14 @@ class Comparison:
     only_second: tuple[tuple[str, int], ...]
 
 
-def compare(first: Sequence[JobResult], second: Sequence[JobResult], *,
-            confidence: float = 0.95, resamples: int = 9999, seed: int = 0) -> Comparison:
+def compare(
+    first: Sequence[JobResult],
+    second: Sequence[JobResult],
+    *,
+    confidence: float = 0.95,
+    resamples: int = 9999,
+    seed: int = 0,
+) -> Comparison:
     """
     Pair the objects of two engines' results and bootstrap the mean difference.
 
@@ -68,18 +75,33 @@ def compare(first: Sequence[JobResult], second: Sequence[JobResult], *,
         raise DatasetError('the two results have no sequence and object in common')
     for key in common:
         if not np.array_equal(ours[key][0], theirs[key][0]):
-            raise DatasetError(f'sequence {key[0]} was scored on different frames in the two '
-                               'results (--max-frames?): run both alike')
+            raise DatasetError(
+                f'sequence {key[0]} was scored on different frames in the two '
+                'results (--max-frames?): run both alike'
+            )
     a = np.array([ours[key][1] for key in common])
     b = np.array([theirs[key][1] for key in common])
     differences = []
     for column, measure in enumerate(('J', 'F', 'J&F')):
         low, high = _interval(b[:, column] - a[:, column], confidence, resamples, seed)
-        differences.append(Difference(measure, float(a[:, column].mean()),
-                                      float(b[:, column].mean()), low, high, len(common)))
-    return Comparison(tuple(common), a, b, tuple(differences),
-                      tuple(key for key in ours if key not in theirs),
-                      tuple(key for key in theirs if key not in ours))
+        differences.append(
+            Difference(
+                measure,
+                float(a[:, column].mean()),
+                float(b[:, column].mean()),
+                low,
+                high,
+                len(common),
+            )
+        )
+    return Comparison(
+        tuple(common),
+        a,
+        b,
+        tuple(differences),
+        tuple(key for key in ours if key not in theirs),
+        tuple(key for key in theirs if key not in ours),
+    )
 
 
 def _by_object(results: Sequence[JobResult]) -> dict[tuple[str, int], tuple[np.ndarray, tuple]]:
@@ -92,15 +114,21 @@ def _by_object(results: Sequence[JobResult]) -> dict[tuple[str, int], tuple[np.n
     return found
 
 
-def _interval(values: np.ndarray, confidence: float, resamples: int,
-              seed: int) -> tuple[float, float]:
+def _interval(
+    values: np.ndarray, confidence: float, resamples: int, seed: int
+) -> tuple[float, float]:
     if len(values) < 2 or np.ptp(values) == 0:
         return float('nan'), float('nan')
     from scipy.stats import bootstrap
 
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # degenerate resamples: the interval is NaN, as said
-        found = bootstrap((values,), np.mean, confidence_level=confidence,
-                          n_resamples=resamples, method='BCa',
-                          random_state=np.random.default_rng(seed)).confidence_interval
+        found = bootstrap(
+            (values,),
+            np.mean,
+            confidence_level=confidence,
+            n_resamples=resamples,
+            method='BCa',
+            random_state=np.random.default_rng(seed),
+        ).confidence_interval
     return float(found.low), float(found.high)

@@ -8,6 +8,7 @@ A folder is understood as it is found::
     ROOT/Annotations/[RESOLUTION/]SEQUENCE/00000.png ...
     ROOT/ImageSets/YEAR/SUBSET.txt                      (optional)
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
@@ -77,7 +78,8 @@ class DavisSequence:
                     raise DatasetError(
                         f'{annotation} is {truth.shape[1]}x{truth.shape[0]} but its frame is '
                         f'{image.shape[1]}x{image.shape[0]}; JPEGImages and Annotations must '
-                        'be of one resolution (see --resolution)')
+                        'be of one resolution (see --resolution)'
+                    )
             yield Frame(image_path.stem, image, truth)
 
     def digest(self) -> str:
@@ -99,8 +101,10 @@ def read_annotation(path: Path, task: str = 'multi') -> np.ndarray:
     try:
         with Image.open(path) as image:
             if image.mode not in ('P', 'L', '1'):
-                raise DatasetError(f'{path} is a picture of mode {image.mode}; annotations are '
-                                   'indexed or 8-bit grey PNG files, one index per object')
+                raise DatasetError(
+                    f'{path} is a picture of mode {image.mode}; annotations are '
+                    'indexed or 8-bit grey PNG files, one index per object'
+                )
             labels = np.array(image.convert('L') if image.mode == '1' else image)
     except OSError as error:
         raise DatasetError(f'cannot read the annotation {path}: {error}') from None
@@ -123,10 +127,16 @@ def write_mask(path: Path, labels: np.ndarray) -> None:
     os.replace(partial, path)
 
 
-def find_sequences(root: str | Path, *, resolution: str | None = None,
-                   subset: str | None = None, year: str | None = None,
-                   names: Sequence[str] = (), task: str = 'auto',
-                   max_frames: int = 0) -> list[DavisSequence]:
+def find_sequences(
+    root: str | Path,
+    *,
+    resolution: str | None = None,
+    subset: str | None = None,
+    year: str | None = None,
+    names: Sequence[str] = (),
+    task: str = 'auto',
+    max_frames: int = 0,
+) -> list[DavisSequence]:
     """
     Find the sequences of a DAVIS-layout folder, by name.
 
@@ -142,8 +152,10 @@ def find_sequences(root: str | Path, *, resolution: str | None = None,
     images, annotations = root / 'JPEGImages', root / 'Annotations'
     for folder in (images, annotations):
         if not folder.is_dir():
-            raise DatasetError(f'{root} has no folder {folder.name}; a DAVIS-layout folder '
-                               'holds JPEGImages and Annotations')
+            raise DatasetError(
+                f'{root} has no folder {folder.name}; a DAVIS-layout folder '
+                'holds JPEGImages and Annotations'
+            )
     level = _resolution(images, resolution)
     images, annotations = images / level, annotations / level
     if not annotations.is_dir():
@@ -153,20 +165,21 @@ def find_sequences(root: str | Path, *, resolution: str | None = None,
         listed = read_list(_list_file(root, subset, year))
         missing = sorted(set(listed) - set(available))
         if missing:
-            raise DatasetError(f'the list {subset} names sequences that are not in {images} and '
-                               f'{annotations}: {", ".join(missing[:5])}')
+            raise DatasetError(
+                f'the list {subset} names sequences that are not in {images} and '
+                f'{annotations}: {", ".join(missing[:5])}'
+            )
         available = listed
     if names:
         unknown = sorted(set(names) - set(available))
         if unknown:
-            raise DatasetError(f'no sequence {", ".join(unknown)} in {images}; there are '
-                               f'{", ".join(available)}')
+            raise DatasetError(
+                f'no sequence {", ".join(unknown)} in {images}; there are {", ".join(available)}'
+            )
         available = [name for name in available if name in set(names)]
     if not available:
-        raise DatasetError(f'no sequence has both a folder in {images} and one in '
-                           f'{annotations}')
-    return [_sequence(images / name, annotations / name, task, max_frames)
-            for name in available]
+        raise DatasetError(f'no sequence has both a folder in {images} and one in {annotations}')
+    return [_sequence(images / name, annotations / name, task, max_frames) for name in available]
 
 
 def read_list(path: Path) -> list[str]:
@@ -195,8 +208,10 @@ def _resolution(images: Path, wanted: str | None) -> str:
     levels = [path.name for path in folders if _folders(path)]
     if wanted is not None:
         if not (images / wanted).is_dir():
-            raise DatasetError(f'{images} has no resolution {wanted!r}; there are '
-                               f'{", ".join(levels) or "none (sequences lie directly in it)"}')
+            raise DatasetError(
+                f'{images} has no resolution {wanted!r}; there are '
+                f'{", ".join(levels) or "none (sequences lie directly in it)"}'
+            )
         return wanted
     if not levels:
         return ''
@@ -204,8 +219,9 @@ def _resolution(images: Path, wanted: str | None) -> str:
         return levels[0]
     if '480p' in levels:
         return '480p'
-    raise DatasetError(f'{images} has the resolutions {", ".join(levels)}: choose one with '
-                       '--resolution')
+    raise DatasetError(
+        f'{images} has the resolutions {", ".join(levels)}: choose one with --resolution'
+    )
 
 
 def _list_file(root: Path, subset: str, year: str | None) -> Path:
@@ -213,8 +229,9 @@ def _list_file(root: Path, subset: str, year: str | None) -> Path:
     found = sorted(sets.glob(f'{year or "*"}/{subset}.txt'))
     if not found:
         there = sorted(str(path.relative_to(sets)) for path in sets.glob('*/*.txt'))
-        raise DatasetError(f'no list {year or "*"}/{subset}.txt in {sets}; there are '
-                           f'{", ".join(there) or "none"}')
+        raise DatasetError(
+            f'no list {year or "*"}/{subset}.txt in {sets}; there are {", ".join(there) or "none"}'
+        )
     if len(found) > 1:
         years = ', '.join(path.parent.name for path in found)
         raise DatasetError(f'the list {subset} exists for {years}: choose one with --year')
@@ -222,8 +239,10 @@ def _list_file(root: Path, subset: str, year: str | None) -> Path:
 
 
 def _sequence(images: Path, annotations: Path, task: str, max_frames: int) -> DavisSequence:
-    frames = sorted((path for path in images.iterdir()
-                     if path.suffix.lower() in IMAGE_SUFFIXES), key=natural_key)
+    frames = sorted(
+        (path for path in images.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES),
+        key=natural_key,
+    )
     masks = {path.stem: path for path in annotations.glob('*.png')}
     orphans = sorted(set(masks) - {path.stem for path in frames})
     if orphans:
@@ -233,13 +252,16 @@ def _sequence(images: Path, annotations: Path, task: str, max_frames: int) -> Da
         pairs.pop(0)
     if not pairs:
         raise DatasetError(f'the sequence {images.name} has no annotation')
-    pairs = pairs[:max_frames or None]
+    pairs = pairs[: max_frames or None]
     if len(pairs) < 3:
-        raise DatasetError(f'the sequence {images.name} has {len(pairs)} frames from its first '
-                           'annotation on; 3 or more are needed, since the first and the last '
-                           'do not count')
+        raise DatasetError(
+            f'the sequence {images.name} has {len(pairs)} frames from its first '
+            'annotation on; 3 or more are needed, since the first and the last '
+            'do not count'
+        )
     if task == 'auto':
         first = read_annotation(pairs[0][1])  # type: ignore[arg-type]
         task = 'single' if set(np.unique(first).tolist()) == {0, VOID_LABEL} else 'multi'
-    return DavisSequence(images.name, tuple(path for path, _ in pairs),
-                         tuple(mask for _, mask in pairs), task)
+    return DavisSequence(
+        images.name, tuple(path for path, _ in pairs), tuple(mask for _, mask in pairs), task
+    )

@@ -9,6 +9,7 @@ still one frame old. The second score takes, for frame k, the newest mask that a
 frame k + 1 was published: each mask against the frame that is current when it arrives. Until a
 first mask is there, the seed is the prediction.
 """
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -45,8 +46,10 @@ def parse_rates(text: str | None) -> list[float | None]:
     except ValueError:
         rates = [0.0]
     if any(not rate or not 0 < rate <= 1000 for rate in rates):
-        raise ValueError(f'--rate {text}: expected frames per second, above 0 and at most 1000, '
-                         'separated by commas, such as 5,10,30')
+        raise ValueError(
+            f'--rate {text}: expected frames per second, above 0 and at most 1000, '
+            'separated by commas, such as 5,10,30'
+        )
     return list(dict.fromkeys(rates))
 
 
@@ -82,8 +85,14 @@ def find_seeds(sequence: BagSequence, late_objects: bool) -> list[Seed]:
     return seeds
 
 
-def run_live_job(spec: EngineSpec, sequence: BagSequence, rate: float | None, folder: Path,
-                 options: RunOptions, progress: Progress) -> JobResult:
+def run_live_job(
+    spec: EngineSpec,
+    sequence: BagSequence,
+    rate: float | None,
+    folder: Path,
+    options: RunOptions,
+    progress: Progress,
+) -> JobResult:
     """
     Replay a bag to a tracker node with the options of ``spec``; score, write and return.
 
@@ -102,14 +111,27 @@ def run_live_job(spec: EngineSpec, sequence: BagSequence, rate: float | None, fo
         parameters['model'] = spec.model
     seeds = find_seeds(sequence, options.late_objects)
     recording = replay(
-        sequence.serialized(), seeds, parameters, folder / 'logs' / label / sequence.name,
-        compressed=sequence.compressed, rate=rate, threads=options.threads,
-        progress=lambda: progress(label, sequence.name, 1))
+        sequence.serialized(),
+        seeds,
+        parameters,
+        folder / 'logs' / label / sequence.name,
+        compressed=sequence.compressed,
+        rate=rate,
+        threads=options.threads,
+        progress=lambda: progress(label, sequence.name, 1),
+    )
     return _score(label, sequence, seeds[0].labels, recording, rate, folder, options)
 
 
-def _score(label: str, sequence: BagSequence, seed: np.ndarray, recording: Recording,
-           rate: float | None, folder: Path, options: RunOptions) -> JobResult:
+def _score(
+    label: str,
+    sequence: BagSequence,
+    seed: np.ndarray,
+    recording: Recording,
+    rate: float | None,
+    folder: Path,
+    options: RunOptions,
+) -> JobResult:
     arrivals = [(index, at) for index, at, _ in recording.arrivals]
     table = relabel(np.zeros(1, np.uint8), recording.table)
     number = {index: position for position, (index, _) in enumerate(arrivals)}
@@ -131,17 +153,22 @@ def _score(label: str, sequence: BagSequence, seed: np.ndarray, recording: Recor
     shown = newest(arrivals, instants)
     current = newest(arrivals, [*instants[1:], float('inf')])
     streaming = Collector(label, sequence.name, folder, options)
-    on_arrival = Collector(label, sequence.name, folder,
-                           dataclasses.replace(options, save_masks=False))
+    on_arrival = Collector(
+        label, sequence.name, folder, dataclasses.replace(options, save_masks=False)
+    )
     for frame, first, second in zip(sequence, shown, current, strict=True):
         streaming.add(frame, mask(first), tracks[first])
         on_arrival.add(frame, mask(second), tracks[second])
     latencies = [1e3 * (at - instants[index]) for index, at in arrivals]
     live = {
-        'rate': rate, 'published': instants, 'shown': shown,
-        'arrivals': [[index, at, [item.as_list() for item in tracks[index]]]
-                     for index, at in arrivals],
-        'cpu': recording.cpu, 'memory': recording.memory,
+        'rate': rate,
+        'published': instants,
+        'shown': shown,
+        'arrivals': [
+            [index, at, [item.as_list() for item in tracks[index]]] for index, at in arrivals
+        ],
+        'cpu': recording.cpu,
+        'memory': recording.memory,
         'on_arrival': on_arrival.summary(),
     }
     return streaming.finish(latencies, 'live runs are never taken over', live)
@@ -153,10 +180,22 @@ def _tracks(message: Any, table: Mapping[int, int]) -> tuple[Track, ...]:
     for item in message.tracks if message else ():
         if item.id in table:
             box = item.box
-            corners = (box.x_offset, box.y_offset, box.x_offset + box.width,
-                       box.y_offset + box.height)
-            found.append(Track(table[item.id], item.state, item.confidence, item.area, item.age,
-                               corners if box.width else None))
+            corners = (
+                box.x_offset,
+                box.y_offset,
+                box.x_offset + box.width,
+                box.y_offset + box.height,
+            )
+            found.append(
+                Track(
+                    table[item.id],
+                    item.state,
+                    item.confidence,
+                    item.area,
+                    item.age,
+                    corners if box.width else None,
+                )
+            )
     return tuple(found)
 
 
@@ -179,26 +218,36 @@ def live_rows(results: Sequence[JobResult]) -> list[dict[str, Any]]:
         times = [item[1] for item in live['arrivals']]
         frames = len(published) - 1
         latency = result.milliseconds
-        rows.append({
-            'engine': result.engine, 'sequence': result.sequence,
-            'rate_in': frames / published[-1],
-            'rate_out': (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else None,
-            'frames': frames, 'dropped': frames - len(times),
-            'latency_median': float(np.median(latency)),
-            'latency_95': float(np.percentile(latency, 95)),
-            'latency_max': float(latency.max()),
-            'cpu': 100 * live['cpu'], 'memory_mean': float(np.mean(live['memory'])) / 1e6,
-            'memory_max': max(live['memory']) / 1e6,
-            'streaming': result.summary.j_and_f if result.scored else None,
-            'on_arrival': live['on_arrival'],
-            'offline': beside.summary.j_and_f if beside and beside.scored else None,
-        })
+        rows.append(
+            {
+                'engine': result.engine,
+                'sequence': result.sequence,
+                'rate_in': frames / published[-1],
+                'rate_out': (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else None,
+                'frames': frames,
+                'dropped': frames - len(times),
+                'latency_median': float(np.median(latency)),
+                'latency_95': float(np.percentile(latency, 95)),
+                'latency_max': float(latency.max()),
+                'cpu': 100 * live['cpu'],
+                'memory_mean': float(np.mean(live['memory'])) / 1e6,
+                'memory_max': max(live['memory']) / 1e6,
+                'streaming': result.summary.j_and_f if result.scored else None,
+                'on_arrival': live['on_arrival'],
+                'offline': beside.summary.j_and_f if beside and beside.scored else None,
+            }
+        )
     return rows
 
 
-def run_live(specs: Sequence[EngineSpec], sequences: Sequence[BagSequence],
-             rates: Sequence[float | None], folder: Path, options: RunOptions,
-             progress: Progress) -> tuple[list[JobResult], dict[tuple[str, str], str]]:
+def run_live(
+    specs: Sequence[EngineSpec],
+    sequences: Sequence[BagSequence],
+    rates: Sequence[float | None],
+    folder: Path,
+    options: RunOptions,
+    progress: Progress,
+) -> tuple[list[JobResult], dict[tuple[str, str], str]]:
     """
     Replay every bag at every rate to a node with every engine's options, one after another.
 
@@ -213,7 +262,13 @@ def run_live(specs: Sequence[EngineSpec], sequences: Sequence[BagSequence],
             for sequence in sequences:
                 try:
                     results.append(run_live_job(spec, sequence, rate, folder, options, progress))
-                except (ProcessError, DriftRosError, DatasetError, BagError, MetricError,
-                        OSError) as error:
+                except (
+                    ProcessError,
+                    DriftRosError,
+                    DatasetError,
+                    BagError,
+                    MetricError,
+                    OSError,
+                ) as error:
                     errors[live_label(spec.label, rate), sequence.name] = str(error)
     return results, errors

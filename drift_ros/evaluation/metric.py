@@ -106,8 +106,9 @@ def boundary_map(mask: np.ndarray) -> np.ndarray:
     return edge
 
 
-def region_similarity(truth: np.ndarray, prediction: np.ndarray,
-                      void: np.ndarray | None = None) -> np.ndarray | float:
+def region_similarity(
+    truth: np.ndarray, prediction: np.ndarray, void: np.ndarray | None = None
+) -> np.ndarray | float:
     """
     Return J, the intersection over union.
 
@@ -124,8 +125,12 @@ def region_similarity(truth: np.ndarray, prediction: np.ndarray,
     return float(score) if score.ndim == 0 else score
 
 
-def boundary_accuracy(truth: np.ndarray, prediction: np.ndarray,
-                      void: np.ndarray | None = None, radius: int | None = None) -> float:
+def boundary_accuracy(
+    truth: np.ndarray,
+    prediction: np.ndarray,
+    void: np.ndarray | None = None,
+    radius: int | None = None,
+) -> float:
     """
     Return F, the harmonic mean of boundary precision and recall.
 
@@ -147,8 +152,11 @@ def boundary_accuracy(truth: np.ndarray, prediction: np.ndarray,
     return _boundary_score(truth[box], prediction[box], radius)
 
 
-def frame_scores(truth: np.ndarray, prediction: np.ndarray, objects: Sequence[int],
-                 ) -> tuple[np.ndarray, np.ndarray]:
+def frame_scores(
+    truth: np.ndarray,
+    prediction: np.ndarray,
+    objects: Sequence[int],
+) -> tuple[np.ndarray, np.ndarray]:
     """
     Score every object of one frame.
 
@@ -160,7 +168,8 @@ def frame_scores(truth: np.ndarray, prediction: np.ndarray, objects: Sequence[in
         raise MetricError(
             f'The true mask has shape {truth.shape} and the prediction {prediction.shape}; '
             'both must be label images (H, W) of one size. Resize the prediction with '
-            'nearest-neighbour interpolation.')
+            'nearest-neighbour interpolation.'
+        )
     radius = boundary_radius(truth.shape)
     j = np.ones(len(objects))
     f = np.ones(len(objects))
@@ -186,15 +195,18 @@ def statistics(values: Iterable[float]) -> Statistics:
     ``round(linspace(1, n, 5) + 1e-10) - 1``, both ends inclusive (computed here in full
     integers, so that videos longer than 255 frames are right).
     """
-    values = np.asarray(list(values) if not isinstance(values, np.ndarray) else values,
-                        dtype=np.float64)
+    values = np.asarray(
+        list(values) if not isinstance(values, np.ndarray) else values, dtype=np.float64
+    )
     values = values[~np.isnan(values)]
     if values.size == 0:
-        raise MetricError('No frame is scored: a sequence needs 3 frames or more, since the '
-                          'first and the last do not count.')
+        raise MetricError(
+            'No frame is scored: a sequence needs 3 frames or more, since the '
+            'first and the last do not count.'
+        )
     bounds = (np.round(np.linspace(1, values.size, 5) + 1e-10) - 1).astype(np.int64)
-    first = values[bounds[0]:bounds[1] + 1].mean()
-    last = values[bounds[3]:bounds[4] + 1].mean()
+    first = values[bounds[0] : bounds[1] + 1].mean()
+    last = values[bounds[3] : bounds[4] + 1].mean()
     return Statistics(float(values.mean()), float((values > 0.5).mean()), float(first - last))
 
 
@@ -209,8 +221,12 @@ def summarize(scores: Iterable[SequenceScore]) -> Summary:
         raise MetricError('No object to summarise.')
 
     def mean(index: int) -> Statistics:
-        return Statistics(*(float(np.mean([getattr(row[index], name) for row in rows]))
-                            for name in ('mean', 'recall', 'decay')))
+        return Statistics(
+            *(
+                float(np.mean([getattr(row[index], name) for row in rows]))
+                for name in ('mean', 'recall', 'decay')
+            )
+        )
 
     return Summary(mean(0), mean(1), len(rows))
 
@@ -274,8 +290,10 @@ class SequenceScorer:
     def finish(self) -> SequenceScore:
         """Return the scores of frames 1 .. n-2; raises MetricError when there are none."""
         if self._count < 3:
-            raise MetricError(f'The sequence has {self._count} frames; 3 or more are needed, '
-                              'since the first and the last do not count.')
+            raise MetricError(
+                f'The sequence has {self._count} frames; 3 or more are needed, '
+                'since the first and the last do not count.'
+            )
         rows = [row for row in self._rows if row[0] < self._count - 1]
         # An object that appears in the last two frames has no counted frame at all.
         objects = tuple(v for v in self._objects if any(v in row[1] for row in rows))
@@ -291,9 +309,11 @@ class SequenceScorer:
         return SequenceScore(np.array([row[0] for row in rows]), objects, j, f)
 
 
-def score_sequence(truths: Iterable[np.ndarray | None],
-                   predictions: Iterable[np.ndarray | None],
-                   late_objects: bool = False) -> SequenceScore:
+def score_sequence(
+    truths: Iterable[np.ndarray | None],
+    predictions: Iterable[np.ndarray | None],
+    late_objects: bool = False,
+) -> SequenceScore:
     """Score label images (H, W) of a whole sequence; see :class:`SequenceScorer`."""
     scorer = SequenceScorer(late_objects)
     for truth, prediction in zip(truths, predictions, strict=True):
@@ -304,8 +324,9 @@ def score_sequence(truths: Iterable[np.ndarray | None],
 def _pair(truth: np.ndarray, prediction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     truth, prediction = np.asarray(truth, dtype=bool), np.asarray(prediction, dtype=bool)
     if truth.shape != prediction.shape or truth.ndim < 2:
-        raise MetricError(f'Masks must have one shape (..., H, W), got {truth.shape} and '
-                          f'{prediction.shape}.')
+        raise MetricError(
+            f'Masks must have one shape (..., H, W), got {truth.shape} and {prediction.shape}.'
+        )
     return truth, prediction
 
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The protocol: when an engine is seeded, with what, and what is noted of each frame."""
+
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
@@ -34,8 +35,14 @@ class Track:
 
     def as_list(self) -> list[Any]:
         """Return plain data for JSON."""
-        return [self.label, int(self.state), float(self.confidence), int(self.area),
-                int(self.age), self.box and [int(value) for value in self.box]]
+        return [
+            self.label,
+            int(self.state),
+            float(self.confidence),
+            int(self.area),
+            int(self.age),
+            self.box and [int(value) for value in self.box],
+        ]
 
     @classmethod
     def from_list(cls, data: list[Any]) -> Track:
@@ -66,8 +73,9 @@ class Step(NamedTuple):
     tracks: tuple[Track, ...]
 
 
-def seed_mask(frame: Frame, index: int, known: Collection[int],
-              late_objects: bool = False) -> np.ndarray | None:
+def seed_mask(
+    frame: Frame, index: int, known: Collection[int], late_objects: bool = False
+) -> np.ndarray | None:
     """
     Return the mask (H, W) uint8 an engine is seeded with in a frame, or None.
 
@@ -109,8 +117,9 @@ def track(engine: Engine, frames: Iterable[Frame], late_objects: bool = False) -
             labels = table[result.labels]
             for item in getattr(result, 'objects', ()):
                 label = int(table[item.id])
-                tracks[label] = Track(label, item.state, item.confidence, item.area, item.age,
-                                      item.box)
+                tracks[label] = Track(
+                    label, item.state, item.confidence, item.area, item.age, item.box
+                )
         mask = seed_mask(frame, index, born, late_objects)
         if mask is not None:
             ids = engine.seed(frame.image, mask)
@@ -119,9 +128,15 @@ def track(engine: Engine, frames: Iterable[Frame], late_objects: bool = False) -
             labels = np.where(mask > 0, mask, labels)
             born.update(dict.fromkeys(new, index))
         # baselines know nothing but pixels
-        yield Step(frame, labels, elapsed, tuple(
-            tracks.get(label) or Track.of_mask(label, labels, index - born[label])
-            for label in sorted(born)))
+        yield Step(
+            frame,
+            labels,
+            elapsed,
+            tuple(
+                tracks.get(label) or Track.of_mask(label, labels, index - born[label])
+                for label in sorted(born)
+            ),
+        )
 
 
 def relabel(table: np.ndarray, labels: dict[int, int]) -> np.ndarray:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pictures, videos and the HTML report of an evaluation. The report is static: no script."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -51,11 +52,17 @@ def write_chart(path: Path, results: Sequence[JobResult]) -> None:
     pyplot.close(figure)
 
 
-def write_report(folder: Path, run: Mapping[str, Any], results: Sequence[JobResult],
-                 errors: Mapping[tuple[str, str], str], sequences: Sequence[SequenceSource],
-                 progress: Callable[[str], None] = lambda name: None, *,
-                 live: Sequence[Mapping[str, Any]] = (),
-                 stability: Sequence[Mapping[str, Any]] = ()) -> Path:
+def write_report(
+    folder: Path,
+    run: Mapping[str, Any],
+    results: Sequence[JobResult],
+    errors: Mapping[tuple[str, str], str],
+    sequences: Sequence[SequenceSource],
+    progress: Callable[[str], None] = lambda name: None,
+    *,
+    live: Sequence[Mapping[str, Any]] = (),
+    stability: Sequence[Mapping[str, Any]] = (),
+) -> Path:
     """
     Write ``report.html`` and its ``media`` into a folder of results; return the page's path.
 
@@ -69,22 +76,41 @@ def write_report(folder: Path, run: Mapping[str, Any], results: Sequence[JobResu
     for sequence in sequences:
         rows = [row for row in results if row.sequence == sequence.name]
         if rows:
-            series = {row['engine']: row['series'] for row in stability
-                      if row['sequence'] == sequence.name}
-            sections.append({'name': sequence.name, 'rows': rows,
-                             'charts': _charts(rows, series), **_media(folder, sequence, rows)})
+            series = {
+                row['engine']: row['series']
+                for row in stability
+                if row['sequence'] == sequence.name
+            }
+            sections.append(
+                {
+                    'name': sequence.name,
+                    'rows': rows,
+                    'charts': _charts(rows, series),
+                    **_media(folder, sequence, rows),
+                }
+            )
         progress(sequence.name)
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True,
-                                     undefined=jinja2.StrictUndefined)
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
     environment.filters['percent'] = tables.percent
     environment.filters['number'] = tables.number
     page = environment.from_string(_PAGE).render(
-        run=run, summary=summary, sections=sections, errors=errors,
+        run=run,
+        summary=summary,
+        sections=sections,
+        errors=errors,
         scores={(row.engine, row.sequence): row.summary for row in results if row.scored},
-        tables=[(name, tables.cells(columns, rows), note) for name, columns, rows, note in (
-            ('live', tables.LIVE, live, _LIVE_NOTE),
-            ('stability', tables.STABILITY, stability, _STABILITY_NOTE)) if rows],
-        configuration=json.dumps(run, indent=2, default=list))
+        tables=[
+            (name, tables.cells(columns, rows), note)
+            for name, columns, rows, note in (
+                ('live', tables.LIVE, live, _LIVE_NOTE),
+                ('stability', tables.STABILITY, stability, _STABILITY_NOTE),
+            )
+            if rows
+        ],
+        configuration=json.dumps(run, indent=2, default=list),
+    )
     path = folder / 'report.html'
     path.write_text(page, encoding='utf-8')
     return path
@@ -104,36 +130,96 @@ def _frame_means(row: JobResult) -> np.ndarray:
     return np.stack([np.nanmean(row.score.j, axis=1), np.nanmean(row.score.f, axis=1)])
 
 
-def _charts(rows: Sequence[JobResult], stability: Mapping[str, Sequence[float | None]],
-            ) -> list[str]:
+def _charts(
+    rows: Sequence[JobResult],
+    stability: Mapping[str, Sequence[float | None]],
+) -> list[str]:
     """Draw what there is over time as SVG: J and F, latency of live runs, stability."""
     charts = []
     scored = {row.engine: row for row in rows if row.scored}
     if scored:
         means = {engine: _frame_means(row) for engine, row in scored.items()}
-        charts.append(_chart([
-            (f'{name}, percent', {engine: (scored[engine].score.frames, 100 * values[index])
-                                  for engine, values in means.items()}, 102)
-            for index, name in enumerate('JF')]))
+        charts.append(
+            _chart(
+                [
+                    (
+                        f'{name}, percent',
+                        {
+                            engine: (scored[engine].score.frames, 100 * values[index])
+                            for engine, values in means.items()
+                        },
+                        102,
+                    )
+                    for index, name in enumerate('JF')
+                ]
+            )
+        )
     live = {row.engine: row for row in rows if row.live}
     if live:
-        charts.append(_chart([
-            ('latency of the masks that arrived, ms', {
-                engine: (_arrived(row), row.milliseconds) for engine, row in live.items()}, None),
-            ('age of the newest mask, frames', {
-                engine: (np.arange(len(row.frame_names)),
-                         np.arange(len(row.frame_names)) - np.array((row.live or {})['shown']))
-                for engine, row in live.items()}, None)]))
+        charts.append(
+            _chart(
+                [
+                    (
+                        'latency of the masks that arrived, ms',
+                        {
+                            engine: (_arrived(row), row.milliseconds)
+                            for engine, row in live.items()
+                        },
+                        None,
+                    ),
+                    (
+                        'age of the newest mask, frames',
+                        {
+                            engine: (
+                                np.arange(len(row.frame_names)),
+                                np.arange(len(row.frame_names))
+                                - np.array((row.live or {})['shown']),
+                            )
+                            for engine, row in live.items()
+                        },
+                        None,
+                    ),
+                ]
+            )
+        )
     if stability:
-        charts.append(_chart([
-            ('IoU with the last mask moved by flow, percent', {
-                engine: (np.arange(1, len(values) + 1),
-                         100 * np.array(values, dtype=np.float64))
-                for engine, values in stability.items()}, 102),
-            ('confidence (mean over objects), percent', {
-                row.engine: (np.arange(len(row.tracks)), 100 * np.array([
-                    np.mean([item.confidence for item in tracks]) if tracks else np.nan
-                    for tracks in row.tracks])) for row in rows if not row.scored}, 102)]))
+        charts.append(
+            _chart(
+                [
+                    (
+                        'IoU with the last mask moved by flow, percent',
+                        {
+                            engine: (
+                                np.arange(1, len(values) + 1),
+                                100 * np.array(values, dtype=np.float64),
+                            )
+                            for engine, values in stability.items()
+                        },
+                        102,
+                    ),
+                    (
+                        'confidence (mean over objects), percent',
+                        {
+                            row.engine: (
+                                np.arange(len(row.tracks)),
+                                100
+                                * np.array(
+                                    [
+                                        np.mean([item.confidence for item in tracks])
+                                        if tracks
+                                        else np.nan
+                                        for tracks in row.tracks
+                                    ]
+                                ),
+                            )
+                            for row in rows
+                            if not row.scored
+                        },
+                        102,
+                    ),
+                ]
+            )
+        )
     return charts
 
 
@@ -142,8 +228,9 @@ def _arrived(row: JobResult) -> np.ndarray:
     return np.array([item[0] for item in (row.live or {})['arrivals']])
 
 
-def _chart(panels: Sequence[tuple[str, Mapping[str, tuple[np.ndarray, np.ndarray]],
-                                  float | None]]) -> str:
+def _chart(
+    panels: Sequence[tuple[str, Mapping[str, tuple[np.ndarray, np.ndarray]], float | None]],
+) -> str:
     """Draw panels side by side as SVG: title, (frames, values) by engine, top of the axis."""
     import matplotlib
 
@@ -163,7 +250,7 @@ def _chart(panels: Sequence[tuple[str, Mapping[str, tuple[np.ndarray, np.ndarray
         figure.savefig(text, format='svg', metadata={'Date': None})
         pyplot.close(figure)
     svg = text.getvalue()
-    return svg[svg.index('<svg'):]
+    return svg[svg.index('<svg') :]
 
 
 def _moments(row: JobResult) -> list[tuple[int, str]]:
@@ -175,9 +262,13 @@ def _moments(row: JobResult) -> list[tuple[int, str]]:
         drop = values[:-_FALL] - values[_FALL:]
         worst = int(drop.argmax())
         if drop[worst] > 0:
-            found.append((int(frames[worst + _FALL]),
-                          f'steepest fall: {100 * values[worst]:.0f} to '
-                          f'{100 * values[worst + _FALL]:.0f} in {_FALL} frames'))
+            found.append(
+                (
+                    int(frames[worst + _FALL]),
+                    f'steepest fall: {100 * values[worst]:.0f} to '
+                    f'{100 * values[worst + _FALL]:.0f} in {_FALL} frames',
+                )
+            )
     lowest = int(values.argmin())
     found.append((int(frames[lowest]), f'lowest J&F: {100 * values[lowest]:.0f}'))
     return found
@@ -193,26 +284,47 @@ def _media(folder: Path, sequence: SequenceSource, rows: Sequence[JobResult]) ->
     with VideoWriter(media / 'overlay.mp4', 24.0 / stride) as writer:
         for index, frame, panels in _panels(folder, sequence, rows):
             if index % stride == 0:
-                writer.write(contact_sheet(
-                    [panel for panel, _ in panels], columns=min(len(panels), 3), width=_PANEL,
-                    captions=[f'{name} {index}' for _, name in panels]))
+                writer.write(
+                    contact_sheet(
+                        [panel for panel, _ in panels],
+                        columns=min(len(panels), 3),
+                        width=_PANEL,
+                        captions=[f'{name} {index}' for _, name in panels],
+                    )
+                )
             for engine, wanted in moments.items():
                 for moment, text in wanted:
                     if moment != index:
                         continue
                     chosen = [item for item in panels if item[1] in ('truth', engine)]
                     path = media / f'{engine}-{frame.name}.jpg'
-                    write_image(path, contact_sheet([panel for panel, _ in chosen], columns=2,
-                                                    width=_PANEL,
-                                                    captions=[name for _, name in chosen]))
-                    pictures.append({'path': path.relative_to(folder).as_posix(),
-                                     'text': f'{engine}, frame {index}, {text}'})
-    return {'video': (media / 'overlay.mp4').relative_to(folder).as_posix(),
-            'codec': writer.codec, 'pictures': pictures}
+                    write_image(
+                        path,
+                        contact_sheet(
+                            [panel for panel, _ in chosen],
+                            columns=2,
+                            width=_PANEL,
+                            captions=[name for _, name in chosen],
+                        ),
+                    )
+                    pictures.append(
+                        {
+                            'path': path.relative_to(folder).as_posix(),
+                            'text': f'{engine}, frame {index}, {text}',
+                        }
+                    )
+    return {
+        'video': (media / 'overlay.mp4').relative_to(folder).as_posix(),
+        'codec': writer.codec,
+        'pictures': pictures,
+    }
 
 
-def _panels(folder: Path, sequence: SequenceSource, rows: Sequence[JobResult],
-            ) -> Iterator[tuple[int, Frame, list[tuple[np.ndarray, str]]]]:
+def _panels(
+    folder: Path,
+    sequence: SequenceSource,
+    rows: Sequence[JobResult],
+) -> Iterator[tuple[int, Frame, list[tuple[np.ndarray, str]]]]:
     """Give index, frame and the overlays (picture, name) of every frame, small."""
     for index, frame in enumerate(sequence):
         height = round(frame.image.shape[0] * _PANEL / frame.image.shape[1])
@@ -220,12 +332,15 @@ def _panels(folder: Path, sequence: SequenceSource, rows: Sequence[JobResult],
 
         def panel(labels: np.ndarray, picture: np.ndarray = small) -> np.ndarray:
             size = (picture.shape[1], picture.shape[0])
-            return draw_labels(picture, cv2.resize(labels, size,
-                                                   interpolation=cv2.INTER_NEAREST))
+            return draw_labels(picture, cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST))
 
         truth = frame.truth
-        shown = [(panel(np.where(truth == 255, 0, truth)) if truth is not None else small,
-                  'truth' if truth is not None else 'input')]
+        shown = [
+            (
+                panel(np.where(truth == 255, 0, truth)) if truth is not None else small,
+                'truth' if truth is not None else 'input',
+            )
+        ]
         for row in rows:
             path = folder / 'masks' / row.engine / row.sequence / f'{frame.name}.png'
             shown.append((panel(read_annotation(path)), row.engine))
@@ -236,10 +351,12 @@ _LIVE_NOTE = (
     'Latency: from publication of an image to arrival of its mask. Streaming: at the instant an '
     'image is published, the newest mask that has arrived is scored against its truth. On '
     'arrival: the newest mask that arrived before the next image. CPU in percent of one '
-    'processor.')
+    'processor.'
+)
 _STABILITY_NOTE = (
     'No ground truth: nothing here is accuracy. IoU of consecutive masks; tracking: share of '
-    'frames in that state; agreement: J and F against the masks of another run.')
+    'frames in that state; agreement: J and F against the masks of another run.'
+)
 
 _PAGE = """<!DOCTYPE html>
 <html lang="en">

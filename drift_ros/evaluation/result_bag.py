@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Results as a bag: the evaluated input with what the engines said, for Foxglove and RViz."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
@@ -35,8 +36,9 @@ OUTPUTS = {'mask': IMAGE, 'detections': DETECTIONS, 'tracks': TRACKS, 'overlay':
 """Topics of an engine, below its name; as the tracker node's."""
 
 
-def write_result_bag(sequence: BagSequence, results: Sequence[JobResult], folder: Path,
-                     path: str | Path) -> Path:
+def write_result_bag(
+    sequence: BagSequence, results: Sequence[JobResult], folder: Path, path: str | Path
+) -> Path:
     """
     Write the evaluated messages of a bag again (mcap), with the results beside them.
 
@@ -63,17 +65,29 @@ def write_result_bag(sequence: BagSequence, results: Sequence[JobResult], folder
             raise BagError(f'two engines would write to the topic {topic}: name them LABEL=NAME')
     numbers = {stamp: number for number, stamp in enumerate(sequence.stamps)}
     given = (sequence.image_topic, sequence.truth_topic, sequence.seed_topic)
-    with open_bag(sequence.path) as reader, Writer(
-            path, version=9, storage_plugin=StoragePlugin.MCAP) as writer:
-        connections = [item for item in reader.connections
-                       if item.topic in given or item.msgtype == CAMERA_INFO]
-        copies = {item.topic: writer.add_connection(
-            item.topic, item.msgtype, typestore=store,
-            offered_qos_profiles=item.ext.offered_qos_profiles) for item in connections}
-        outputs = {(row.engine, name): writer.add_connection(f'{topic}/{name}', kind,
-                                                             typestore=store)
-                   for row, topic in zip(results, topics, strict=True)
-                   for name, kind in OUTPUTS.items()}
+    with (
+        open_bag(sequence.path) as reader,
+        Writer(path, version=9, storage_plugin=StoragePlugin.MCAP) as writer,
+    ):
+        connections = [
+            item
+            for item in reader.connections
+            if item.topic in given or item.msgtype == CAMERA_INFO
+        ]
+        copies = {
+            item.topic: writer.add_connection(
+                item.topic,
+                item.msgtype,
+                typestore=store,
+                offered_qos_profiles=item.ext.offered_qos_profiles,
+            )
+            for item in connections
+        }
+        outputs = {
+            (row.engine, name): writer.add_connection(f'{topic}/{name}', kind, typestore=store)
+            for row, topic in zip(results, topics, strict=True)
+            for name, kind in OUTPUTS.items()
+        }
         said = [_Said(row, folder) for row in results]
         waiting: list[tuple[int, int, Any, bytes]] = []
 
@@ -98,8 +112,9 @@ def write_result_bag(sequence: BagSequence, results: Sequence[JobResult], folder
                 for name, delay, output in item.messages(store, message.header, number, image):
                     count += 1
                     data = store.serialize_cdr(output, OUTPUTS[name])
-                    heapq.heappush(waiting, (time + delay, count,
-                                             outputs[item.engine, name], data))
+                    heapq.heappush(
+                        waiting, (time + delay, count, outputs[item.engine, name], data)
+                    )
         flush(float('inf'))
     return path
 
@@ -117,72 +132,112 @@ class _Said:
         self._live = live is not None
         if live is None:
             times = [0.0] * (len(row.tracks) - len(row.milliseconds)) + (
-                row.milliseconds / 1e3).tolist()
+                row.milliseconds / 1e3
+            ).tolist()
             self._found = dict(enumerate(zip(times, row.tracks, strict=True)))
         else:
             for index, at, tracks in live['arrivals']:
-                self._found[index] = (at - live['published'][index],
-                                      tuple(map(Track.from_list, tracks)))
+                self._found[index] = (
+                    at - live['published'][index],
+                    tuple(map(Track.from_list, tracks)),
+                )
 
-    def messages(self, store: Typestore, header: Any, number: int,
-                 image: np.ndarray) -> Iterator[tuple[str, int, Any]]:
+    def messages(
+        self, store: Typestore, header: Any, number: int, image: np.ndarray
+    ) -> Iterator[tuple[str, int, Any]]:
         """Give topic, delay in nanoseconds and message of a frame."""
         if number not in self._found:
             return
         seconds, tracks = self._found[number]
         labels = read_annotation(self._folder / f'{number:05d}.png')
-        objects = [ObjectEstimate(item.label, '', ObjectState(item.state), item.confidence,
-                                  item.box, item.area, item.age) for item in tracks]
+        objects = [
+            ObjectEstimate(
+                item.label,
+                '',
+                ObjectState(item.state),
+                item.confidence,
+                item.box,
+                item.area,
+                item.age,
+            )
+            for item in tracks
+        ]
         delay = round(seconds * 1e9) if self._live else 0
         for name, message in (
-                ('mask', image_message(store, header, labels)),
-                ('detections', detections(store, header, objects)),
-                ('tracks', track_array(store, header, objects, seconds)),
-                ('overlay', image_message(store, header, draw(image, labels, objects)))):
+            ('mask', image_message(store, header, labels)),
+            ('detections', detections(store, header, objects)),
+            ('tracks', track_array(store, header, objects, seconds)),
+            ('overlay', image_message(store, header, draw(image, labels, objects))),
+        ):
             yield name, delay, message
 
 
 def detections(store: Typestore, header: Any, objects: Sequence[ObjectEstimate]) -> Any:
     """Make a vision_msgs/Detection2DArray as :func:`drift_ros.ros.conversions.detections`."""
+
     def make(name: str, *fields: Any) -> Any:
         return store.types[name](*fields)
 
     point = make('geometry_msgs/msg/Point', 0.0, 0.0, 0.0)
-    pose = make('geometry_msgs/msg/Pose', point,
-                make('geometry_msgs/msg/Quaternion', 0.0, 0.0, 0.0, 1.0))
+    pose = make(
+        'geometry_msgs/msg/Pose', point, make('geometry_msgs/msg/Quaternion', 0.0, 0.0, 0.0, 1.0)
+    )
     pose = make('geometry_msgs/msg/PoseWithCovariance', pose, np.zeros(36))
     found = []
     for item in objects:
         if item.box is None:
             continue
         x_min, y_min, x_max, y_max = item.box
-        hypothesis = make('vision_msgs/msg/ObjectHypothesis', str(item.id),
-                          float(item.confidence))
-        center = make('vision_msgs/msg/Pose2D', make(
-            'vision_msgs/msg/Point2D', (x_min + x_max) / 2.0, (y_min + y_max) / 2.0), 0.0)
-        box = make('vision_msgs/msg/BoundingBox2D', center, float(x_max - x_min),
-                   float(y_max - y_min))
-        found.append(make('vision_msgs/msg/Detection2D', header, [
-            make('vision_msgs/msg/ObjectHypothesisWithPose', hypothesis, pose)], box,
-            str(item.id)))
+        hypothesis = make('vision_msgs/msg/ObjectHypothesis', str(item.id), float(item.confidence))
+        center = make(
+            'vision_msgs/msg/Pose2D',
+            make('vision_msgs/msg/Point2D', (x_min + x_max) / 2.0, (y_min + y_max) / 2.0),
+            0.0,
+        )
+        box = make(
+            'vision_msgs/msg/BoundingBox2D', center, float(x_max - x_min), float(y_max - y_min)
+        )
+        found.append(
+            make(
+                'vision_msgs/msg/Detection2D',
+                header,
+                [make('vision_msgs/msg/ObjectHypothesisWithPose', hypothesis, pose)],
+                box,
+                str(item.id),
+            )
+        )
     return make(DETECTIONS, header, found)
 
 
-def track_array(store: Typestore, header: Any, objects: Sequence[ObjectEstimate],
-                seconds: float) -> Any:
+def track_array(
+    store: Typestore, header: Any, objects: Sequence[ObjectEstimate], seconds: float
+) -> Any:
     """Make a drift_ros_msgs/TrackArray; ``seconds`` is the latency, or the time of the step."""
     whole, rest = divmod(round(seconds * 1e9), 10**9)
     found = []
     for item in objects:
         x_min, y_min, x_max, y_max = item.box or (0, 0, 0, 0)
         box = store.types['sensor_msgs/msg/RegionOfInterest'](
-            x_min, y_min, y_max - y_min, x_max - x_min, False)
-        found.append(store.types['drift_ros_msgs/msg/Track'](
-            item.id, item.name, int(item.state), float(item.confidence), item.area, item.age,
-            box))
+            x_min, y_min, y_max - y_min, x_max - x_min, False
+        )
+        found.append(
+            store.types['drift_ros_msgs/msg/Track'](
+                item.id,
+                item.name,
+                int(item.state),
+                float(item.confidence),
+                item.area,
+                item.age,
+                box,
+            )
+        )
     return store.types[TRACKS](
-        header, found, store.types['builtin_interfaces/msg/Duration'](whole, rest), ['total'],
-        np.array([seconds], np.float32))
+        header,
+        found,
+        store.types['builtin_interfaces/msg/Duration'](whole, rest),
+        ['total'],
+        np.array([seconds], np.float32),
+    )
 
 
 def _topic(engine: str) -> str:

@@ -11,6 +11,7 @@ results holds::
     masks/ENGINE/SEQUENCE/00000.png       predictions, indexed PNG in the DAVIS palette
     results.json  results.csv  frames.csv scores.png  report.html  media/
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -119,6 +120,7 @@ class JobResult:
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain data for JSON; floats keep every digit, NaN becomes null."""
+
         def plain(values: np.ndarray) -> list[list[float | None]]:
             return [[None if np.isnan(v) else float(v) for v in row] for row in values]
 
@@ -141,27 +143,48 @@ class JobResult:
         """Read what :meth:`as_dict` gave."""
         shape = (len(data['frames']), len(data['objects']))
         score = SequenceScore(
-            np.array(data['frames'], dtype=np.int64), tuple(data['objects']),
-            *(np.array([[np.nan if v is None else v for v in row] for row in data[key]],
-                       dtype=np.float64).reshape(shape) for key in 'jf'))
-        return cls(data['engine'], data['sequence'], score,
-                   np.array(data['milliseconds'], dtype=np.float64),
-                   (data['size'][0], data['size'][1]), tuple(data['frame_names']),
-                   tuple(tuple(map(Track.from_list, row)) for row in data.get('tracks', ())),
-                   data.get('live'))
+            np.array(data['frames'], dtype=np.int64),
+            tuple(data['objects']),
+            *(
+                np.array(
+                    [[np.nan if v is None else v for v in row] for row in data[key]],
+                    dtype=np.float64,
+                ).reshape(shape)
+                for key in 'jf'
+            ),
+        )
+        return cls(
+            data['engine'],
+            data['sequence'],
+            score,
+            np.array(data['milliseconds'], dtype=np.float64),
+            (data['size'][0], data['size'][1]),
+            tuple(data['frame_names']),
+            tuple(tuple(map(Track.from_list, row)) for row in data.get('tracks', ())),
+            data.get('live'),
+        )
 
 
-def run_job(spec: EngineSpec, sequence: SequenceSource, folder: Path, options: RunOptions,
-            progress: Progress = lambda engine, name, count: None) -> JobResult:
+def run_job(
+    spec: EngineSpec,
+    sequence: SequenceSource,
+    folder: Path,
+    options: RunOptions,
+    progress: Progress = lambda engine, name, count: None,
+) -> JobResult:
     """Run one engine on one sequence; write masks and scores into the folder of results."""
     (result,) = run_together([(spec, spec.make())], sequence, folder, options, progress)
     return result
 
 
-def run_together(engines: Sequence[tuple[EngineSpec, Engine]], sequence: SequenceSource,
-                 folder: Path, options: RunOptions,
-                 progress: Progress = lambda engine, name, count: None,
-                 shared: Callable[[], float] = lambda: 0.0) -> list[JobResult]:
+def run_together(
+    engines: Sequence[tuple[EngineSpec, Engine]],
+    sequence: SequenceSource,
+    folder: Path,
+    options: RunOptions,
+    progress: Progress = lambda engine, name, count: None,
+    shared: Callable[[], float] = lambda: 0.0,
+) -> list[JobResult]:
     """
     Run engines on one sequence in lock-step, and write their masks and scores.
 
@@ -170,9 +193,14 @@ def run_together(engines: Sequence[tuple[EngineSpec, Engine]], sequence: Sequenc
     """
     frames = itertools.tee(sequence, len(engines))
     runs: list[tuple[EngineSpec, Iterator[Step], Collector, list[float]]] = [
-            (spec, track(engine, each, options.late_objects),
-             Collector(spec.label, sequence.name, folder, options), [])
-            for (spec, engine), each in zip(engines, frames, strict=True)]
+        (
+            spec,
+            track(engine, each, options.late_objects),
+            Collector(spec.label, sequence.name, folder, options),
+            [],
+        )
+        for (spec, engine), each in zip(engines, frames, strict=True)
+    ]
     running = True
     while running:
         for spec, steps, collector, milliseconds in runs:
@@ -185,8 +213,10 @@ def run_together(engines: Sequence[tuple[EngineSpec, Engine]], sequence: Sequenc
             if step.milliseconds is not None:
                 milliseconds.append(step.milliseconds + elsewhere)
             progress(spec.label, sequence.name, 1)
-    return [collector.finish(milliseconds, fingerprint(spec, sequence, options))
-            for spec, _, collector, milliseconds in runs]
+    return [
+        collector.finish(milliseconds, fingerprint(spec, sequence, options))
+        for spec, _, collector, milliseconds in runs
+    ]
 
 
 class Collector:
@@ -212,13 +242,25 @@ class Collector:
         self._tracks.append(tracks)
         self._size = (labels.shape[0], labels.shape[1])
 
-    def finish(self, milliseconds: Sequence[float], fingerprint: str,
-               live: Mapping[str, Any] | None = None) -> JobResult:
+    def finish(
+        self,
+        milliseconds: Sequence[float],
+        fingerprint: str,
+        live: Mapping[str, Any] | None = None,
+    ) -> JobResult:
         """Write and return the result; without any truth its score is empty."""
-        result = JobResult(*self._key, self._score(), np.array(milliseconds, dtype=np.float64),
-                           self._size, tuple(self._names), tuple(self._tracks), live)
-        write_json(score_file(self._folder, *self._key),
-                   {**result.as_dict(), 'fingerprint': fingerprint})
+        result = JobResult(
+            *self._key,
+            self._score(),
+            np.array(milliseconds, dtype=np.float64),
+            self._size,
+            tuple(self._names),
+            tuple(self._tracks),
+            live,
+        )
+        write_json(
+            score_file(self._folder, *self._key), {**result.as_dict(), 'fingerprint': fingerprint}
+        )
         return result
 
     def summary(self) -> float | None:
@@ -241,13 +283,19 @@ def fingerprint(spec: EngineSpec, sequence: SequenceSource, options: RunOptions)
     It covers the data, the engine and all its options, the model's files, the protocol and the
     source of this package, so that results of different states never mix in one report.
     """
-    parts = [spec.as_dict(), sequence.digest(), options.late_objects, source_digest(),
-             model_digest(spec)]
+    parts = [
+        spec.as_dict(),
+        sequence.digest(),
+        options.late_objects,
+        source_digest(),
+        model_digest(spec),
+    ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=list).encode()).hexdigest()
 
 
-def finished(spec: EngineSpec, sequence: SequenceSource, folder: Path,
-             options: RunOptions) -> JobResult | None:
+def finished(
+    spec: EngineSpec, sequence: SequenceSource, folder: Path, options: RunOptions
+) -> JobResult | None:
     """Return the kept result of a job, or None if there is none or it is of another state."""
     try:
         data = json.loads(score_file(folder, spec.label, sequence.name).read_text())
@@ -258,11 +306,16 @@ def finished(spec: EngineSpec, sequence: SequenceSource, folder: Path,
     return None
 
 
-def run(specs: Sequence[EngineSpec], sequences: Sequence[SequenceSource], folder: Path, *,
-        options: RunOptions = RunOptions(), workers: int = 1,  # noqa: B008  (frozen)
-        ray: str | None = None,
-        progress: Progress = lambda engine, name, count: None,
-        ) -> tuple[list[JobResult], dict[tuple[str, str], str]]:
+def run(
+    specs: Sequence[EngineSpec],
+    sequences: Sequence[SequenceSource],
+    folder: Path,
+    *,
+    options: RunOptions = RunOptions(),
+    workers: int = 1,  # noqa: B008  (frozen)
+    ray: str | None = None,
+    progress: Progress = lambda engine, name, count: None,
+) -> tuple[list[JobResult], dict[tuple[str, str], str]]:
     """
     Run every engine on every sequence; finished jobs of an earlier run are taken over.
 
@@ -285,6 +338,7 @@ def run(specs: Sequence[EngineSpec], sequences: Sequence[SequenceSource], folder
     threads = options.threads or max((os.cpu_count() or 1) // max(workers, 1), 1)
     if ray and waiting:
         from drift_ros.evaluation.cluster import run_on_ray
+
         run_on_ray(waiting, folder, options, ray, workers, threads, progress, results, errors)
     elif workers <= 1 or len(waiting) <= 1:
         limit_threads(threads)
@@ -295,17 +349,39 @@ def run(specs: Sequence[EngineSpec], sequences: Sequence[SequenceSource], folder
             except (DriftRosError, DatasetError, MetricError, OSError) as error:
                 errors[key] = f'{type(error).__name__}: {error}'
     else:
-        _run_in_processes(waiting, folder, options, min(workers, len(waiting)), threads,
-                          progress, results, errors)
-    ordered = [results[spec.label, sequence.name] for spec in specs for sequence in sequences
-               if (spec.label, sequence.name) in results]
+        _run_in_processes(
+            waiting,
+            folder,
+            options,
+            min(workers, len(waiting)),
+            threads,
+            progress,
+            results,
+            errors,
+        )
+    ordered = [
+        results[spec.label, sequence.name]
+        for spec in specs
+        for sequence in sequences
+        if (spec.label, sequence.name) in results
+    ]
     return ordered, errors
 
 
-def _run_in_processes(waiting: list, folder: Path, options: RunOptions, workers: int,
-                      threads: int, progress: Progress, results: dict, errors: dict) -> None:
-    calls = {(spec.label, sequence.name): (spec, sequence, folder, options)
-             for spec, sequence in waiting}
+def _run_in_processes(
+    waiting: list,
+    folder: Path,
+    options: RunOptions,
+    workers: int,
+    threads: int,
+    progress: Progress,
+    results: dict,
+    errors: dict,
+) -> None:
+    calls = {
+        (spec.label, sequence.name): (spec, sequence, folder, options)
+        for spec, sequence in waiting
+    }
     for key, future in in_processes(run_job, calls, workers, threads, progress):
         try:
             results[key] = future.result()
@@ -315,13 +391,16 @@ def _run_in_processes(waiting: list, folder: Path, options: RunOptions, workers:
             errors[key] = f'{type(error).__name__}: {error}'
 
 
-WORKER_DIED = ('a worker process died (out of memory?); run the same command again to go on, with '
-               'fewer --workers')
+WORKER_DIED = (
+    'a worker process died (out of memory?); run the same command again to go on, with '
+    'fewer --workers'
+)
 """What to say of a BrokenProcessPool."""
 
 
-def in_processes(function: Callable, calls: Mapping[Any, tuple], workers: int, threads: int,
-                 progress: Progress) -> Iterator[tuple[Any, Future]]:
+def in_processes(
+    function: Callable, calls: Mapping[Any, tuple], workers: int, threads: int, progress: Progress
+) -> Iterator[tuple[Any, Future]]:
     """
     Call a function in worker processes; give the keys of ``calls`` with futures as they finish.
 
@@ -341,8 +420,10 @@ def in_processes(function: Callable, calls: Mapping[Any, tuple], workers: int, t
         thread.start()
         try:
             with ProcessPoolExecutor(workers, context, limit_threads, (threads,)) as pool:
-                futures = {pool.submit(_call, function, arguments, channel): key
-                           for key, arguments in calls.items()}
+                futures = {
+                    pool.submit(_call, function, arguments, channel): key
+                    for key, arguments in calls.items()
+                }
                 for future in _completed(pool, futures):
                     yield futures[future], future
         finally:
@@ -376,8 +457,10 @@ def limit_threads(threads: int) -> None:
 
 # -- what is kept of a run ---------------------------------------------------------------------
 
-def describe_run(specs: Sequence[EngineSpec], options: RunOptions,
-                 data: Mapping[str, Any]) -> dict[str, Any]:
+
+def describe_run(
+    specs: Sequence[EngineSpec], options: RunOptions, data: Mapping[str, Any]
+) -> dict[str, Any]:
     """Collect all that is needed to reproduce a run: configuration, versions, commit, machine."""
     return {
         'command': ['drift_ros', *sys.argv[1:]],
@@ -399,8 +482,16 @@ def versions() -> dict[str, Any]:
         'platform': platform.platform(),
         'processors': os.cpu_count(),
     }
-    for name in ('torch', 'diffusers', 'numpy', 'opencv-contrib-python-headless',
-                 'opencv-python-headless', 'opencv-python', 'pillow', 'rosbags'):
+    for name in (
+        'torch',
+        'diffusers',
+        'numpy',
+        'opencv-contrib-python-headless',
+        'opencv-python-headless',
+        'opencv-python',
+        'pillow',
+        'rosbags',
+    ):
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
     return found
@@ -411,8 +502,13 @@ def commit() -> str | None:
     folder = Path(drift_ros.__file__).parent
 
     def git(*arguments: str) -> str:
-        return subprocess.run(['git', '-C', str(folder), *arguments], check=True, timeout=20,
-                              capture_output=True, text=True).stdout.strip()
+        return subprocess.run(
+            ['git', '-C', str(folder), *arguments],
+            check=True,
+            timeout=20,
+            capture_output=True,
+            text=True,
+        ).stdout.strip()
 
     try:
         if not git('ls-files', '__init__.py'):
@@ -434,9 +530,18 @@ def source_digest() -> str:
             part = path.relative_to(folder)
             # Nodes, pictures and reports change no number.
             if str(part) != 'ros/conversions.py' and (
-                    part.parts[0] in ('nodes', 'ros', 'commands')
-                    or part.name in ('overlay.py', 'report.py', 'compare.py', 'live.py',
-                                     'stability.py', 'result_bag.py', 'cluster.py')):
+                part.parts[0] in ('nodes', 'ros', 'commands')
+                or part.name
+                in (
+                    'overlay.py',
+                    'report.py',
+                    'compare.py',
+                    'live.py',
+                    'stability.py',
+                    'result_bag.py',
+                    'cluster.py',
+                )
+            ):
                 continue
             text.update(str(part).encode() + b'\0' + path.read_bytes())
         _DIGESTS['source'] = text.hexdigest()[:16]
@@ -459,8 +564,11 @@ def model_digest(spec: EngineSpec) -> str | None:
         for path in sorted(path for path in folder.rglob('*') if path.is_file()):
             state = path.stat()
             text.update(str(path.relative_to(folder)).encode())
-            text.update(path.read_bytes() if state.st_size < 2**26
-                        else f'{state.st_size} {state.st_mtime_ns}'.encode())
+            text.update(
+                path.read_bytes()
+                if state.st_size < 2**26
+                else f'{state.st_size} {state.st_mtime_ns}'.encode()
+            )
         _DIGESTS[str(folder)] = text.hexdigest()[:16]
     return _DIGESTS[str(folder)]
 
@@ -483,8 +591,10 @@ def _summary_row(rows: Sequence[JobResult]) -> dict[str, Any]:
     times = np.concatenate([row.milliseconds for row in rows])
 
     def statistics_of(name: str, values: Statistics | None) -> dict[str, float | None]:
-        return {f'{name}_{part}': getattr(values, part) if values else None
-                for part in ('mean', 'recall', 'decay')}
+        return {
+            f'{name}_{part}': getattr(values, part) if values else None
+            for part in ('mean', 'recall', 'decay')
+        }
 
     return {
         'j_and_f': summary.j_and_f if summary else None,
@@ -498,9 +608,13 @@ def _summary_row(rows: Sequence[JobResult]) -> dict[str, Any]:
     }
 
 
-def write_results(folder: Path, description: Mapping[str, Any], results: Sequence[JobResult],
-                  errors: Mapping[tuple[str, str], str],
-                  tables: Mapping[str, Sequence[Mapping[str, Any]]] | None = None) -> None:
+def write_results(
+    folder: Path,
+    description: Mapping[str, Any],
+    results: Sequence[JobResult],
+    errors: Mapping[tuple[str, str], str],
+    tables: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+) -> None:
     """
     Write run.json, results.json, results.csv (per object) and frames.csv (per frame).
 
@@ -508,15 +622,22 @@ def write_results(folder: Path, description: Mapping[str, Any], results: Sequenc
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / 'run.json', description)
-    write_json(folder / 'results.json', {
-        'run': dict(description),
-        'engines': engine_summary(results),
-        'sequences': [{'engine': row.engine, 'sequence': row.sequence, **_summary_row([row])}
-                      for row in results],
-        'errors': [{'engine': engine, 'sequence': sequence, 'error': text}
-                   for (engine, sequence), text in errors.items()],
-        **(tables or {}),
-    })
+    write_json(
+        folder / 'results.json',
+        {
+            'run': dict(description),
+            'engines': engine_summary(results),
+            'sequences': [
+                {'engine': row.engine, 'sequence': row.sequence, **_summary_row([row])}
+                for row in results
+            ],
+            'errors': [
+                {'engine': engine, 'sequence': sequence, 'error': text}
+                for (engine, sequence), text in errors.items()
+            ],
+            **(tables or {}),
+        },
+    )
     for name, rows in (tables or {}).items():
         if rows:
             with _replacing(folder / f'{name}.csv') as file:
@@ -525,14 +646,41 @@ def write_results(folder: Path, description: Mapping[str, Any], results: Sequenc
                 table.writerows(rows)
     with _replacing(folder / 'results.csv') as file:
         writer = csv.writer(file)
-        writer.writerow(['engine', 'sequence', 'object', 'frames', 'j_mean', 'j_recall',
-                         'j_decay', 'f_mean', 'f_recall', 'f_decay', 'j_and_f', 'ms_median'])
+        writer.writerow(
+            [
+                'engine',
+                'sequence',
+                'object',
+                'frames',
+                'j_mean',
+                'j_recall',
+                'j_decay',
+                'f_mean',
+                'f_recall',
+                'f_decay',
+                'j_and_f',
+                'ms_median',
+            ]
+        )
         for row in results:
             for item in row.score.objects:
                 j, f = row.score.statistics(item)
-                writer.writerow([row.engine, row.sequence, item, len(row.score.frames), j.mean,
-                                 j.recall, j.decay, f.mean, f.recall, f.decay,
-                                 (j.mean + f.mean) / 2, float(np.median(row.milliseconds))])
+                writer.writerow(
+                    [
+                        row.engine,
+                        row.sequence,
+                        item,
+                        len(row.score.frames),
+                        j.mean,
+                        j.recall,
+                        j.decay,
+                        f.mean,
+                        f.recall,
+                        f.decay,
+                        (j.mean + f.mean) / 2,
+                        float(np.median(row.milliseconds)),
+                    ]
+                )
     with _replacing(folder / 'frames.csv') as file:
         writer = csv.writer(file)
         writer.writerow(['engine', 'sequence', 'object', 'frame', 'name', 'j', 'f'])
@@ -540,9 +688,17 @@ def write_results(folder: Path, description: Mapping[str, Any], results: Sequenc
             for line, frame in enumerate(row.score.frames):
                 for column, item in enumerate(row.score.objects):
                     if not np.isnan(row.score.j[line, column]):
-                        writer.writerow([row.engine, row.sequence, item, int(frame),
-                                         row.frame_names[frame], row.score.j[line, column],
-                                         row.score.f[line, column]])
+                        writer.writerow(
+                            [
+                                row.engine,
+                                row.sequence,
+                                item,
+                                int(frame),
+                                row.frame_names[frame],
+                                row.score.j[line, column],
+                                row.score.f[line, column],
+                            ]
+                        )
 
 
 def load_results(folder: Path) -> tuple[dict[str, Any], list[JobResult]]:
@@ -553,12 +709,17 @@ def load_results(folder: Path) -> tuple[dict[str, Any], list[JobResult]]:
     """
     try:
         data = json.loads((folder / 'results.json').read_text())
-        results = [JobResult.from_dict(json.loads(
-            score_file(folder, row['engine'], row['sequence']).read_text()))
-            for row in data['sequences']]
+        results = [
+            JobResult.from_dict(
+                json.loads(score_file(folder, row['engine'], row['sequence']).read_text())
+            )
+            for row in data['sequences']
+        ]
     except (OSError, ValueError, KeyError) as error:
-        raise DatasetError(f'{folder} holds no complete results of an evaluation ({error}); '
-                           'give the --out folder of "drift_ros eval"') from None
+        raise DatasetError(
+            f'{folder} holds no complete results of an evaluation ({error}); '
+            'give the --out folder of "drift_ros eval"'
+        ) from None
     return data['run'], results
 
 

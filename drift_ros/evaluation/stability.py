@@ -9,6 +9,7 @@ What can be said of masks without ground truth. None of it is accuracy.
   first frame in which it was LOST.
 - *Agreement*: J and F of an engine's masks with another's in place of the truth.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
@@ -25,9 +26,14 @@ from drift_ros.evaluation.metric import score_sequence, summarize
 from drift_ros.evaluation.run import JobResult, SequenceSource
 
 
-def stability_rows(folder: Path, results: Sequence[JobResult],
-                   sequences: Sequence[SequenceSource], *, compare: Path | None = None,
-                   progress: Callable[[str], None] = lambda name: None) -> list[dict[str, Any]]:
+def stability_rows(
+    folder: Path,
+    results: Sequence[JobResult],
+    sequences: Sequence[SequenceSource],
+    *,
+    compare: Path | None = None,
+    progress: Callable[[str], None] = lambda name: None,
+) -> list[dict[str, Any]]:
     """
     Describe the results that have no truth, one row each.
 
@@ -50,12 +56,18 @@ def stability_rows(folder: Path, results: Sequence[JobResult],
         for row in chosen:
             reference = _reference(folder, chosen[0], row, compare)
             plain, warped = (np.array(item, dtype=np.float64) for item in values[row.engine])
-            rows.append({
-                'engine': row.engine, 'sequence': row.sequence,
-                'objects': len({item.label for frame in row.tracks for item in frame}),
-                'temporal_iou': _mean(plain), 'warped_iou': _mean(warped),
-                **_survival(row), **_agreement(folder, row, reference),
-                'series': [None if np.isnan(value) else float(value) for value in warped]})
+            rows.append(
+                {
+                    'engine': row.engine,
+                    'sequence': row.sequence,
+                    'objects': len({item.label for frame in row.tracks for item in frame}),
+                    'temporal_iou': _mean(plain),
+                    'warped_iou': _mean(warped),
+                    **_survival(row),
+                    **_agreement(folder, row, reference),
+                    'series': [None if np.isnan(value) else float(value) for value in warped],
+                }
+            )
         progress(sequence.name)
     return rows
 
@@ -65,15 +77,22 @@ def mask_files(folder: Path, engine: str, sequence: str) -> list[Path]:
     return sorted((folder / 'masks' / engine / sequence).glob('*.png'))
 
 
-def _consecutive(folder: Path, sequence: SequenceSource, rows: Sequence[JobResult],
-                 ) -> dict[str, tuple[list[float], list[float]]]:
+def _consecutive(
+    folder: Path,
+    sequence: SequenceSource,
+    rows: Sequence[JobResult],
+) -> dict[str, tuple[list[float], list[float]]]:
     """IoU of consecutive masks, plain and warped, per frame from 1 on (NaN: nothing seen)."""
     found: dict[str, tuple[list[float], list[float]]] = {row.engine: ([], []) for row in rows}
     last_grey, last = None, {}
     for frame in sequence:
         grey = cv2.cvtColor(frame.image, cv2.COLOR_RGB2GRAY)
-        masks = {row.engine: read_annotation(
-            folder / 'masks' / row.engine / row.sequence / f'{frame.name}.png') for row in rows}
+        masks = {
+            row.engine: read_annotation(
+                folder / 'masks' / row.engine / row.sequence / f'{frame.name}.png'
+            )
+            for row in rows
+        }
         if last_grey is not None:
             flow = dense_flow(grey, last_grey)
             for engine, mask in masks.items():
@@ -108,13 +127,16 @@ def _survival(row: JobResult) -> dict[str, Any]:
                 states.setdefault(item.label, []).append(item.state)
                 if item.state == ObjectState.LOST and first_loss is None:
                     first_loss = index
-    shares = [float(np.mean([state == ObjectState.TRACKING for state in values]))
-              for values in states.values()]
+    shares = [
+        float(np.mean([state == ObjectState.TRACKING for state in values]))
+        for values in states.values()
+    ]
     return {'survival': float(np.mean(shares)) if shares else None, 'first_loss': first_loss}
 
 
-def _reference(folder: Path, first: JobResult, row: JobResult,
-               compare: Path | None) -> tuple[str, Path] | None:
+def _reference(
+    folder: Path, first: JobResult, row: JobResult, compare: Path | None
+) -> tuple[str, Path] | None:
     """Name and folder of the masks a result is compared with."""
     if compare is None:
         return None if row is first else (first.engine, folder / 'masks' / first.engine)
@@ -124,24 +146,26 @@ def _reference(folder: Path, first: JobResult, row: JobResult,
     if name is None and len(there) == 1:
         name = there[0]
     if name is None:
-        raise DatasetError(f'{compare} has no masks of the engine {row.engine}; it has '
-                           f'{", ".join(there) or "none"}: give the --out folder of an '
-                           'evaluation with the same engine, or with only one')
+        raise DatasetError(
+            f'{compare} has no masks of the engine {row.engine}; it has '
+            f'{", ".join(there) or "none"}: give the --out folder of an '
+            'evaluation with the same engine, or with only one'
+        )
     return f'{name} in {compare}', compare / 'masks' / name
 
 
-def _agreement(folder: Path, row: JobResult,
-               reference: tuple[str, Path] | None) -> dict[str, Any]:
+def _agreement(folder: Path, row: JobResult, reference: tuple[str, Path] | None) -> dict[str, Any]:
     if reference is None:
         return {'reference': None, 'agreement_j': None, 'agreement_f': None}
     name, masks = reference
     theirs = sorted((masks / row.sequence).glob('*.png'))
     ours = mask_files(folder, row.engine, row.sequence)
     if [file.name for file in theirs] != [file.name for file in ours]:
-        raise DatasetError(f'{masks / row.sequence} holds {len(theirs)} masks where this run has '
-                           f'{len(ours)}: only runs on the same frames can be compared')
-    summary = summarize([score_sequence(map(read_annotation, theirs),
-                                        map(read_annotation, ours))])
+        raise DatasetError(
+            f'{masks / row.sequence} holds {len(theirs)} masks where this run has '
+            f'{len(ours)}: only runs on the same frames can be compared'
+        )
+    summary = summarize([score_sequence(map(read_annotation, theirs), map(read_annotation, ours))])
     return {'reference': name, 'agreement_j': summary.j.mean, 'agreement_f': summary.f.mean}
 
 

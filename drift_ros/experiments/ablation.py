@@ -15,6 +15,7 @@ a finished (row, sequence) is kept and taken over when the command is run again.
 frames in the same way run in lock-step on a sequence and share each frame's features, whose time
 counts for every one of them.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -51,9 +52,9 @@ PARTS = {
     'kernel': 'No refinement; no object is given up for low confidence.',
     'noise': 'No refinement; no object is given up for low confidence.',
     'heads': 'No refinement; no object is given up for low confidence. "Many layers" are the '
-             "tracker's and those of the up blocks, as far as the later layer.",
+    "tracker's and those of the up blocks, as far as the later layer.",
     'paper': 'Many layers; no object is given up for low confidence, or uniform weights, whose '
-             'probabilities are diffuse, would end at 0.',
+    'probabilities are diffuse, would end at 0.',
     'parts': 'The tracker as shipped but for what the row says.',
 }
 """Parts by name, with what their rows have in common."""
@@ -62,8 +63,17 @@ _ENSEMBLE = 4
 QUALITY: dict[str, Any] = {'resolution': 320, 'radius': 11, 'seed_radius': 21, 'older_frames': 6}
 """Options of ``config/quality.yaml``: radii reach as far in the picture as by default."""
 # What decides on a frame's features.
-_FEATURES = ('resolution', 'timestep', 'noise', 'inversion_steps', 'noise_samples', 'noise_seed',
-             'prompt', 'layers', 'colour_share')
+_FEATURES = (
+    'resolution',
+    'timestep',
+    'noise',
+    'inversion_steps',
+    'noise_samples',
+    'noise_seed',
+    'prompt',
+    'layers',
+    'colour_share',
+)
 
 
 @dataclass(frozen=True)
@@ -83,18 +93,25 @@ class Row:
     engine: str = 'tracker'
     learn: float = 0.0
 
-    def spec(self, sequence: str, base: Mapping[str, Any], model: str | None,
-             device: str) -> AblationSpec:
+    def spec(
+        self, sequence: str, base: Mapping[str, Any], model: str | None, device: str
+    ) -> AblationSpec:
         """Make the engine for a sequence; raises ValueError where an option is out of range."""
-        values: dict[str, Any] = {item.name: item.default
-                                  for item in dataclasses.fields(TrackerConfig)}
+        values: dict[str, Any] = {
+            item.name: item.default for item in dataclasses.fields(TrackerConfig)
+        }
         values.update(base)
         extra = {key: value for key, value in self.options.items() if key not in values}
         values.update({key: value for key, value in self.options.items() if key in values})
         values['prompt'] = values['prompt'].format(name=category(sequence))
         TrackerConfig(**values).validate()
-        return AblationSpec(f'{self.part}.{self.label}', self.engine,
-                            {**values, **extra, 'learn': self.learn}, model, device)
+        return AblationSpec(
+            f'{self.part}.{self.label}',
+            self.engine,
+            {**values, **extra, 'learn': self.learn},
+            model,
+            device,
+        )
 
 
 @dataclass(frozen=True)
@@ -113,8 +130,11 @@ class AblationSpec(EngineSpec):
         """Build the engine, on features of its own or shared ones."""
         from drift_ros.engine.tracker import Tracker
 
-        engine: Any = super().make() if features is None else Tracker(
-            config=self.config, device=self.device, features=features)
+        engine: Any = (
+            super().make()
+            if features is None
+            else Tracker(config=self.config, device=self.device, features=features)
+        )
         if not self.options.get('align', True):
             engine._memory = _unaligned(self.config)
         if self.options['learn']:
@@ -184,8 +204,9 @@ class LearningTracker:
                 result = end.value
                 break
         self.seconds += result.seconds
-        self.agreement.update({number: (result.before[number], result.after[number])
-                               for number in result.before})
+        self.agreement.update(
+            {number: (result.before[number], result.after[number]) for number in result.before}
+        )
         return ids
 
     def step(self, frame: np.ndarray) -> Any:
@@ -203,8 +224,9 @@ def category(sequence: str) -> str:
     return sequence.replace('-', ' ').replace('_', ' ')
 
 
-def make_rows(parts: Sequence[str], late: str, every: Sequence[str], timesteps: Sequence[int],
-              budget: float) -> list[Row]:
+def make_rows(
+    parts: Sequence[str], late: str, every: Sequence[str], timesteps: Sequence[int], budget: float
+) -> list[Row]:
     """
     List the rows of the parts asked for.
 
@@ -221,46 +243,94 @@ def make_rows(parts: Sequence[str], late: str, every: Sequence[str], timesteps: 
     # Diffuse kernels are compared too: no object is given up for its low confidence.
     attention: dict[str, Any] = {'refinement': 'none', 'confidence_threshold': 0.0}
 
-    def add(part: str, label: str, text: str, engine: str = 'tracker', learn: float = 0.0,
-            **options: Any) -> None:
+    def add(
+        part: str,
+        label: str,
+        text: str,
+        engine: str = 'tracker',
+        learn: float = 0.0,
+        **options: Any,
+    ) -> None:
         if part in parts:
             rows.append(Row(part, label, text, options, engine, learn))
 
     add('kernel', 'attention', 'attention of Q and K', **attention)
     for value in _TEMPERATURES:
-        add('kernel', f'cosine-{value:g}', f'cosine of hidden features, temperature {value:g}',
-            'cosine', cosine_temperature=value, **attention)
+        add(
+            'kernel',
+            f'cosine-{value:g}',
+            f'cosine of hidden features, temperature {value:g}',
+            'cosine',
+            cosine_temperature=value,
+            **attention,
+        )
 
     for tau in timesteps:
         options: dict[str, Any] = {**attention, 'timestep': tau}
         add('noise', f'scaled-{tau}', f'tau {tau}, noise-free', **options)
-        add('noise', f'inversion-{tau}', f'tau {tau}, DDIM inversion, 1 step',
-            inversion_steps=1, **options)
+        add(
+            'noise',
+            f'inversion-{tau}',
+            f'tau {tau}, DDIM inversion, 1 step',
+            inversion_steps=1,
+            **options,
+        )
         add('noise', f'random-{tau}', f'tau {tau}, random noise', noise='random', **options)
-        add('noise', f'ensemble-{tau}', f'tau {tau}, {_ENSEMBLE} noises', noise='random',
-            noise_samples=_ENSEMBLE, **options)
+        add(
+            'noise',
+            f'ensemble-{tau}',
+            f'tau {tau}, {_ENSEMBLE} noises',
+            noise='random',
+            noise_samples=_ENSEMBLE,
+            **options,
+        )
 
     many: dict[str, Any] = {**attention, 'layers': tuple(every)}
     add('heads', 'uniform', 'many layers, all heads alike', **many)
-    add('heads', 'adaptive', 'many layers, adaptive head weights', head_weighting='adaptive',
-        **many)
+    add(
+        'heads',
+        'adaptive',
+        'many layers, adaptive head weights',
+        head_weighting='adaptive',
+        **many,
+    )
     # Before the tracker's own layer of the embedded model the network reads no prompt; on the
     # way of an inversion it does.
     for name, title, where in (
-            ('prompt', 'later layer', {**attention, 'layers': (late,)}),
-            ('inverted', 'own layer, DDIM inversion', {**attention, 'inversion_steps': 1})):
+        ('prompt', 'later layer', {**attention, 'layers': (late,)}),
+        ('inverted', 'own layer, DDIM inversion', {**attention, 'inversion_steps': 1}),
+    ):
         add('heads', f'{name}-null', f'{title}, null prompt', **where)
-        add('heads', f'{name}-category', f'{title}, "a photo of <name>"',
-            prompt='a photo of {name}', **where)
+        add(
+            'heads',
+            f'{name}-category',
+            f'{title}, "a photo of <name>"',
+            prompt='a photo of {name}',
+            **where,
+        )
         add('heads', f'{name}-learnt', f'{title}, learnt tokens', learn=budget, **where)
 
-    paper: dict[str, Any] = {'layers': tuple(every), 'inversion_steps': 1,
-                             'head_weighting': 'adaptive', 'confidence_threshold': 0.0}
+    paper: dict[str, Any] = {
+        'layers': tuple(every),
+        'inversion_steps': 1,
+        'head_weighting': 'adaptive',
+        'confidence_threshold': 0.0,
+    }
     add('paper', 'paper', "the paper's three, many layers", learn=budget, **paper)
-    add('paper', 'no-inversion', 'the same without DDIM inversion', learn=budget,
-        **{**paper, 'inversion_steps': 0})
-    add('paper', 'no-weights', 'the same without head weights', learn=budget,
-        **{**paper, 'head_weighting': 'uniform'})
+    add(
+        'paper',
+        'no-inversion',
+        'the same without DDIM inversion',
+        learn=budget,
+        **{**paper, 'inversion_steps': 0},
+    )
+    add(
+        'paper',
+        'no-weights',
+        'the same without head weights',
+        learn=budget,
+        **{**paper, 'head_weighting': 'uniform'},
+    )
     add('paper', 'no-tokens', 'the same without learnt tokens', **paper)
     add('paper', 'none', 'none of the three, own layer', confidence_threshold=0.0)
 
@@ -271,12 +341,18 @@ def make_rows(parts: Sequence[str], late: str, every: Sequence[str], timesteps: 
     add('parts', 'no-refinement', 'without refinement', refinement='none')
     add('parts', 'sam', 'refined by Segment Anything (the embedded small one)', refinement='sam')
     add('parts', 'joint', 'attention and colour in one kernel', colour_share=0.3)
-    add('parts', 'colour', 'colour alone in place of attention', colour_share=1.0,
-        temperature=1.67)
+    add(
+        'parts', 'colour', 'colour alone in place of attention', colour_share=1.0, temperature=1.67
+    )
     add('parts', 'no-stretch', 'without stretching of probabilities', normalize=False)
     add('parts', 'no-older', 'without older references', older_frames=0)
-    add('parts', 'seed-only', 'the seed frame as the only reference', older_frames=0,
-        memory_frames=0)
+    add(
+        'parts',
+        'seed-only',
+        'the seed frame as the only reference',
+        older_frames=0,
+        memory_frames=0,
+    )
     add('parts', 'no-align', 'without seed windows that follow the objects', align=False)
     add('parts', 'narrow', "seed windows as wide as the others'", seed_radius=defaults.radius)
     add('parts', 'all-matches', 'all matches in place of the best', top_k=0)
@@ -284,47 +360,117 @@ def make_rows(parts: Sequence[str], late: str, every: Sequence[str], timesteps: 
     add('parts', 'older-6', 'six older references', older_frames=6)
     add('parts', 'wide', 'seed windows of radius 24', seed_radius=24)
     add('parts', 'finer', f'resolution {QUALITY["resolution"]}', **finer)
-    add('parts', 'quality', f'resolution {QUALITY["resolution"]}, six older references '
-                            '(config/quality.yaml)', **QUALITY)
-    add('parts', 'finer-wide', f'resolution {QUALITY["resolution"]}, six older references, seed '
-                               'windows of radius 32', **{**QUALITY, 'seed_radius': 32})
+    add(
+        'parts',
+        'quality',
+        f'resolution {QUALITY["resolution"]}, six older references (config/quality.yaml)',
+        **QUALITY,
+    )
+    add(
+        'parts',
+        'finer-wide',
+        f'resolution {QUALITY["resolution"]}, six older references, seed windows of radius 32',
+        **{**QUALITY, 'seed_radius': 32},
+    )
     return rows
 
 
 @click.command()
 @click.argument('root', type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option('--parts', default=','.join(PARTS), show_default=True,
-              help='Comparisons to make, separated by commas.')
+@click.option(
+    '--parts',
+    default=','.join(PARTS),
+    show_default=True,
+    help='Comparisons to make, separated by commas.',
+)
 @click.option('--sequences', help='Names, separated by commas [default: all].')
-@click.option('--max-frames', type=click.IntRange(0), default=0, show_default=True,
-              help='Use only the first frames of each sequence (0: all).')
-@click.option('--frames', 'part_frames', multiple=True, metavar='PART=N',
-              help='The same for one part; may be repeated.')
-@click.option('--timesteps', default='10,51,201,401', show_default=True,
-              help='Noise levels of the part "noise".')
-@click.option('--budget', default=10.0, show_default=True,
-              help='Seconds of learning prompt tokens per sequence and row.')
-@click.option('--layers', 'every', help='Layers over which heads are weighed, separated by commas '
-                                        "[default: the tracker's and those of the up blocks as "
-                                        'far as the later layer].')
-@click.option('--set', 'settings', multiple=True, metavar='OPTION=VALUE',
-              help='A tracker option for all rows; may be repeated.')
-@click.option('--params-file', type=click.Path(exists=True, dir_okay=False),
-              help='Tracker options from a ROS 2 parameter file.')
-@click.option('--model', help='Folder or hub id of a diffusers checkpoint '
-                              '[default: the embedded model].')
+@click.option(
+    '--max-frames',
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help='Use only the first frames of each sequence (0: all).',
+)
+@click.option(
+    '--frames',
+    'part_frames',
+    multiple=True,
+    metavar='PART=N',
+    help='The same for one part; may be repeated.',
+)
+@click.option(
+    '--timesteps',
+    default='10,51,201,401',
+    show_default=True,
+    help='Noise levels of the part "noise".',
+)
+@click.option(
+    '--budget',
+    default=10.0,
+    show_default=True,
+    help='Seconds of learning prompt tokens per sequence and row.',
+)
+@click.option(
+    '--layers',
+    'every',
+    help='Layers over which heads are weighed, separated by commas '
+    "[default: the tracker's and those of the up blocks as "
+    'far as the later layer].',
+)
+@click.option(
+    '--set',
+    'settings',
+    multiple=True,
+    metavar='OPTION=VALUE',
+    help='A tracker option for all rows; may be repeated.',
+)
+@click.option(
+    '--params-file',
+    type=click.Path(exists=True, dir_okay=False),
+    help='Tracker options from a ROS 2 parameter file.',
+)
+@click.option(
+    '--model', help='Folder or hub id of a diffusers checkpoint [default: the embedded model].'
+)
 @click.option('--device', default='auto', show_default=True, help='auto, cpu, cuda[:N].')
-@click.option('--workers', type=click.IntRange(1), default=1, show_default=True,
-              help='Processes. Milliseconds are those of a step with so many side by side.')
-@click.option('--threads', type=click.IntRange(0), default=0, show_default=True,
-              help='Threads of each process; 0: processors shared among them.')
-@click.option('--out', type=click.Path(file_okay=False, path_type=Path),
-              default=Path('out', 'ablate'), show_default=True,
-              help='Folder of results; finished rows of an earlier run are kept.')
-def ablate(root: Path, parts: str, sequences: str | None, max_frames: int,
-           part_frames: Sequence[str], timesteps: str, budget: float, every: str | None,
-           settings: Sequence[str], params_file: str | None, model: str | None, device: str,
-           workers: int, threads: int, out: Path) -> None:
+@click.option(
+    '--workers',
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help='Processes. Milliseconds are those of a step with so many side by side.',
+)
+@click.option(
+    '--threads',
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help='Threads of each process; 0: processors shared among them.',
+)
+@click.option(
+    '--out',
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path('out', 'ablate'),
+    show_default=True,
+    help='Folder of results; finished rows of an earlier run are kept.',
+)
+def ablate(
+    root: Path,
+    parts: str,
+    sequences: str | None,
+    max_frames: int,
+    part_frames: Sequence[str],
+    timesteps: str,
+    budget: float,
+    every: str | None,
+    settings: Sequence[str],
+    params_file: str | None,
+    model: str | None,
+    device: str,
+    workers: int,
+    threads: int,
+    out: Path,
+) -> None:
     """
     Compare the parts of the method on the DAVIS-layout folder ROOT.
 
@@ -340,31 +486,52 @@ def ablate(root: Path, parts: str, sequences: str | None, max_frames: int,
             raise ValueError(f'--parts {parts}: choose from {", ".join(PARTS)}')
         limits = {**dict.fromkeys(chosen, max_frames), **_part_frames(part_frames)}
         names = [name for name in (sequences or '').split(',') if name]
-        found = {limit: find_sequences(root, names=names, max_frames=limit)
-                 for limit in {limits[part] for part in chosen}}
-        base = {**(load_params_file(params_file) if params_file else {}),
-                **split_settings(settings)}
+        found = {
+            limit: find_sequences(root, names=names, max_frames=limit)
+            for limit in {limits[part] for part in chosen}
+        }
+        base = {
+            **(load_params_file(params_file) if params_file else {}),
+            **split_settings(settings),
+        }
         used, late, default_every = _choose_layers(model, base, device)
         chosen_every = [p.strip() for p in every.split(',')] if every else default_every
-        rows = make_rows(chosen, late, chosen_every, [int(tau) for tau in timesteps.split(',')],
-                         budget)
+        rows = make_rows(
+            chosen, late, chosen_every, [int(tau) for tau in timesteps.split(',')], budget
+        )
         threads = threads or max((os.cpu_count() or 1) // workers, 1)
-        jobs = [(row.spec(item.name, base, model, device), item)
-                for row in rows for item in found[limits[row.part]]]
+        jobs = [
+            (row.spec(item.name, base, model, device), item)
+            for row in rows
+            for item in found[limits[row.part]]
+        ]
         results = _run(jobs, out, workers, threads)
-        write(out, rows, results,
-              {'root': str(root), 'sequences': [item.name for item in found[limits[chosen[0]]]],
-               'first frames of each sequence': {part: limits[part] or 'all' for part in chosen},
-               'options': base, 'model': model, 'layers': list(used), 'later layer': late,
-               'many layers': list(chosen_every),
-               'processes': workers, 'threads of each': threads, 'versions': runner.versions()})
+        write(
+            out,
+            rows,
+            results,
+            {
+                'root': str(root),
+                'sequences': [item.name for item in found[limits[chosen[0]]]],
+                'first frames of each sequence': {part: limits[part] or 'all' for part in chosen},
+                'options': base,
+                'model': model,
+                'layers': list(used),
+                'later layer': late,
+                'many layers': list(chosen_every),
+                'processes': workers,
+                'threads of each': threads,
+                'versions': runner.versions(),
+            },
+        )
         console = Console()
         console.print(table(rows, results))
         console.print(f'report: {out / "report.html"}; rows: {out / "rows.csv"}', soft_wrap=True)
 
 
-def _choose_layers(model: str | None, base: Mapping[str, Any], device: str
-                   ) -> tuple[tuple[str, ...], str, list[str]]:
+def _choose_layers(
+    model: str | None, base: Mapping[str, Any], device: str
+) -> tuple[tuple[str, ...], str, list[str]]:
     """Choose the tracker's layers, one behind cross-attention, and those of head weighting."""
     from drift_ros.diffusion.checkpoint import load_checkpoint
     from drift_ros.diffusion.features import select_layers, self_attention_layers
@@ -373,9 +540,16 @@ def _choose_layers(model: str | None, base: Mapping[str, Any], device: str
     used = select_layers(checkpoint.unet, tuple(base.get('layers', ())) or checkpoint.layers)
     (late,) = select_layers(checkpoint.unet, ())
     available = self_attention_layers(checkpoint.unet)
-    reached = available[:available.index(late) + 1]
-    return used, late, [name for name in available
-                        if name in used or (name in reached and name.startswith('up_'))]
+    reached = available[: available.index(late) + 1]
+    return (
+        used,
+        late,
+        [
+            name
+            for name in available
+            if name in used or (name in reached and name.startswith('up_'))
+        ],
+    )
 
 
 def _part_frames(pairs: Sequence[str]) -> dict[str, int]:
@@ -393,14 +567,25 @@ Results = Mapping[tuple[str, str], Sequence[runner.JobResult]]
 """Results by part and label of the row, one for each sequence."""
 
 
-def _run(jobs: Sequence[tuple[AblationSpec, runner.SequenceSource]], out: Path, workers: int,
-         threads: int) -> Results:
+def _run(
+    jobs: Sequence[tuple[AblationSpec, runner.SequenceSource]],
+    out: Path,
+    workers: int,
+    threads: int,
+) -> Results:
     """Run what is not finished yet."""
     done: dict[tuple[str, str], runner.JobResult] = {}
     groups: dict[tuple, tuple[list[AblationSpec], runner.SequenceSource]] = {}
-    with Progress(TextColumn('{task.description:40.40}'), BarColumn(), MofNCompleteColumn(),
-                  TextColumn('frames'), TimeElapsedColumn(), TextColumn('left'),
-                  TimeRemainingColumn(), speed_estimate_period=900) as bar:
+    with Progress(
+        TextColumn('{task.description:40.40}'),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn('frames'),
+        TimeElapsedColumn(),
+        TextColumn('left'),
+        TimeRemainingColumn(),
+        speed_estimate_period=900,
+    ) as bar:
         task = bar.add_task('', total=sum(len(sequence) for _, sequence in jobs))
 
         def progress(engine: str, name: str, count: int) -> None:
@@ -419,15 +604,18 @@ def _run(jobs: Sequence[tuple[AblationSpec, runner.SequenceSource]], out: Path, 
         longest: dict[str, int] = {}
         for name, length, _ in groups:
             longest[name] = max(length, longest.get(name, 0))
-        order = sorted(groups, key=lambda key: (-longest[key[0]], key[0],
-                                                -len(groups[key][0]) * key[1]))
+        order = sorted(
+            groups, key=lambda key: (-longest[key[0]], key[0], -len(groups[key][0]) * key[1])
+        )
         calls = {key: (*groups[key], out) for key in order}
         if workers == 1:
             runner.limit_threads(threads)
             found = (run_group(*arguments, progress) for arguments in calls.values())
         else:
-            found = (future.result() for _, future in
-                     runner.in_processes(run_group, calls, workers, threads, progress))
+            found = (
+                future.result()
+                for _, future in runner.in_processes(run_group, calls, workers, threads, progress)
+            )
         try:
             for result in itertools.chain.from_iterable(found):
                 done[result.engine, result.sequence] = result
@@ -444,8 +632,12 @@ def _run(jobs: Sequence[tuple[AblationSpec, runner.SequenceSource]], out: Path, 
 _OPTIONS = runner.RunOptions(save_masks=False)
 
 
-def run_group(specs: Sequence[AblationSpec], sequence: runner.SequenceSource, out: Path,
-              progress: runner.Progress) -> list[runner.JobResult]:
+def run_group(
+    specs: Sequence[AblationSpec],
+    sequence: runner.SequenceSource,
+    out: Path,
+    progress: runner.Progress,
+) -> list[runner.JobResult]:
     """Run rows of one :attr:`AblationSpec.features_key` on a sequence, in lock-step."""
     from drift_ros.engine.tracker import diffusion_features
 
@@ -454,8 +646,9 @@ def run_group(specs: Sequence[AblationSpec], sequence: runner.SequenceSource, ou
     if len(specs) > 1:
         shared = SharedFeatures(diffusion_features(first.model, first.config, first.device))
     engines = [(spec, spec.make(shared)) for spec in specs]
-    results = runner.run_together(engines, sequence, out, _OPTIONS, progress,
-                                  shared.owed if shared else lambda: 0.0)
+    results = runner.run_together(
+        engines, sequence, out, _OPTIONS, progress, shared.owed if shared else lambda: 0.0
+    )
     for spec in specs:
         _keep_tokens(out, spec, sequence.name)
         spec.made.clear()
@@ -468,12 +661,18 @@ def _keep_tokens(out: Path, spec: AblationSpec, sequence: str) -> None:
         if not isinstance(engine, LearningTracker):
             continue
         path = out / 'tokens' / spec.label / f'{sequence}.json'
-        runner.write_json(path, {
-            'tokens': {number: value.tolist() for number, value in engine.tokens.items()},
-            'agreement': engine.agreement, 'seconds': engine.seconds})
+        runner.write_json(
+            path,
+            {
+                'tokens': {number: value.tolist() for number, value in engine.tokens.items()},
+                'agreement': engine.agreement,
+                'seconds': engine.seconds,
+            },
+        )
 
 
 # -- what is made of the results ---------------------------------------------------------------
+
 
 def table(rows: Sequence[Row], results: Results) -> Table:
     """Make the table of all rows."""
@@ -484,9 +683,13 @@ def table(rows: Sequence[Row], results: Results) -> Table:
     for row, found in _summaries(rows, results):
         if part and part != row.part:
             shown.add_section()
-        shown.add_row('' if part == row.part else row.part, row.text,
-                      *(f'{100 * found[key]:.1f}' for key in ('j_and_f', 'j_mean', 'f_mean')),
-                      f'{found["ms_median"]:.0f}', str(found['frames']))
+        shown.add_row(
+            '' if part == row.part else row.part,
+            row.text,
+            *(f'{100 * found[key]:.1f}' for key in ('j_and_f', 'j_mean', 'f_mean')),
+            f'{found["ms_median"]:.0f}',
+            str(found['frames']),
+        )
         part = row.part
     return shown
 
@@ -497,20 +700,42 @@ def _summaries(rows: Sequence[Row], results: Results) -> Iterator[tuple[Row, dic
         yield row, found
 
 
-def write(out: Path, rows: Sequence[Row],
-          results: Results,
-          description: Mapping[str, Any]) -> Path:
+def write(
+    out: Path, rows: Sequence[Row], results: Results, description: Mapping[str, Any]
+) -> Path:
     """Write CSV, figures and the report into a folder; returns the report's path."""
     out.mkdir(parents=True, exist_ok=True)
     with (out / 'rows.csv').open('w', newline='') as file:
         writer = csv.writer(file)
-        writer.writerow(['part', 'row', 'text', 'j_and_f', 'j_mean', 'f_mean', 'ms_median',
-                         'sequences', 'frames', 'options'])
+        writer.writerow(
+            [
+                'part',
+                'row',
+                'text',
+                'j_and_f',
+                'j_mean',
+                'f_mean',
+                'ms_median',
+                'sequences',
+                'frames',
+                'options',
+            ]
+        )
         for row, found in _summaries(rows, results):
-            writer.writerow([row.part, row.label, row.text, found['j_and_f'], found['j_mean'],
-                             found['f_mean'], found['ms_median'], found['sequences'],
-                             found['frames'], json.dumps({**row.options, 'learn': row.learn},
-                                                         default=list)])
+            writer.writerow(
+                [
+                    row.part,
+                    row.label,
+                    row.text,
+                    found['j_and_f'],
+                    found['j_mean'],
+                    found['f_mean'],
+                    found['ms_median'],
+                    found['sequences'],
+                    found['frames'],
+                    json.dumps({**row.options, 'learn': row.learn}, default=list),
+                ]
+            )
     (out / 'tables.md').write_text(_markdown(rows, results), encoding='utf-8')
     with (out / 'frames.csv').open('w', newline='') as file:
         writer = csv.writer(file)
@@ -519,13 +744,21 @@ def write(out: Path, rows: Sequence[Row],
             for result in results[row.part, row.label]:
                 for frame, value in zip(result.score.frames, _per_frame(result), strict=True):
                     writer.writerow([row.part, row.label, result.sequence, int(frame), value])
-    figures = [(name, text) for name, text, draw in (
-        ('kernel', 'Attention and cosine similarity, frame by frame (mean over sequences) and on '
-                   'average', _draw_kernel),
-        ('noise', 'J&F over the noise level tau', _draw_noise),
-        ('prompts', 'Null prompt, category names and learnt tokens (t-SNE)', _draw_prompts),
-        ('parts', 'Each part left out in turn', _draw_parts),
-    ) if draw(out / f'{name}.png', rows, results, description)]
+    figures = [
+        (name, text)
+        for name, text, draw in (
+            (
+                'kernel',
+                'Attention and cosine similarity, frame by frame (mean over sequences) and on '
+                'average',
+                _draw_kernel,
+            ),
+            ('noise', 'J&F over the noise level tau', _draw_noise),
+            ('prompts', 'Null prompt, category names and learnt tokens (t-SNE)', _draw_prompts),
+            ('parts', 'Each part left out in turn', _draw_parts),
+        )
+        if draw(out / f'{name}.png', rows, results, description)
+    ]
     return _write_report(out, rows, results, figures, description)
 
 
@@ -535,8 +768,15 @@ def _markdown(rows: Sequence[Row], results: Results) -> str:
     for row, found in _summaries(rows, results):
         if row.part != part:
             part = row.part
-            lines += ['', f'### {part}', '', f'{found["frames"]} frames. {PARTS[part]}', '',
-                      '| row | J&F | J | F | ms |', '|---|---|---|---|---|']
+            lines += [
+                '',
+                f'### {part}',
+                '',
+                f'{found["frames"]} frames. {PARTS[part]}',
+                '',
+                '| row | J&F | J | F | ms |',
+                '|---|---|---|---|---|',
+            ]
         scores = (f'{100 * found[key]:.1f}' for key in ('j_and_f', 'j_mean', 'f_mean'))
         text = row.text.replace('<', '&lt;').replace('>', '&gt;')
         lines.append(f'| {text} | {" | ".join(scores)} | {found["ms_median"]:.0f} |')
@@ -562,29 +802,39 @@ def _save(figure: Any, path: Path) -> bool:
     return True
 
 
-def _draw_kernel(path: Path, rows: Sequence[Row], results: Results,
-                 description: Mapping[str, Any]) -> bool:
+def _draw_kernel(
+    path: Path, rows: Sequence[Row], results: Results, description: Mapping[str, Any]
+) -> bool:
     """Figures 2 and 3: per frame, and on average."""
     chosen = [item for item in _summaries(rows, results) if item[0].part == 'kernel']
     if not chosen:
         return False
     figure, (left, right) = _pyplot().subplots(1, 2, figsize=(11, 4), layout='constrained')
-    names = {row.label: row.text.replace('cosine of hidden features', 'cosine')
-             for row, _ in chosen}
+    names = {
+        row.label: row.text.replace('cosine of hidden features', 'cosine') for row, _ in chosen
+    }
     for row, _ in chosen:
         curves = [_per_frame(result) for result in results[row.part, row.label]]
         length = max(map(len, curves))
         # Sequences end at different frames: a mean is over those that still run.
-        padded = np.array([np.pad(c, (0, length - len(c)), constant_values=np.nan)
-                           for c in curves])
-        left.plot(np.arange(1, length + 1), 100 * np.nanmean(padded, axis=0),
-                  label=names[row.label], linewidth=2.5 if row.engine == 'tracker' else 1.2)
+        padded = np.array(
+            [np.pad(c, (0, length - len(c)), constant_values=np.nan) for c in curves]
+        )
+        left.plot(
+            np.arange(1, length + 1),
+            100 * np.nanmean(padded, axis=0),
+            label=names[row.label],
+            linewidth=2.5 if row.engine == 'tracker' else 1.2,
+        )
     left.set(xlabel='frame', ylabel='J&F in percent, mean over sequences')
     left.xaxis.get_major_locator().set_params(integer=True)
     left.grid(color='0.9')
     left.legend(frameon=False, fontsize=8)
-    _dots(right, [names[row.label] for row, _ in chosen],
-          [100 * found['j_and_f'] for _, found in chosen])
+    _dots(
+        right,
+        [names[row.label] for row, _ in chosen],
+        [100 * found['j_and_f'] for _, found in chosen],
+    )
     right.set(xlabel='J&F in percent, mean')
     return _save(figure, path)
 
@@ -595,27 +845,40 @@ def _dots(axes: Any, names: Sequence[str], values: Sequence[float]) -> None:
     axes.axvline(values[0], color='0.8')
     axes.scatter(values, places, zorder=3)
     for value, place in zip(values, places, strict=True):
-        axes.annotate(f'{value:.1f}', (value, place), (6, 0), textcoords='offset points',
-                      va='center', fontsize=8)
+        axes.annotate(
+            f'{value:.1f}',
+            (value, place),
+            (6, 0),
+            textcoords='offset points',
+            va='center',
+            fontsize=8,
+        )
     span = max(max(values) - min(values), 1.0)
-    axes.set(xlim=(min(values) - 0.08 * span, max(values) + 0.2 * span),
-             ylim=(-0.7, len(names) - 0.3))
+    axes.set(
+        xlim=(min(values) - 0.08 * span, max(values) + 0.2 * span), ylim=(-0.7, len(names) - 0.3)
+    )
     axes.set_yticks(places, names)
     axes.grid(axis='y', color='0.93')
 
 
-def _draw_noise(path: Path, rows: Sequence[Row], results: Results,
-                description: Mapping[str, Any]) -> bool:
+def _draw_noise(
+    path: Path, rows: Sequence[Row], results: Results, description: Mapping[str, Any]
+) -> bool:
     """Figure 4: a curve over tau for each way to the noise level."""
     curves: dict[str, list[tuple[int, float]]] = {}
     for row, found in _summaries(rows, results):
         if row.part == 'noise':
             curves.setdefault(row.label.rpartition('-')[0], []).append(
-                (row.options['timestep'], 100 * found['j_and_f']))
+                (row.options['timestep'], 100 * found['j_and_f'])
+            )
     if not curves:
         return False
-    names = {'scaled': 'noise-free', 'inversion': 'DDIM inversion, 1 step',
-             'random': 'random noise', 'ensemble': f'ensemble of {_ENSEMBLE}'}
+    names = {
+        'scaled': 'noise-free',
+        'inversion': 'DDIM inversion, 1 step',
+        'random': 'random noise',
+        'ensemble': f'ensemble of {_ENSEMBLE}',
+    }
     figure, axes = _pyplot().subplots(figsize=(6.5, 4), layout='constrained')
     for name, points in curves.items():
         axes.plot(*zip(*sorted(points)), marker='o', label=names[name])
@@ -626,14 +889,20 @@ def _draw_noise(path: Path, rows: Sequence[Row], results: Results,
     return _save(figure, path)
 
 
-def _draw_parts(path: Path, rows: Sequence[Row], results: Results,
-                description: Mapping[str, Any]) -> bool:
+def _draw_parts(
+    path: Path, rows: Sequence[Row], results: Results, description: Mapping[str, Any]
+) -> bool:
     chosen = [item for item in _summaries(rows, results) if item[0].part == 'parts']
     if not chosen:
         return False
     figure, (left, right) = _pyplot().subplots(
-        1, 2, figsize=(11, 0.8 + 0.32 * len(chosen)), layout='constrained', sharey=True,
-        width_ratios=(3, 2))
+        1,
+        2,
+        figsize=(11, 0.8 + 0.32 * len(chosen)),
+        layout='constrained',
+        sharey=True,
+        width_ratios=(3, 2),
+    )
     _dots(left, [row.text for row, _ in chosen], [100 * found['j_and_f'] for _, found in chosen])
     left.set(xlabel='J&F in percent')
     times = [found['ms_median'] for _, found in chosen]
@@ -643,8 +912,9 @@ def _draw_parts(path: Path, rows: Sequence[Row], results: Results,
     return _save(figure, path)
 
 
-def _draw_prompts(path: Path, rows: Sequence[Row], results: Results,
-                  description: Mapping[str, Any]) -> bool:
+def _draw_prompts(
+    path: Path, rows: Sequence[Row], results: Results, description: Mapping[str, Any]
+) -> bool:
     """Figure 5: where learnt tokens lie, and the prompts they stand beside."""
     files = sorted((path.parent / 'tokens' / 'heads.prompt-learnt').glob('*.json'))
     learnt = [row for row in rows if row.part == 'heads' and row.learn]
@@ -672,22 +942,23 @@ def _draw_prompts(path: Path, rows: Sequence[Row], results: Results,
     return _save(figure, path)
 
 
-def _prompt_states(results: Results, row: Row,
-                   model: str | None) -> dict[str, np.ndarray]:
+def _prompt_states(results: Results, row: Row, model: str | None) -> dict[str, np.ndarray]:
     """States of the null prompt and of the category names: the tokens behind the start token."""
     from drift_ros.diffusion.checkpoint import load_checkpoint
 
     states = {}
     names = [category(result.sequence) for result in results[row.part, row.label]]
     for text in ['', *dict.fromkeys(names)]:
-        prompt = load_checkpoint(model, device='cpu',
-                                 prompt=f'a photo of {text}' if text else '').prompt
-        states[text] = prompt[0, 1:2 if not text else 5].float().numpy()
+        prompt = load_checkpoint(
+            model, device='cpu', prompt=f'a photo of {text}' if text else ''
+        ).prompt
+        states[text] = prompt[0, 1 : 2 if not text else 5].float().numpy()
     return states
 
 
-def tsne(points: np.ndarray, perplexity: float = 8.0, steps: int = 600, seed: int = 0
-         ) -> np.ndarray:
+def tsne(
+    points: np.ndarray, perplexity: float = 8.0, steps: int = 600, seed: int = 0
+) -> np.ndarray:
     """
     Lay points (n, d) out in the plane: exact t-SNE (van der Maaten and Hinton, 2008).
 
@@ -727,13 +998,18 @@ def tsne(points: np.ndarray, perplexity: float = 8.0, steps: int = 600, seed: in
     return places
 
 
-def _write_report(out: Path, rows: Sequence[Row],
-                  results: Results,
-                  figures: Sequence[tuple[str, str]], description: Mapping[str, Any]) -> Path:
+def _write_report(
+    out: Path,
+    rows: Sequence[Row],
+    results: Results,
+    figures: Sequence[tuple[str, str]],
+    description: Mapping[str, Any],
+) -> Path:
     import jinja2
 
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True,
-                                     undefined=jinja2.StrictUndefined)
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
     environment.filters['percent'] = lambda value: f'{100 * value:.1f}'
     learnt = []
     for path in sorted((out / 'tokens').rglob('*.json')):
@@ -741,10 +1017,13 @@ def _write_report(out: Path, rows: Sequence[Row],
         for number, (before, after) in data['agreement'].items():
             learnt.append((path.parent.name, path.stem, number, before, after, data['seconds']))
     page = environment.from_string(_PAGE).render(
-        rows=list(_summaries(rows, results)), figures=figures, learnt=learnt,
+        rows=list(_summaries(rows, results)),
+        figures=figures,
+        learnt=learnt,
         sequences=len(description['sequences']),
         notes=[(part, PARTS[part]) for part in dict.fromkeys(row.part for row in rows)],
-        description=json.dumps(description, indent=2, default=list))
+        description=json.dumps(description, indent=2, default=list),
+    )
     path = out / 'report.html'
     path.write_text(page, encoding='utf-8')
     return path

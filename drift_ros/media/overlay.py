@@ -5,6 +5,7 @@ Draw tracking results for people: masks, contours, boxes, names; contact sheets.
 Colours are those of the PASCAL VOC and DAVIS palette, so that an object has the same colour in
 an overlay, in an indexed PNG and in other tools.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
@@ -70,8 +71,9 @@ def draw_labels(frame: np.ndarray, labels: np.ndarray, opacity: float = 0.5) -> 
         result[inside] = (frame[inside] * (1.0 - opacity) + tint * opacity + 0.5).astype(np.uint8)
     thickness = max(1, round(min(labels.shape) / 300))
     for label in present.tolist():
-        contours, _ = cv2.findContours((labels == label).astype(np.uint8), cv2.RETR_EXTERNAL,
-                                       cv2.CHAIN_APPROX_NONE)
+        contours, _ = cv2.findContours(
+            (labels == label).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE
+        )
         cv2.drawContours(result, contours, -1, (255, 255, 255), thickness + 1, cv2.LINE_AA)
         cv2.drawContours(result, contours, -1, color(label), thickness, cv2.LINE_AA)
     return result
@@ -83,15 +85,21 @@ def _text(image: np.ndarray, text: str, x: int, y: int, background: tuple[int, i
     (width, height), base = cv2.getTextSize(text, _FONT, scale, 1)
     x = int(np.clip(x, 0, max(0, image.shape[1] - width - 4)))
     y = int(np.clip(y, height + base + 2, image.shape[0]))
-    cv2.rectangle(image, (x, y - height - base - 2), (x + width + 4, y - 1), background,
-                  cv2.FILLED)
+    cv2.rectangle(
+        image, (x, y - height - base - 2), (x + width + 4, y - 1), background, cv2.FILLED
+    )
     luma = 0.299 * background[0] + 0.587 * background[1] + 0.114 * background[2]
     ink = (0, 0, 0) if luma > 128 else (255, 255, 255)
     cv2.putText(image, text, (x + 2, y - base), _FONT, scale, ink, 1, cv2.LINE_AA)
 
 
-def draw(frame: np.ndarray, labels: np.ndarray, objects: Iterable[Any] = (),
-         caption: str = '', opacity: float = 0.5) -> np.ndarray:
+def draw(
+    frame: np.ndarray,
+    labels: np.ndarray,
+    objects: Iterable[Any] = (),
+    caption: str = '',
+    opacity: float = 0.5,
+) -> np.ndarray:
     """
     Draw one tracking result.
 
@@ -121,8 +129,13 @@ def draw(frame: np.ndarray, labels: np.ndarray, objects: Iterable[Any] = (),
     return result
 
 
-def contact_sheet(frames: Sequence[np.ndarray], columns: int = 4, width: int = 400,
-                  captions: Sequence[str] = (), margin: int = 4) -> np.ndarray:
+def contact_sheet(
+    frames: Sequence[np.ndarray],
+    columns: int = 4,
+    width: int = 400,
+    captions: Sequence[str] = (),
+    margin: int = 4,
+) -> np.ndarray:
     """
     Lay frames out in rows, left to right, top to bottom.
 
@@ -146,10 +159,11 @@ def contact_sheet(frames: Sequence[np.ndarray], columns: int = 4, width: int = 4
     tallest = max(cell.shape[0] for cell in cells)
     columns = min(columns, len(cells))
     rows = -(-len(cells) // columns)
-    sheet = np.full((rows * (tallest + margin) + margin, columns * (width + margin) + margin, 3),
-                    255, np.uint8)
+    sheet = np.full(
+        (rows * (tallest + margin) + margin, columns * (width + margin) + margin, 3), 255, np.uint8
+    )
     for index, cell in enumerate(cells):
         top = margin + index // columns * (tallest + margin)
         left = margin + index % columns * (width + margin)
-        sheet[top:top + cell.shape[0], left:left + width] = cell
+        sheet[top : top + cell.shape[0], left : left + width] = cell
     return sheet

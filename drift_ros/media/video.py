@@ -4,6 +4,7 @@ Read and write video: files, folders of images, DAVIS sequences. No ROS.
 
 Frames are ``(H, W, 3)`` uint8 RGB arrays throughout.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -40,9 +41,14 @@ def list_images(folder: str | Path) -> list[Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise VideoError(f'{folder} is not a folder')
-    files = sorted((file for file in folder.iterdir()
-                    if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()),
-                   key=natural_key)
+    files = sorted(
+        (
+            file
+            for file in folder.iterdir()
+            if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()
+        ),
+        key=natural_key,
+    )
     if not files:
         raise VideoError(f'{folder} holds no images ({", ".join(IMAGE_SUFFIXES)})')
     return files
@@ -86,11 +92,14 @@ def read_label_image(path: str | Path) -> np.ndarray:
     :raises VideoError: not there, or colours instead of labels
     """
     from PIL import Image  # keeps the palette's indices, which OpenCV resolves to colours
+
     try:
         with Image.open(path) as image:
             if image.mode not in ('P', 'L', '1', 'I', 'I;16', 'I;16B'):
-                raise VideoError(f'{path} is a colour picture ({image.mode}): a label mask is '
-                                 'an indexed or one-channel PNG, 0 for background')
+                raise VideoError(
+                    f'{path} is a colour picture ({image.mode}): a label mask is '
+                    'an indexed or one-channel PNG, 0 for background'
+                )
             labels = np.array(image.convert('L') if image.mode == '1' else image)
     except OSError as error:
         raise VideoError(f'cannot read the mask {path}: {error}') from error
@@ -135,8 +144,9 @@ class VideoReader:
             if 0.1 <= rate <= 1000.0:
                 self.rate = float(rate)
         else:
-            raise VideoError(f'{self.source} does not exist: give a video file or a folder of '
-                             'images')
+            raise VideoError(
+                f'{self.source} does not exist: give a video file or a folder of images'
+            )
         length = max(0, length - start)
         self.length = min(length, count) if count else length
         """Frames to expect; containers do not always tell the truth."""
@@ -153,7 +163,7 @@ class VideoReader:
     def __iter__(self) -> Iterator[np.ndarray]:
         stop = self._start + self._count if self._count else None
         if self._files is not None:
-            for path in self._files[self._start:stop]:
+            for path in self._files[self._start : stop]:
                 yield read_image(path)
             return
         capture = self._open()
@@ -198,17 +208,21 @@ class VideoWriter:
             import av
         except ImportError:
             self._fallback = cv2.VideoWriter(
-                str(self.path), cv2.VideoWriter.fourcc(*'mp4v'), self._rate, (width, height))
+                str(self.path), cv2.VideoWriter.fourcc(*'mp4v'), self._rate, (width, height)
+            )
             if not self._fallback.isOpened():
-                raise VideoError(f'cannot write {self.path}: install PyAV (pip install av)'
-                                 ) from None
+                raise VideoError(
+                    f'cannot write {self.path}: install PyAV (pip install av)'
+                ) from None
             self.codec = 'mp4v'
             return
         av.logging.set_level(av.logging.ERROR)
         self._container = av.open(str(self.path), 'w', options={'movflags': 'faststart'})
         self._stream = self._container.add_stream(
-            'libx264', rate=Fraction(self._rate).limit_denominator(1001),
-            options={'preset': 'veryfast', 'crf': '20'})
+            'libx264',
+            rate=Fraction(self._rate).limit_denominator(1001),
+            options={'preset': 'veryfast', 'crf': '20'},
+        )
         self._stream.width, self._stream.height = width, height
         self._stream.pix_fmt = 'yuv420p'
         self._stream.thread_count = 1
@@ -220,16 +234,17 @@ class VideoWriter:
             self._open(frame.shape[0] // 2 * 2, frame.shape[1] // 2 * 2)
             self._shape = frame.shape
         if frame.shape != self._shape:
-            raise VideoError(f'the frame size changed from {self._shape} to {frame.shape} while '
-                             f'writing {self.path}')
-        even = np.ascontiguousarray(
-            frame[:frame.shape[0] // 2 * 2, :frame.shape[1] // 2 * 2])
+            raise VideoError(
+                f'the frame size changed from {self._shape} to {frame.shape} while '
+                f'writing {self.path}'
+            )
+        even = np.ascontiguousarray(frame[: frame.shape[0] // 2 * 2, : frame.shape[1] // 2 * 2])
         if self._fallback is not None:
             self._fallback.write(cv2.cvtColor(even, cv2.COLOR_RGB2BGR))
             return
         import av
-        self._container.mux(
-            self._stream.encode(av.VideoFrame.from_ndarray(even, format='rgb24')))
+
+        self._container.mux(self._stream.encode(av.VideoFrame.from_ndarray(even, format='rgb24')))
 
     def close(self) -> None:
         """Finish the file. Closing twice does nothing; no frame written leaves no file."""
@@ -244,6 +259,10 @@ class VideoWriter:
     def __enter__(self) -> VideoWriter:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 traceback: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         self.close()

@@ -5,6 +5,7 @@ The player node: publish a video or a folder of images as a camera would.
 Regular stamps start at the node's clock and advance by one frame period a frame, whatever the
 actual pace, and go on ascending when the source is looped.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
@@ -51,7 +52,8 @@ class PlayerNode(Node):
         compressed = self._config.image_transport == 'compressed'
         topic = self.resolve_topic_name('image') + ('/compressed' if compressed else '')
         self._publisher = self.create_publisher(
-            CompressedImage if compressed else Image, topic, QoSProfile(depth=10))
+            CompressedImage if compressed else Image, topic, QoSProfile(depth=10)
+        )
         if self._config.lockstep:
             self.create_subscription(Image, 'answer', self._answer, QoSProfile(depth=10))
         self.create_service(Trigger, '~/resume', self._resume)
@@ -71,8 +73,9 @@ class PlayerNode(Node):
 
     def _answer(self, message: Image) -> None:
         with self._condition:
-            self._answered = max(self._answered, message.header.stamp.sec * 10**9
-                                 + message.header.stamp.nanosec)
+            self._answered = max(
+                self._answered, message.header.stamp.sec * 10**9 + message.header.stamp.nanosec
+            )
             self._condition.notify_all()
 
     def _resume(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
@@ -108,9 +111,9 @@ class PlayerNode(Node):
     def _publish_all(self) -> int:
         config = self._config
         while not self._stopping.is_set() and (
-                self._publisher.get_subscription_count() < config.wait_for_subscribers
-                or (config.lockstep and not self.count_publishers(
-                    self.resolve_topic_name('answer')))):
+            self._publisher.get_subscription_count() < config.wait_for_subscribers
+            or (config.lockstep and not self.count_publishers(self.resolve_topic_name('answer')))
+        ):
             time.sleep(0.02)
         rate = config.rate or self._reader.rate
         start, clock = self.get_clock().now().nanoseconds, time.monotonic()
@@ -119,8 +122,11 @@ class PlayerNode(Node):
             delay = clock + index / rate - time.monotonic()
             if self._stopping.wait(delay) if delay > 0 else self._stopping.is_set():
                 break
-            stamp = (self.get_clock().now().nanoseconds if config.stamps == 'now'
-                     else start + round(index * 1e9 / rate))
+            stamp = (
+                self.get_clock().now().nanoseconds
+                if config.stamps == 'now'
+                else start + round(index * 1e9 / rate)
+            )
             if index in config.hold_at:
                 with self._condition:
                     self._holding = True
@@ -128,14 +134,18 @@ class PlayerNode(Node):
             self._publisher.publish(
                 conversions.rgb_to_compressed(frame, header)
                 if config.image_transport == 'compressed'
-                else conversions.rgb_to_image(frame, header))
+                else conversions.rgb_to_image(frame, header)
+            )
             published += 1
-            if config.lockstep and not self._wait(lambda stamp=stamp: self._answered >= stamp,
-                                                  config.lockstep_timeout):
+            if config.lockstep and not self._wait(
+                lambda stamp=stamp: self._answered >= stamp, config.lockstep_timeout
+            ):
                 if self._stopping.is_set():
                     break
-                raise VideoError(f'no answer to frame {index} within {config.lockstep_timeout} '
-                                 's: is the tracker active, and answer remapped to its mask?')
+                raise VideoError(
+                    f'no answer to frame {index} within {config.lockstep_timeout} '
+                    's: is the tracker active, and answer remapped to its mask?'
+                )
             if index in config.hold_at:
                 held = time.monotonic()
                 if not self._wait(lambda: not self._holding):

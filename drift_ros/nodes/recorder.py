@@ -5,6 +5,7 @@ The recorder node: write topics to a rosbag2 (mcap) without rosbag2.
 Messages are stored as they arrive (CDR), with the definitions of their types as installed here,
 so that the bag can be read where the types are unknown.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -61,13 +62,22 @@ class BagRecorder:
         """Add a topic of a message type; ``latched`` makes players offer it transient local."""
         register_type(self._store, kind)
         zero = QosTime(0, 0)
-        qos = Qos(QosHistory.KEEP_LAST, 10, QosReliability.RELIABLE,
-                  QosDurability.TRANSIENT_LOCAL if latched else QosDurability.VOLATILE,
-                  zero, zero, QosLiveliness.AUTOMATIC, zero, False)
+        qos = Qos(
+            QosHistory.KEEP_LAST,
+            10,
+            QosReliability.RELIABLE,
+            QosDurability.TRANSIENT_LOCAL if latched else QosDurability.VOLATILE,
+            zero,
+            zero,
+            QosLiveliness.AUTOMATIC,
+            zero,
+            False,
+        )
         with self._lock:
             if self._writer is not None:
                 self._connections[topic] = self._writer.add_connection(
-                    topic, kind, typestore=self._store, offered_qos_profiles=[qos])
+                    topic, kind, typestore=self._store, offered_qos_profiles=[qos]
+                )
 
     def write(self, topic: str, stamp: int, data: bytes) -> None:
         """Write one serialised message (CDR) with its time of reception in nanoseconds."""
@@ -124,12 +134,17 @@ class RecorderNode(Node):
         qos = QoSProfile(
             depth=100,
             reliability=ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT,
-            durability=(DurabilityPolicy.TRANSIENT_LOCAL if latched
-                        else DurabilityPolicy.VOLATILE))
+            durability=(
+                DurabilityPolicy.TRANSIENT_LOCAL if latched else DurabilityPolicy.VOLATILE
+            ),
+        )
         self.create_subscription(
-            message, topic,
+            message,
+            topic,
             lambda data: self._bag.write(topic, self.get_clock().now().nanoseconds, data),
-            qos, raw=True)
+            qos,
+            raw=True,
+        )
         self.get_logger().info(f'recording {topic} [{kind}]')
 
     def join(self, timeout: float) -> bool:
@@ -139,7 +154,8 @@ class RecorderNode(Node):
             with subscription.handle:
                 while time.monotonic() < deadline:
                     taken = subscription.handle.take_message(
-                        subscription.msg_type, subscription.raw)
+                        subscription.msg_type, subscription.raw
+                    )
                     if taken is None:
                         break
                     subscription.callback(taken[0])

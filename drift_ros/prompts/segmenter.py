@@ -288,9 +288,7 @@ class GrabCutSegmenter:
         if prompt.box is not None and not prompt.points:
             full = _second_opinion(frame, window, prompt.box, full)
         cut = crop(full, window, part.shape[1::-1]) > 0.5
-        return Segmentation(
-            _inside(full > 0.5, prompt), _edge_share(part, cut.astype(np.uint8))
-        )
+        return Segmentation(_inside(full > 0.5, prompt), _edge_share(part, cut.astype(np.uint8)))
 
 
 def _second_opinion(

@@ -223,9 +223,7 @@ class Smoothed:
     def enlarged(self, object_id: int) -> np.ndarray:
         """Interpolate an object's coarse probability: (H, W) float32 in [0, 1]."""
         height, width = self.size
-        return cv2.resize(
-            self._coarse[object_id], (width, height), interpolation=cv2.INTER_LINEAR
-        )
+        return cv2.resize(self._coarse[object_id], (width, height), interpolation=cv2.INTER_LINEAR)
 
     def smooth(self, probability: np.ndarray) -> np.ndarray:
         """Smooth (H, W) float32 in [0, 1]."""

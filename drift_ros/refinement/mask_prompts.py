@@ -73,8 +73,10 @@ def read_prompt(
     rivals = _peaks((others > 0.5).astype(np.uint8), negatives // 2)
     around = np.zeros_like(inside)
     pad_x, pad_y = width // 4 + 2, height // 4 + 2
-    area = (slice(max(y - pad_y, 0), y + height + pad_y),
-            slice(max(x - pad_x, 0), x + width + pad_x))
+    area = (
+        slice(max(y - pad_y, 0), y + height + pad_y),
+        slice(max(x - pad_x, 0), x + width + pad_x),
+    )
     around[area] = own[area] < 0.1
     outside = _peaks(around, negatives - len(rivals))
     labels = [1.0] * len(points) + [0.0] * (len(rivals) + len(outside))
@@ -92,7 +94,8 @@ def _peaks(mask: np.ndarray, count: int) -> list[tuple[float, float]]:
         return found
     # the frame's border is an edge, too
     distance = cv2.distanceTransform(
-        cv2.copyMakeBorder(mask, 1, 1, 1, 1, cv2.BORDER_CONSTANT), cv2.DIST_L2, 3)[1:-1, 1:-1]
+        cv2.copyMakeBorder(mask, 1, 1, 1, 1, cv2.BORDER_CONSTANT), cv2.DIST_L2, 3
+    )[1:-1, 1:-1]
     least = 0.0
     for _ in range(count):
         _, best, _, place = cv2.minMaxLoc(distance)

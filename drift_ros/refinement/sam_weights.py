@@ -191,12 +191,8 @@ def infer_config(state: Mapping[str, torch.Tensor]) -> dict[str, Any]:
         'relative_positions': True,
         'prompt_width': int(state['mask_decoder.iou_token.weight'].shape[1]),
         'decoder_heads': 8,
-        'decoder_mlp': int(
-            state['mask_decoder.transformer.layers.0.mlp.lin1.weight'].shape[0]
-        ),
-        'iou_width': int(
-            state['mask_decoder.iou_prediction_head.layers.0.weight'].shape[0]
-        ),
+        'decoder_mlp': int(state['mask_decoder.transformer.layers.0.mlp.lin1.weight'].shape[0]),
+        'iou_width': int(state['mask_decoder.iou_prediction_head.layers.0.weight'].shape[0]),
     }
 
 

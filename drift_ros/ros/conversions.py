@@ -10,6 +10,7 @@ Arrays handed to the engine are ``(H, W, 3)`` uint8 RGB frames and ``(H, W)`` in
 (0 = background). Everything a message can get wrong raises :class:`ConversionError`, whose text
 names the cause and the remedy.
 """
+
 from __future__ import annotations
 
 import array
@@ -41,10 +42,12 @@ def _narrow(image: np.ndarray) -> np.ndarray:
 
 def _color(code: int) -> _Decoder:
     """Decoder that applies an OpenCV colour conversion to an 8-bit or 16-bit image."""
+
     def decode(image: np.ndarray) -> np.ndarray:
         if image.dtype == np.uint16:
             image = _narrow(image)
         return cv2.cvtColor(np.ascontiguousarray(image), code)
+
     return decode
 
 
@@ -74,13 +77,20 @@ _FRAME: dict[str, tuple[type, int, _Decoder]] = {
     'yuv422_yuy2': (np.uint8, 2, _color(cv2.COLOR_YUV2RGB_YUYV)),
     'yuyv': (np.uint8, 2, _color(cv2.COLOR_YUV2RGB_YUYV)),
 }
-for _pattern, _code in (('rggb', cv2.COLOR_BayerBG2RGB), ('bggr', cv2.COLOR_BayerRG2RGB),
-                        ('gbrg', cv2.COLOR_BayerGR2RGB), ('grbg', cv2.COLOR_BayerGB2RGB)):
+for _pattern, _code in (
+    ('rggb', cv2.COLOR_BayerBG2RGB),
+    ('bggr', cv2.COLOR_BayerRG2RGB),
+    ('gbrg', cv2.COLOR_BayerGR2RGB),
+    ('grbg', cv2.COLOR_BayerGB2RGB),
+):
     _FRAME[f'bayer_{_pattern}8'] = (np.uint8, 1, _color(_code))
     _FRAME[f'bayer_{_pattern}16'] = (np.uint16, 1, _color(_code))
 
 _LABELS: dict[str, type] = {
-    'mono8': np.uint8, '8UC1': np.uint8, 'mono16': np.uint16, '16UC1': np.uint16,
+    'mono8': np.uint8,
+    '8UC1': np.uint8,
+    'mono16': np.uint16,
+    '16UC1': np.uint16,
     '32SC1': np.int32,
 }
 
@@ -98,21 +108,25 @@ def _pixels(msg: Image, dtype: type, channels: int, what: str) -> np.ndarray:
     """
     height, width, step = int(msg.height), int(msg.width), int(msg.step)
     if height == 0 or width == 0:
-        raise ConversionError(f'the {what} is empty ({width}x{height}): publish an image with '
-                              'its width and height set')
+        raise ConversionError(
+            f'the {what} is empty ({width}x{height}): publish an image with '
+            'its width and height set'
+        )
     item = np.dtype(dtype).itemsize
     row = width * channels * item
     if step < row:
         raise ConversionError(
             f'the {what} declares step {step}, but {width} pixels of encoding {msg.encoding!r} '
-            f'need {row} bytes a row: correct step (or width) in the publisher')
+            f'need {row} bytes a row: correct step (or width) in the publisher'
+        )
     size = len(msg.data)
     if size != step * height:
         kind = 'truncated' if size < step * height else 'too long'
         raise ConversionError(
             f'the {what} is {kind}: {size} bytes of data, step {step} x height {height} need '
             f'{step * height}; look for a publisher that writes a wrong step or a link that '
-            'loses parts of messages')
+            'loses parts of messages'
+        )
     # frombuffer keeps the message's own buffer alive; the rows' padding is sliced away
     rows = np.frombuffer(msg.data, dtype=np.uint8).reshape(height, step)[:, :row]
     if item > 1:
@@ -125,7 +139,8 @@ def _pixels(msg: Image, dtype: type, channels: int, what: str) -> np.ndarray:
     if channels == 1:
         return rows
     return np.lib.stride_tricks.as_strided(
-        rows, (height, width, channels), (rows.strides[0], channels * item, item))
+        rows, (height, width, channels), (rows.strides[0], channels * item, item)
+    )
 
 
 def image_to_rgb(msg: Image) -> np.ndarray:
@@ -144,13 +159,18 @@ def image_to_rgb(msg: Image) -> np.ndarray:
     except KeyError:
         raise ConversionError(
             f'encoding {msg.encoding!r} is not supported for camera frames: convert to one of '
-            f'{", ".join(FRAME_ENCODINGS)}') from None
+            f'{", ".join(FRAME_ENCODINGS)}'
+        ) from None
     if channels == 2 and msg.width % 2:
-        raise ConversionError(f'encoding {msg.encoding!r} stores pixels in pairs, but the width '
-                              f'is {msg.width}: publish an even width')
+        raise ConversionError(
+            f'encoding {msg.encoding!r} stores pixels in pairs, but the width '
+            f'is {msg.width}: publish an even width'
+        )
     if msg.encoding.startswith('bayer') and (msg.width < 3 or msg.height < 3):
-        raise ConversionError(f'a {msg.width}x{msg.height} Bayer image cannot be demosaiced: '
-                              '3x3 pixels at least are needed')
+        raise ConversionError(
+            f'a {msg.width}x{msg.height} Bayer image cannot be demosaiced: '
+            '3x3 pixels at least are needed'
+        )
     return decode(_pixels(msg, dtype, channels, 'image'))
 
 
@@ -167,11 +187,14 @@ def image_to_labels(msg: Image) -> np.ndarray:
     except KeyError:
         raise ConversionError(
             f'encoding {msg.encoding!r} is not supported for label masks: use one channel of '
-            f'whole numbers, one of {", ".join(LABEL_ENCODINGS)}') from None
+            f'whole numbers, one of {", ".join(LABEL_ENCODINGS)}'
+        ) from None
     labels = np.ascontiguousarray(_pixels(msg, dtype, 1, 'mask'))
     if dtype is np.int32 and int(labels.min()) < 0:
-        raise ConversionError(f'the mask holds the negative label {int(labels.min())}: use 0 for '
-                              'background and positive numbers for objects')
+        raise ConversionError(
+            f'the mask holds the negative label {int(labels.min())}: use 0 for '
+            'background and positive numbers for objects'
+        )
     return labels
 
 
@@ -189,11 +212,15 @@ def compressed_to_rgb(msg: CompressedImage) -> np.ndarray:
         raise ConversionError('the compressed image holds no data: check the publisher')
     # a truncated JPEG decodes into a picture with a grey end: its end marker tells
     if data[:2].tobytes() == b'\xff\xd8' and b'\xff\xd9' not in data[-1024:].tobytes():
-        raise ConversionError(f'the JPEG image is truncated ({data.size} bytes, no end marker): '
-                              'look for a link that loses parts of messages')
+        raise ConversionError(
+            f'the JPEG image is truncated ({data.size} bytes, no end marker): '
+            'look for a link that loses parts of messages'
+        )
     if data[:4].tobytes() == b'\x89PNG' and b'IEND' not in data[-64:].tobytes():
-        raise ConversionError(f'the PNG image is truncated ({data.size} bytes, no end chunk): '
-                              'look for a link that loses parts of messages')
+        raise ConversionError(
+            f'the PNG image is truncated ({data.size} bytes, no end chunk): '
+            'look for a link that loses parts of messages'
+        )
     try:
         image = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB)
     except cv2.error:
@@ -201,7 +228,8 @@ def compressed_to_rgb(msg: CompressedImage) -> np.ndarray:
     if image is None:
         raise ConversionError(
             f'the compressed image (format {msg.format!r}, {data.size} bytes) cannot be decoded: '
-            'it is damaged or neither JPEG nor PNG; set the publisher to jpeg or png')
+            'it is damaged or neither JPEG nor PNG; set the publisher to jpeg or png'
+        )
     return image
 
 
@@ -227,9 +255,11 @@ def rgb_to_image(frame: np.ndarray, header: Header) -> Image:
     :raises ConversionError: another shape or dtype
     """
     from sensor_msgs.msg import Image
+
     if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8:
-        raise ConversionError(f'expected an (H, W, 3) uint8 frame, got {frame.shape} '
-                              f'{frame.dtype}')
+        raise ConversionError(
+            f'expected an (H, W, 3) uint8 frame, got {frame.shape} {frame.dtype}'
+        )
     return _fill(Image(), frame, 'rgb8', header)
 
 
@@ -240,8 +270,10 @@ def rgb_to_compressed(frame: np.ndarray, header: Header, quality: int = 90) -> C
     :param quality: JPEG quality, 1 to 100
     """
     from sensor_msgs.msg import CompressedImage
-    _, data = cv2.imencode('.jpg', cv2.cvtColor(frame, cv2.COLOR_RGB2BGR),
-                           [cv2.IMWRITE_JPEG_QUALITY, int(quality)])
+
+    _, data = cv2.imencode(
+        '.jpg', cv2.cvtColor(frame, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, int(quality)]
+    )
     payload = array.array('B')
     payload.frombytes(data.reshape(-1).data)
     return CompressedImage(header=header, format='rgb8; jpeg compressed bgr8', data=payload)
@@ -256,10 +288,12 @@ def labels_to_image(labels: np.ndarray, header: Header) -> Image:
     :raises ConversionError: another shape or dtype
     """
     from sensor_msgs.msg import Image
+
     encodings = {np.dtype(np.uint8): 'mono8', np.dtype(np.uint16): 'mono16'}
     if labels.ndim != 2 or labels.dtype not in encodings:
-        raise ConversionError(f'expected an (H, W) uint8 or uint16 label image, got '
-                              f'{labels.shape} {labels.dtype}')
+        raise ConversionError(
+            f'expected an (H, W) uint8 or uint16 label image, got {labels.shape} {labels.dtype}'
+        )
     return _fill(Image(), labels, encodings[labels.dtype], header)
 
 
@@ -270,8 +304,11 @@ def label_info(names: Mapping[int, str], header: Header) -> LabelInfo:
     :param names: object id (1 to 65535) -> name
     """
     from vision_msgs.msg import LabelInfo, VisionClass
-    return LabelInfo(header=header, class_map=[
-        VisionClass(class_id=int(key), class_name=names[key]) for key in sorted(names)])
+
+    return LabelInfo(
+        header=header,
+        class_map=[VisionClass(class_id=int(key), class_name=names[key]) for key in sorted(names)],
+    )
 
 
 def detections(objects: Iterable[Any], header: Header) -> Detection2DArray:
@@ -291,6 +328,7 @@ def detections(objects: Iterable[Any], header: Header) -> Detection2DArray:
         Detection2DArray,
         ObjectHypothesisWithPose,
     )
+
     result = Detection2DArray(header=header)
     for item in objects:
         if item.box is None:
@@ -298,14 +336,20 @@ def detections(objects: Iterable[Any], header: Header) -> Detection2DArray:
         hypothesis = ObjectHypothesisWithPose()
         hypothesis.hypothesis.class_id = str(item.id)
         hypothesis.hypothesis.score = float(item.confidence)
-        result.detections.append(Detection2D(
-            header=header, id=str(item.id), results=[hypothesis],
-            bbox=_set_box(BoundingBox2D(), item.box)))
+        result.detections.append(
+            Detection2D(
+                header=header,
+                id=str(item.id),
+                results=[hypothesis],
+                bbox=_set_box(BoundingBox2D(), item.box),
+            )
+        )
     return result
 
 
-def tracks(objects: Iterable[Any], timings: Mapping[str, float], latency: int,
-           header: Header) -> TrackArray:
+def tracks(
+    objects: Iterable[Any], timings: Mapping[str, float], latency: int, header: Header
+) -> TrackArray:
     """
     Make a drift_ros_msgs/TrackArray of all objects, those that are not seen included.
 
@@ -317,17 +361,29 @@ def tracks(objects: Iterable[Any], timings: Mapping[str, float], latency: int,
     from builtin_interfaces.msg import Duration
     from drift_ros_msgs.msg import Track, TrackArray
     from sensor_msgs.msg import RegionOfInterest
-    whole = max(-2**31, min(2**31 - 1, latency // 10**9))
+
+    whole = max(-(2**31), min(2**31 - 1, latency // 10**9))
     result = TrackArray(
-        header=header, latency=Duration(sec=whole, nanosec=latency % 10**9),
-        stages=list(timings), stage_times=[value / 1e3 for value in timings.values()])
+        header=header,
+        latency=Duration(sec=whole, nanosec=latency % 10**9),
+        stages=list(timings),
+        stage_times=[value / 1e3 for value in timings.values()],
+    )
     for item in objects:
         x_min, y_min, x_max, y_max = item.box or (0, 0, 0, 0)
-        result.tracks.append(Track(
-            id=item.id, name=item.name, state=int(item.state),
-            confidence=float(item.confidence), area=item.area, age=item.age,
-            box=RegionOfInterest(x_offset=x_min, y_offset=y_min, width=x_max - x_min,
-                                 height=y_max - y_min)))
+        result.tracks.append(
+            Track(
+                id=item.id,
+                name=item.name,
+                state=int(item.state),
+                confidence=float(item.confidence),
+                area=item.area,
+                age=item.age,
+                box=RegionOfInterest(
+                    x_offset=x_min, y_offset=y_min, width=x_max - x_min, height=y_max - y_min
+                ),
+            )
+        )
     return result
 
 
@@ -341,8 +397,9 @@ def _set_box(box: Any, corners: tuple[int, int, int, int]) -> Any:
     return box
 
 
-def diagnostic(name: str, hardware_id: str, level: int, message: str,
-               values: Mapping[str, object]) -> DiagnosticStatus:
+def diagnostic(
+    name: str, hardware_id: str, level: int, message: str, values: Mapping[str, object]
+) -> DiagnosticStatus:
     """
     Make one diagnostic_msgs/DiagnosticStatus.
 
@@ -350,7 +407,14 @@ def diagnostic(name: str, hardware_id: str, level: int, message: str,
     :param values: shown as key and text, in this order; floats with three digits
     """
     from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
+
     return DiagnosticStatus(
-        level=bytes([level]), name=name, message=message, hardware_id=hardware_id,
-        values=[KeyValue(key=key, value=f'{value:.3f}' if isinstance(value, float)
-                         else str(value)) for key, value in values.items()])
+        level=bytes([level]),
+        name=name,
+        message=message,
+        hardware_id=hardware_id,
+        values=[
+            KeyValue(key=key, value=f'{value:.3f}' if isinstance(value, float) else str(value))
+            for key, value in values.items()
+        ],
+    )

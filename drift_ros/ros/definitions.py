@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Message definitions for bags, from the installed packages or this checkout. No ROS."""
+
 from __future__ import annotations
 
 import os
@@ -30,16 +31,23 @@ def register_type(store: Typestore, name: str) -> None:
 
 def _definition(package: str, kind: str) -> Path:
     """Find a .msg file; ROS wheels in a virtual environment need no AMENT_PREFIX_PATH."""
-    prefixes = [*filter(None, os.environ.get('AMENT_PREFIX_PATH', '').split(os.pathsep)),
-                sys.prefix]
+    prefixes = [
+        *filter(None, os.environ.get('AMENT_PREFIX_PATH', '').split(os.pathsep)),
+        sys.prefix,
+    ]
     checkout = Path(__file__).resolve().parents[2]
-    for folder in (*(Path(prefix) / 'share' / package for prefix in prefixes),
-                   checkout / package, checkout / 'tools' / package):
+    for folder in (
+        *(Path(prefix) / 'share' / package for prefix in prefixes),
+        checkout / package,
+        checkout / 'tools' / package,
+    ):
         path = folder / 'msg' / f'{kind}.msg'
         if path.is_file():
             return path
-    raise LookupError(f'{package}/msg/{kind} is not installed below {" or ".join(prefixes)}: '
-                      'source the workspace it is in')
+    raise LookupError(
+        f'{package}/msg/{kind} is not installed below {" or ".join(prefixes)}: '
+        'source the workspace it is in'
+    )
 
 
 def _register_field(store: Typestore, field: Any) -> None:

@@ -9,6 +9,7 @@ latter two again::
 
     python -m drift_ros.ros.parameters
 """
+
 from __future__ import annotations
 
 import array
@@ -29,10 +30,19 @@ _MODES = {
 }
 
 
-def _parameter(default: Any, help: str, applies: str, *, low: float | None = None,  # noqa: A002
-               high: float | None = None, choices: tuple[str, ...] = ()) -> Any:
-    return dataclasses.field(default=default, metadata={
-        'help': help, 'min': low, 'max': high, 'choices': choices, 'applies': applies})
+def _parameter(
+    default: Any,
+    help: str,
+    applies: str,
+    *,
+    low: float | None = None,  # noqa: A002
+    high: float | None = None,
+    choices: tuple[str, ...] = (),
+) -> Any:
+    return dataclasses.field(
+        default=default,
+        metadata={'help': help, 'min': low, 'max': high, 'choices': choices, 'applies': applies},
+    )
 
 
 @dataclass(frozen=True)
@@ -40,32 +50,58 @@ class NodeConfig:
     """Parameters of the tracker node besides the engine's."""
 
     model: str = _parameter(
-        '', 'Folder or hub id of a diffusers checkpoint. Empty: the embedded model.', 'configure')
+        '', 'Folder or hub id of a diffusers checkpoint. Empty: the embedded model.', 'configure'
+    )
     device: str = _parameter(
-        'auto', 'Where the network runs: auto, cpu, cuda or cuda:N.', 'configure')
+        'auto', 'Where the network runs: auto, cpu, cuda or cuda:N.', 'configure'
+    )
     image_transport: str = _parameter(
-        'raw', 'raw: sensor_msgs/Image on image; compressed: sensor_msgs/CompressedImage on '
-        'image/compressed.', 'activate', choices=('raw', 'compressed'))
+        'raw',
+        'raw: sensor_msgs/Image on image; compressed: sensor_msgs/CompressedImage on '
+        'image/compressed.',
+        'activate',
+        choices=('raw', 'compressed'),
+    )
     replay: bool = _parameter(
-        False, 'Subscribe reliably, drop no frame and keep their order, instead of taking the '
-        'newest frame only.', 'activate')
+        False,
+        'Subscribe reliably, drop no frame and keep their order, instead of taking the '
+        'newest frame only.',
+        'activate',
+    )
     replay_queue_mb: int = _parameter(
-        256, 'Replay: megabytes of frames that may wait before reception is held back.',
-        'activate', low=1, high=65536)
+        256,
+        'Replay: megabytes of frames that may wait before reception is held back.',
+        'activate',
+        low=1,
+        high=65536,
+    )
     buffer_frames: int = _parameter(
-        30, 'Received frames kept for masks that refer to them by stamp.', 'activate',
-        low=1, high=10000)
+        30,
+        'Received frames kept for masks that refer to them by stamp.',
+        'activate',
+        low=1,
+        high=10000,
+    )
     buffer_mb: int = _parameter(
-        128, 'Megabytes those frames may take; the newest is always kept.', 'activate',
-        low=1, high=65536)
+        128,
+        'Megabytes those frames may take; the newest is always kept.',
+        'activate',
+        low=1,
+        high=65536,
+    )
     overlay_opacity: float = _parameter(
-        0.5, 'Opacity of the masks in the overlay; 0 draws outlines only.', 'now',
-        low=0.0, high=1.0)
+        0.5,
+        'Opacity of the masks in the overlay; 0 draws outlines only.',
+        'now',
+        low=0.0,
+        high=1.0,
+    )
     diagnostics_period: float = _parameter(
-        1.0, 'Seconds between two messages on /diagnostics.', 'now', low=0.1, high=60.0)
+        1.0, 'Seconds between two messages on /diagnostics.', 'now', low=0.1, high=60.0
+    )
     input_timeout: float = _parameter(
-        5.0, 'Seconds without a frame after which diagnostics warn.', 'now',
-        low=0.1, high=3600.0)
+        5.0, 'Seconds without a frame after which diagnostics warn.', 'now', low=0.1, high=3600.0
+    )
 
 
 @dataclass(frozen=True)
@@ -73,30 +109,46 @@ class PlayerConfig:
     """Parameters of the player node."""
 
     source: str = _parameter(
-        '', 'Video file, folder of images or DAVIS sequence to publish.', 'start')
-    start: int = _parameter(0, 'Frames to leave out at the beginning.', 'start',
-                            low=0, high=10**9)
+        '', 'Video file, folder of images or DAVIS sequence to publish.', 'start'
+    )
+    start: int = _parameter(0, 'Frames to leave out at the beginning.', 'start', low=0, high=10**9)
     count: int = _parameter(0, 'Frames to publish at most; 0: all.', 'start', low=0, high=10**9)
-    rate: float = _parameter(0.0, "Frames per second; 0: the source's own rate.", 'start',
-                             low=0.0, high=1000.0)
+    rate: float = _parameter(
+        0.0, "Frames per second; 0: the source's own rate.", 'start', low=0.0, high=1000.0
+    )
     loop: bool = _parameter(False, 'Start again at the end; stamps go on ascending.', 'start')
     frame_id: str = _parameter('camera', 'frame_id of the headers.', 'start')
     image_transport: str = _parameter(
-        'raw', 'raw: sensor_msgs/Image on image; compressed: JPEG on image/compressed.', 'start',
-        choices=('raw', 'compressed'))
+        'raw',
+        'raw: sensor_msgs/Image on image; compressed: JPEG on image/compressed.',
+        'start',
+        choices=('raw', 'compressed'),
+    )
     wait_for_subscribers: int = _parameter(
-        1, 'Subscribers to wait for before the first frame.', 'start', low=0, high=100)
+        1, 'Subscribers to wait for before the first frame.', 'start', low=0, high=100
+    )
     lockstep: bool = _parameter(
-        False, 'Publish a frame only after an image with the stamp of the one before arrived on '
-        'answer (remap it to a mask topic): nothing is ever dropped.', 'start')
+        False,
+        'Publish a frame only after an image with the stamp of the one before arrived on '
+        'answer (remap it to a mask topic): nothing is ever dropped.',
+        'start',
+    )
     lockstep_timeout: float = _parameter(
-        30.0, 'Lockstep: seconds to wait for the answer before giving up.', 'start',
-        low=0.1, high=3600.0)
+        30.0,
+        'Lockstep: seconds to wait for the answer before giving up.',
+        'start',
+        low=0.1,
+        high=3600.0,
+    )
     stamps: str = _parameter(
-        'regular', 'regular: one frame period apart, whatever the pace; now: the time of '
-        'publication.', 'start', choices=('regular', 'now'))
+        'regular',
+        'regular: one frame period apart, whatever the pace; now: the time of publication.',
+        'start',
+        choices=('regular', 'now'),
+    )
     hold_at: tuple[int, ...] = _parameter(
-        (), 'Indices of published frames after which to pause until ~/resume is called.', 'start')
+        (), 'Indices of published frames after which to pause until ~/resume is called.', 'start'
+    )
 
 
 @dataclass(frozen=True)
@@ -105,8 +157,8 @@ class RecorderConfig:
 
     output: str = _parameter('', 'Folder of the bag to write; it must not exist yet.', 'start')
     topics: tuple[str, ...] = _parameter(
-        (), 'Topics to record; relative names are resolved in the namespace of the node.',
-        'start')
+        (), 'Topics to record; relative names are resolved in the namespace of the node.', 'start'
+    )
 
 
 NODES: dict[str, tuple[type, ...]] = {
@@ -146,13 +198,15 @@ class Parameter:
         if self.kind.startswith('list'):
             item = int if self.kind == 'list[int]' else str
             if not isinstance(value, (list, tuple, array.array)) or not all(
-                    type(entry) is item for entry in value):
+                type(entry) is item for entry in value
+            ):
                 return f'{self.name} is {value!r}; it must be a {self.kind}'
         if self.choices and value not in self.choices:
             return f'{self.name} is {value!r}; choose from {", ".join(self.choices)}'
         if self.kind in ('int', 'float'):
-            if ((self.low is not None and not value >= self.low)
-                    or (self.high is not None and not value <= self.high)):
+            if (self.low is not None and not value >= self.low) or (
+                self.high is not None and not value <= self.high
+            ):
                 return f'{self.name} is {value}; it must lie in [{self.low}, {self.high}]'
         return ''
 
@@ -164,12 +218,24 @@ def parameters(*configs: type) -> tuple[Parameter, ...]:
         hints = get_type_hints(config)
         for field in dataclasses.fields(config):
             hint = hints[field.name]
-            kind = (f'list[{get_args(hint)[0].__name__}]' if get_origin(hint) is tuple
-                    else hint.__name__)
+            kind = (
+                f'list[{get_args(hint)[0].__name__}]'
+                if get_origin(hint) is tuple
+                else hint.__name__
+            )
             meta = field.metadata
-            result.append(Parameter(
-                field.name, kind, field.default, meta['help'], meta['min'], meta['max'],
-                tuple(meta['choices']), meta.get('applies', 'configure')))
+            result.append(
+                Parameter(
+                    field.name,
+                    kind,
+                    field.default,
+                    meta['help'],
+                    meta['min'],
+                    meta['max'],
+                    tuple(meta['choices']),
+                    meta.get('applies', 'configure'),
+                )
+            )
     return tuple(result)
 
 
@@ -189,10 +255,15 @@ def declare(node: Any, *configs: type) -> None:
         SetParametersResult,
     )
     from rclpy.parameter import Parameter as RosParameter
-    kinds = {'bool': RosParameter.Type.BOOL, 'int': RosParameter.Type.INTEGER,
-             'float': RosParameter.Type.DOUBLE, 'str': RosParameter.Type.STRING,
-             'list[int]': RosParameter.Type.INTEGER_ARRAY,
-             'list[str]': RosParameter.Type.STRING_ARRAY}
+
+    kinds = {
+        'bool': RosParameter.Type.BOOL,
+        'int': RosParameter.Type.INTEGER,
+        'float': RosParameter.Type.DOUBLE,
+        'str': RosParameter.Type.STRING,
+        'list[int]': RosParameter.Type.INTEGER_ARRAY,
+        'list[str]': RosParameter.Type.STRING_ARRAY,
+    }
     table = {item.name: item for item in parameters(*configs)}
 
     def check(changes: Iterable[Any]) -> SetParametersResult:
@@ -206,21 +277,27 @@ def declare(node: Any, *configs: type) -> None:
     node.add_on_set_parameters_callback(check)
     for item in table.values():
         descriptor = ParameterDescriptor(
-            name=item.name, type=kinds[item.kind].value, description=item.help,
+            name=item.name,
+            type=kinds[item.kind].value,
+            description=item.help,
             read_only=item.applies == 'start',
             # to rclpy an empty list is one of bytes: the type of lists is checked above
             dynamic_typing=item.kind.startswith('list'),
-            additional_constraints='one of ' + item.range_text() if item.choices else '')
+            additional_constraints='one of ' + item.range_text() if item.choices else '',
+        )
         if item.low is not None and item.high is not None:
             if item.kind == 'int':
-                descriptor.integer_range = [IntegerRange(
-                    from_value=int(item.low), to_value=int(item.high), step=1)]
+                descriptor.integer_range = [
+                    IntegerRange(from_value=int(item.low), to_value=int(item.high), step=1)
+                ]
             elif item.kind == 'float':
-                descriptor.floating_point_range = [FloatingPointRange(
-                    from_value=float(item.low), to_value=float(item.high))]
+                descriptor.floating_point_range = [
+                    FloatingPointRange(from_value=float(item.low), to_value=float(item.high))
+                ]
         value = list(item.default) if isinstance(item.default, tuple) else item.default
         node.declare_parameter(
-            item.name, RosParameter(item.name, kinds[item.kind], value).value, descriptor)
+            item.name, RosParameter(item.name, kinds[item.kind], value).value, descriptor
+        )
 
 
 def read(node: Any, config: type[Config]) -> Config:
@@ -243,10 +320,15 @@ def _yaml_value(value: Any) -> str:
 def tracker_yaml() -> str:
     """Write the parameter file of the tracker node, every value at its default."""
     import textwrap
-    lines = ['# SPDX-License-Identifier: Apache-2.0',
-             '# Parameters of the tracker node, all at their defaults.',
-             '# Written by: python -m drift_ros.ros.parameters',
-             '/**:', '  tracker:', '    ros__parameters:']
+
+    lines = [
+        '# SPDX-License-Identifier: Apache-2.0',
+        '# Parameters of the tracker node, all at their defaults.',
+        '# Written by: python -m drift_ros.ros.parameters',
+        '/**:',
+        '  tracker:',
+        '    ros__parameters:',
+    ]
     for item in parameters(*NODES['tracker']):
         allowed = item.range_text()
         text = item.help + (f' Allowed: {allowed}.' if allowed else '')
@@ -261,13 +343,17 @@ def tracker_yaml() -> str:
 
 def markdown_table(name: str) -> str:
     """Write the parameter table of a node."""
-    lines = ['| parameter | type | default | allowed | takes effect | meaning |',
-             '|---|---|---|---|---|---|']
+    lines = [
+        '| parameter | type | default | allowed | takes effect | meaning |',
+        '|---|---|---|---|---|---|',
+    ]
     for item in parameters(*NODES[name]):
         default = _yaml_value(item.default)
         help_text = item.help.replace('|', '\\|')
-        lines.append(f'| `{item.name}` | {item.kind} | `{default}` | {item.range_text()} | '
-                     f'{_MODES[item.applies]} | {help_text} |')
+        lines.append(
+            f'| `{item.name}` | {item.kind} | `{default}` | {item.range_text()} | '
+            f'{_MODES[item.applies]} | {help_text} |'
+        )
     return '\n'.join(lines)
 
 

@@ -4,6 +4,7 @@ What commands that run nodes have in common: the processes, and a client of the 
 
 ROS is imported on use, so that a command's help needs none.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
@@ -26,10 +27,16 @@ class ProcessError(RuntimeError):
 
 def shared_file(relative: str) -> Path | None:
     """Find a file of this repository or, once installed, below share/drift_ros."""
-    for root in (Path(__file__).resolve().parents[2], Path.cwd(),
-                 Path(sys.prefix) / 'share' / 'drift_ros',
-                 *(Path(prefix) / 'share' / 'drift_ros' for prefix in
-                   os.environ.get('AMENT_PREFIX_PATH', '').split(os.pathsep) if prefix)):
+    for root in (
+        Path(__file__).resolve().parents[2],
+        Path.cwd(),
+        Path(sys.prefix) / 'share' / 'drift_ros',
+        *(
+            Path(prefix) / 'share' / 'drift_ros'
+            for prefix in os.environ.get('AMENT_PREFIX_PATH', '').split(os.pathsep)
+            if prefix
+        ),
+    ):
         if (root / relative).exists():
             return root / relative
     return None
@@ -43,15 +50,26 @@ class Children:
         self._logs.mkdir(parents=True, exist_ok=True)
         self._running: dict[str, subprocess.Popen[bytes]] = {}
 
-    def start(self, name: str, parameters: Mapping[str, object], remap: Sequence[str] = (),
-              threads: int = 0) -> int:
+    def start(
+        self,
+        name: str,
+        parameters: Mapping[str, object],
+        remap: Sequence[str] = (),
+        threads: int = 0,
+    ) -> int:
         """
         Start a node of this package; its output goes to a log. Returns the process's id.
 
         ``threads`` bounds those of its numeric libraries (0: theirs to choose).
         """
-        command = [sys.executable, '-m', f'drift_ros.nodes.{name}', '--ros-args',
-                   '-r', f'__ns:={self._namespace}']
+        command = [
+            sys.executable,
+            '-m',
+            f'drift_ros.nodes.{name}',
+            '--ros-args',
+            '-r',
+            f'__ns:={self._namespace}',
+        ]
         for rule in remap:
             command += ['-r', rule]
         for key, value in parameters.items():
@@ -66,11 +84,16 @@ class Children:
             environment['OMP_NUM_THREADS'] = str(threads)
         root = str(Path(__file__).resolve().parents[2])
         environment['PYTHONPATH'] = os.pathsep.join(
-            filter(None, [root, environment.get('PYTHONPATH', '')]))
+            filter(None, [root, environment.get('PYTHONPATH', '')])
+        )
         with open(self._logs / f'{name}.log', 'wb') as log:
             self._running[name] = subprocess.Popen(
-                command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-                env=environment)
+                command,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                env=environment,
+            )
         return self._running[name].pid
 
     def tail(self, name: str, lines: int = 8) -> str:
@@ -90,15 +113,19 @@ class Children:
         """
         for name, process in self._running.items():
             if process.poll() not in (None, 0):
-                raise ProcessError(f'the {name} process ended with code {process.returncode}:\n'
-                                   f'{self.tail(name)}')
+                raise ProcessError(
+                    f'the {name} process ended with code {process.returncode}:\n{self.tail(name)}'
+                )
 
     def stop(self, name: str) -> float:
         """End a process; return the seconds it took."""
         process = self._running.pop(name)
         start = time.monotonic()
-        for number, patience in ((signal.SIGINT, 5.0), (signal.SIGTERM, 2.0),
-                                 (signal.SIGKILL, 2.0)):
+        for number, patience in (
+            (signal.SIGINT, 5.0),
+            (signal.SIGTERM, 2.0),
+            (signal.SIGKILL, 2.0),
+        ):
             if process.poll() is not None:
                 break
             process.send_signal(number)
@@ -134,12 +161,19 @@ class GraphClient:
         import rclpy
         from rclpy.executors import SingleThreadedExecutor
         from rclpy.signals import SignalHandlerOptions
+
         self._context = rclpy.Context()
         rclpy.init(args=[], context=self._context, signal_handler_options=SignalHandlerOptions.NO)
         self.node = rclpy.create_node(name, namespace=namespace, context=self._context)
-        self._clients = {name: self.node.create_client(kind, name) for name, kind in (
-            ('tracker/get_state', GetState), ('tracker/change_state', ChangeState),
-            ('tracker/seed_mask', SeedMask), *services.items())}
+        self._clients = {
+            name: self.node.create_client(kind, name)
+            for name, kind in (
+                ('tracker/get_state', GetState),
+                ('tracker/change_state', ChangeState),
+                ('tracker/seed_mask', SeedMask),
+                *services.items(),
+            )
+        }
         self._called: set[str] = set()
         self.answer_time = 0.0  # seconds the last answer took
         self._executor = SingleThreadedExecutor(context=self._context)
@@ -152,9 +186,15 @@ class GraphClient:
         while not self._stop.is_set():
             self._executor.spin_once(timeout_sec=0.1)
 
-    def call(self, name: str, request: Any, watch: Callable[[], None],
-             timeout: float = 120.0, resend: float = 0.0,
-             unless: Callable[[], bool] = lambda: False) -> Any:
+    def call(
+        self,
+        name: str,
+        request: Any,
+        watch: Callable[[], None],
+        timeout: float = 120.0,
+        resend: float = 0.0,
+        unless: Callable[[], bool] = lambda: False,
+    ) -> Any:
         """
         Call a service, watching the processes meanwhile.
 
@@ -192,14 +232,21 @@ class GraphClient:
     def change_state(self, transition: int, watch: Callable[[], None]) -> bool:
         """Ask the tracker for a lifecycle transition."""
         from lifecycle_msgs.srv import ChangeState, GetState
+
         self.call('tracker/get_state', GetState.Request(), watch, resend=2.0)
         request = ChangeState.Request()
         request.transition.id = transition
         # a cold disk and a large model take their time
         return bool(self.call('tracker/change_state', request, watch, timeout=600.0).success)
 
-    def seed(self, labels: np.ndarray, header: Any, watch: Callable[[], None],
-             names: Sequence[str] = (), image: np.ndarray | None = None) -> dict[int, int]:
+    def seed(
+        self,
+        labels: np.ndarray,
+        header: Any,
+        watch: Callable[[], None],
+        names: Sequence[str] = (),
+        image: np.ndarray | None = None,
+    ) -> dict[int, int]:
         """
         Give the tracker a mask; return the object id of each label.
 
@@ -211,16 +258,22 @@ class GraphClient:
         from drift_ros_msgs.srv import SeedMask
 
         from drift_ros.ros import conversions
+
         request = SeedMask.Request(
-            mask=conversions.labels_to_image(labels, header), names=list(names))
+            mask=conversions.labels_to_image(labels, header), names=list(names)
+        )
         if image is not None:
             request.image = conversions.rgb_to_image(image, header)
         answer = self.call('tracker/seed_mask', request, watch)
         if not answer.success:
-            details = [f'label {label}: {text}'
-                       for label, text in zip(answer.labels, answer.errors) if text]
-            raise ProcessError('the tracker refused the mask: '
-                               + '; '.join([answer.message, *details]))
+            details = [
+                f'label {label}: {text}'
+                for label, text in zip(answer.labels, answer.errors)
+                if text
+            ]
+            raise ProcessError(
+                'the tracker refused the mask: ' + '; '.join([answer.message, *details])
+            )
         return dict(zip(answer.labels, answer.object_ids))
 
     def close(self) -> None:

@@ -6,6 +6,7 @@ The node is a process of its own; images and masks go through the middleware, as
 images are published as they were recorded (serialised, never decoded here), but for their stamp,
 which is the time of publication, as a camera's is. No scores: see ``drift_ros.evaluation.live``.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -62,8 +63,10 @@ class Recording:
         from sensor_msgs.msg import Image
 
         from drift_ros.ros import conversions
+
         return conversions.image_to_labels(
-            deserialize_message(zlib.decompress(self.arrivals[number][2]), Image))
+            deserialize_message(zlib.decompress(self.arrivals[number][2]), Image)
+        )
 
 
 def restamp(data: bytes, stamp: int) -> bytes:
@@ -89,6 +92,7 @@ class _Listener(GraphClient):
         from drift_ros_msgs.msg import TrackArray
         from rclpy.qos import QoSProfile, ReliabilityPolicy
         from sensor_msgs.msg import CompressedImage, Image
+
         super().__init__('replay', NAMESPACE)
         self.frames: dict[int, int] = {}  # stamp -> frame
         self.arrivals: list[tuple[int, float, bytes]] = []
@@ -98,7 +102,8 @@ class _Listener(GraphClient):
         self._publisher = self.node.create_publisher(
             CompressedImage if compressed else Image,
             'image/compressed' if compressed else 'image',
-            QoSProfile(depth=2, reliability=ReliabilityPolicy.BEST_EFFORT))
+            QoSProfile(depth=2, reliability=ReliabilityPolicy.BEST_EFFORT),
+        )
         self.node.create_subscription(Image, 'tracker/mask', self._mask, 100, raw=True)
         self.node.create_subscription(TrackArray, 'tracker/tracks', self._track, 100)
         self.node.create_subscription(Image, 'tracker/seeds', lambda _: self.seeded.set(), 10)
@@ -124,10 +129,17 @@ class _Listener(GraphClient):
             self.tracks[self.frames[stamp]] = message
 
 
-def replay(images: Iterable[tuple[int, bytes]], seeds: Sequence[Seed],
-           parameters: Mapping[str, object], logs: Path, *, compressed: bool,
-           rate: float | None = None, threads: int = 0,
-           progress: Callable[[], None] = lambda: None) -> Recording:
+def replay(
+    images: Iterable[tuple[int, bytes]],
+    seeds: Sequence[Seed],
+    parameters: Mapping[str, object],
+    logs: Path,
+    *,
+    compressed: bool,
+    rate: float | None = None,
+    threads: int = 0,
+    progress: Callable[[], None] = lambda: None,
+) -> Recording:
     """
     Show a new tracker process a sequence of images at a pace, and note its answers.
 
@@ -149,8 +161,9 @@ def replay(images: Iterable[tuple[int, bytes]], seeds: Sequence[Seed],
         children = Children(logs, NAMESPACE)
         stack.callback(children.stop_all)
         transport = 'compressed' if compressed else 'raw'
-        pid = children.start('tracker', {**parameters, 'image_transport': transport},
-                             threads=threads)
+        pid = children.start(
+            'tracker', {**parameters, 'image_transport': transport}, threads=threads
+        )
         client = _Listener(compressed)
         stack.callback(client.close)
         return _Replay(client, children, pid, rate, progress).run(iter(images), seeds)
@@ -159,8 +172,14 @@ def replay(images: Iterable[tuple[int, bytes]], seeds: Sequence[Seed],
 class _Replay:
     """One replay; its steps share the client and the process."""
 
-    def __init__(self, client: _Listener, children: Children, pid: int, rate: float | None,
-                 progress: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        client: _Listener,
+        children: Children,
+        pid: int,
+        rate: float | None,
+        progress: Callable[[], None],
+    ) -> None:
         self._client, self._children, self._pid = client, children, pid
         self._rate, self._progress = rate, progress
 
@@ -177,9 +196,16 @@ class _Replay:
 
         def seed(index: int) -> None:
             try:
-                recording.table.update(self._flip(self._client.seed(
-                    late[index].labels, self._header(index), lambda: None,
-                    image=late[index].image)))
+                recording.table.update(
+                    self._flip(
+                        self._client.seed(
+                            late[index].labels,
+                            self._header(index),
+                            lambda: None,
+                            image=late[index].image,
+                        )
+                    )
+                )
             except ProcessError as error:
                 failures.append(error)
 
@@ -188,8 +214,7 @@ class _Replay:
             recording.published.append(0.0)
             self._progress()
             for index, (stamp, data) in enumerate(images, start=1):
-                due = start + (index / self._rate if self._rate
-                               else (stamp - first_stamp) / 1e9)
+                due = start + (index / self._rate if self._rate else (stamp - first_stamp) / 1e9)
                 self._sleep_until(due)
                 recording.published.append(self._client.publish(index, data) - start)
                 if index in late:
@@ -198,18 +223,25 @@ class _Replay:
                 self._progress()
             last = len(recording.published) - 1
             # the newest frame always wins: it is answered, unless the middleware lost it
-            slowest = max((at - start - recording.published[index]
-                           for index, at, _ in list(self._client.arrivals)), default=0.0)
+            slowest = max(
+                (
+                    at - start - recording.published[index]
+                    for index, at, _ in list(self._client.arrivals)
+                ),
+                default=0.0,
+            )
             self._wait(lambda: self._client.arrivals[-1][0] == last, 30.0 + 3 * slowest)
         for thread in threads:
             thread.join(_PATIENCE)
         if failures:
             raise failures[0]
-        recording.arrivals = [(index, at - start, data)
-                              for index, at, data in list(self._client.arrivals) if index]
+        recording.arrivals = [
+            (index, at - start, data) for index, at, data in list(self._client.arrivals) if index
+        ]
         if last and not recording.arrivals:
-            raise ProcessError('the tracker answered none of the frames:\n'
-                               + self._children.tail('tracker'))
+            raise ProcessError(
+                'the tracker answered none of the frames:\n' + self._children.tail('tracker')
+            )
         self._wait(lambda: recording.arrivals[-1][0] in self._client.tracks, 2.0)
         recording.tracks = dict(self._client.tracks)
         recording.cpu, recording.memory = usage.cpu, usage.memory
@@ -218,8 +250,10 @@ class _Replay:
     def _watch(self) -> None:
         self._children.check()
         if self._children.ended('tracker') is not None:
-            raise ProcessError('the tracker process ended before the replay did:\n'
-                               + self._children.tail('tracker'))
+            raise ProcessError(
+                'the tracker process ended before the replay did:\n'
+                + self._children.tail('tracker')
+            )
 
     def _sleep_until(self, due: float) -> None:
         self._wait(lambda: time.monotonic() >= due, due - time.monotonic() + 1.0)
@@ -240,31 +274,44 @@ class _Replay:
 
     def _bring_up(self) -> None:
         from lifecycle_msgs.msg import Transition
-        for transition, what in ((Transition.TRANSITION_CONFIGURE, 'configured'),
-                                 (Transition.TRANSITION_ACTIVATE, 'activated')):
+
+        for transition, what in (
+            (Transition.TRANSITION_CONFIGURE, 'configured'),
+            (Transition.TRANSITION_ACTIVATE, 'activated'),
+        ):
             if not self._client.change_state(transition, self._watch):
-                raise ProcessError(f'the tracker could not be {what}:\n'
-                                   + self._children.tail('tracker'))
+                raise ProcessError(
+                    f'the tracker could not be {what}:\n' + self._children.tail('tracker')
+                )
 
     def _start(self, first: bytes, seed: Seed, recording: Recording) -> None:
         """Show the first frame until it is answered, so that both sides know each other; seed."""
         end = time.monotonic() + _PATIENCE
         while not self._client.arrivals:
             if time.monotonic() > end:
-                raise ProcessError(f'no mask came within {_PATIENCE:.0f} s of the first frame:\n'
-                                   + self._children.tail('tracker'))
+                raise ProcessError(
+                    f'no mask came within {_PATIENCE:.0f} s of the first frame:\n'
+                    + self._children.tail('tracker')
+                )
             self._client.publish(0, first)
             self._wait(lambda: self._client.arrivals, 1.0)
-        recording.table.update(self._flip(self._client.seed(
-            seed.labels, self._header(0), self._watch, image=seed.image)))
+        recording.table.update(
+            self._flip(
+                self._client.seed(seed.labels, self._header(0), self._watch, image=seed.image)
+            )
+        )
         if not self._wait(self._client.seeded.is_set, _PATIENCE):
-            raise ProcessError(f'the seed was not applied within {_PATIENCE:.0f} s:\n'
-                               + self._children.tail('tracker'))
+            raise ProcessError(
+                f'the seed was not applied within {_PATIENCE:.0f} s:\n'
+                + self._children.tail('tracker')
+            )
 
     def _header(self, index: int) -> Any:
         from std_msgs.msg import Header
-        stamp = next(stamp for stamp, frame in list(self._client.frames.items())[::-1]
-                     if frame == index)
+
+        stamp = next(
+            stamp for stamp, frame in list(self._client.frames.items())[::-1] if frame == index
+        )
         header = Header(frame_id='replay')
         header.stamp.sec, header.stamp.nanosec = divmod(stamp, 10**9)
         return header
@@ -279,6 +326,7 @@ class _Usage:
 
     def __init__(self, pid: int) -> None:
         import psutil
+
         self._process = psutil.Process(pid)
         self._gone = psutil.Error
         self._stop = threading.Event()

@@ -7,6 +7,7 @@ waits for, so no KeyboardInterrupt can come up in the middle of anything, and th
 down in order. A thread that is inside a network pass cannot be interrupted; if it has not
 returned after :data:`GRACE` seconds the process ends without waiting for it.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -22,8 +23,9 @@ GRACE = 0.7
 """Seconds work in progress may take to end after a signal. Shutdown as a whole stays below 2 s."""
 
 
-def run(factory: Callable[[], Any], args: Sequence[str] | None = None,
-        threads: int = 4) -> NoReturn:
+def run(
+    factory: Callable[[], Any], args: Sequence[str] | None = None, threads: int = 4
+) -> NoReturn:
     """
     Spin a node until SIGINT, SIGTERM or until it sets its ``finished`` event; then exit.
 
@@ -48,8 +50,10 @@ def run(factory: Callable[[], Any], args: Sequence[str] | None = None,
     from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
     from rclpy.signals import SignalHandlerOptions
 
-    rclpy.init(args=list(sys.argv if args is None else args),
-               signal_handler_options=SignalHandlerOptions.NO)
+    rclpy.init(
+        args=list(sys.argv if args is None else args),
+        signal_handler_options=SignalHandlerOptions.NO,
+    )
     try:
         node = factory()
     except (ParameterException, ValueError) as error:
@@ -83,13 +87,15 @@ def run(factory: Callable[[], Any], args: Sequence[str] | None = None,
     executor.wake()
     spinner.join(max(0.0, deadline - time.monotonic()))
     idle = not spinner.is_alive()
-    idle = getattr(node, 'join', lambda timeout: True)(
-        max(0.1, deadline - time.monotonic())) and idle
+    idle = (
+        getattr(node, 'join', lambda timeout: True)(max(0.1, deadline - time.monotonic())) and idle
+    )
     code = 1 if failed.is_set() else getattr(node, 'exit_code', 0)
     if idle:
         # callbacks that are still running (a model being loaded) keep the node alive
-        idle = executor.shutdown(timeout_sec=max(0.05, deadline - time.monotonic()),
-                                 wait_for_threads=False)
+        idle = executor.shutdown(
+            timeout_sec=max(0.05, deadline - time.monotonic()), wait_for_threads=False
+        )
     if idle:
         node.destroy_node()
     rclpy.try_shutdown()

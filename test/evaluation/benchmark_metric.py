@@ -48,8 +48,10 @@ def timed(function, data):
 def official_style(truth, prediction):
     """Return J and F on whole frames with OpenCV's dilation, as the official code does."""
     with mock.patch.object(transcription, 'dilation', opencv_dilation):
-        return (transcription.region_similarity(truth, prediction),
-                transcription.boundary_accuracy(truth, prediction))
+        return (
+            transcription.region_similarity(truth, prediction),
+            transcription.boundary_accuracy(truth, prediction),
+        )
 
 
 def opencv_dilation(edge, footprint):
@@ -61,15 +63,26 @@ def main():
     """Print milliseconds per pair of both implementations, their ratio and difference."""
     cv2.setNumThreads(1)
     data = pairs(sys.argv[1] if len(sys.argv) > 1 else None)
-    fast_ms, fast = timed(lambda t, p: [m[0] for m in metric.frame_scores(
-        t.astype(np.uint8), p.astype(np.uint8), [1])], data)
-    slow_ms, slow = timed(lambda t, p: (transcription.region_similarity(t, p),
-                                        transcription.boundary_accuracy(t, p)), data)
+    fast_ms, fast = timed(
+        lambda t, p: [
+            m[0] for m in metric.frame_scores(t.astype(np.uint8), p.astype(np.uint8), [1])
+        ],
+        data,
+    )
+    slow_ms, slow = timed(
+        lambda t, p: (
+            transcription.region_similarity(t, p),
+            transcription.boundary_accuracy(t, p),
+        ),
+        data,
+    )
     official_ms, _ = timed(official_style, data)
-    print(f'{len(data)} pairs of 480p masks, J and F, ms per pair: metric {fast_ms:.2f}, '
-          f'scikit-image transcription {slow_ms:.2f} ({slow_ms / fast_ms:.1f} times), with '
-          f'OpenCV dilation {official_ms:.2f} ({official_ms / fast_ms:.1f} times); '
-          f'largest difference {np.abs(fast - slow).max():.1e}')
+    print(
+        f'{len(data)} pairs of 480p masks, J and F, ms per pair: metric {fast_ms:.2f}, '
+        f'scikit-image transcription {slow_ms:.2f} ({slow_ms / fast_ms:.1f} times), with '
+        f'OpenCV dilation {official_ms:.2f} ({official_ms / fast_ms:.1f} times); '
+        f'largest difference {np.abs(fast - slow).max():.1e}'
+    )
 
 
 if __name__ == '__main__':

@@ -27,22 +27,35 @@ class Browser:
         self._buffer = b''
         to_browser, self._write = os.pipe()
         self._read, from_browser = os.pipe()
-        command = [executable, '--headless=new', '--no-sandbox', '--disable-gpu',
-                   '--disable-dev-shm-usage', '--no-first-run', '--mute-audio',
-                   f'--user-data-dir={profile}', '--window-size=1360,900',
-                   '--autoplay-policy=no-user-gesture-required', '--remote-debugging-pipe',
-                   'about:blank']
+        command = [
+            executable,
+            '--headless=new',
+            '--no-sandbox',
+            '--disable-gpu',
+            '--disable-dev-shm-usage',
+            '--no-first-run',
+            '--mute-audio',
+            f'--user-data-dir={profile}',
+            '--window-size=1360,900',
+            '--autoplay-policy=no-user-gesture-required',
+            '--remote-debugging-pipe',
+            'about:blank',
+        ]
         # The browser talks on the file descriptors 3 and 4; the shell puts the pipes there.
         self._process = subprocess.Popen(
             ['bash', '-c', f'exec "$@" 3<&{to_browser} 4>&{from_browser}', 'bash', *command],
-            pass_fds=(to_browser, from_browser), stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL, start_new_session=True)
+            pass_fds=(to_browser, from_browser),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
         os.close(to_browser)
         os.close(from_browser)
         self._session = None
         target = self.call('Target.createTarget', url='about:blank')['targetId']
-        self._session = self.call('Target.attachToTarget', targetId=target,
-                                  flatten=True)['sessionId']
+        self._session = self.call('Target.attachToTarget', targetId=target, flatten=True)[
+            'sessionId'
+        ]
         for domain in ('Page', 'Runtime', 'Log', 'Network'):
             self.call(f'{domain}.enable')
 
@@ -70,8 +83,9 @@ class Browser:
 
     def evaluate(self, expression):
         """Return the value of a JavaScript expression; promises are awaited."""
-        result = self.call('Runtime.evaluate', expression=expression, awaitPromise=True,
-                           returnByValue=True)
+        result = self.call(
+            'Runtime.evaluate', expression=expression, awaitPromise=True, returnByValue=True
+        )
         if 'exceptionDetails' in result:
             raise RuntimeError(str(result['exceptionDetails']))
         return result['result'].get('value')

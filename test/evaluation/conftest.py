@@ -15,15 +15,16 @@ def scene(number, objects=1, length=8):
     rng = np.random.default_rng(number)
     height, width = SIZE
     background = cv2.resize(rng.integers(0, 90, (8, 12, 3), np.uint8), (width, height))
-    textures = [cv2.resize(rng.integers(120, 255, (5, 5, 3), np.uint8), (20, 20))
-                for _ in range(objects)]
+    textures = [
+        cv2.resize(rng.integers(120, 255, (5, 5, 3), np.uint8), (20, 20)) for _ in range(objects)
+    ]
     frames = np.repeat(background[None], length, 0)
     labels = np.zeros((length, height, width), np.uint8)
     for index in range(length):
         for item, texture in enumerate(textures):
             top, left = 6 + 28 * item, 10 + 3 * index + 8 * item
-            frames[index, top:top + 20, left:left + 20] = texture
-            labels[index, top:top + 20, left:left + 20] = item + 1
+            frames[index, top : top + 20, left : left + 20] = texture
+            labels[index, top : top + 20, left : left + 20] = item + 1
     return frames, labels
 
 

@@ -42,15 +42,47 @@ def model(tmp_path_factory):
 
 
 def test_every_part_on_a_stable_diffusion_folder(davis, model, tmp_path, monkeypatch):
-    chosen = {'attention', 'cosine-0.05', 'inversion-300', 'ensemble-300', 'adaptive',
-              'prompt-category', 'prompt-learnt', 'inverted-null', 'shipped', 'no-align', 'paper'}
+    chosen = {
+        'attention',
+        'cosine-0.05',
+        'inversion-300',
+        'ensemble-300',
+        'adaptive',
+        'prompt-category',
+        'prompt-learnt',
+        'inverted-null',
+        'shipped',
+        'no-align',
+        'paper',
+    }
     make_rows = ablation.make_rows
-    monkeypatch.setattr(ablation, 'make_rows', lambda *arguments: [
-        row for row in make_rows(*arguments) if row.label in chosen])
-    arguments = ['ablate', str(davis), '--sequences', 'one', '--max-frames', '3', '--timesteps',
-                 '300', '--set', 'resolution=64', '--set', 'confidence_threshold=0',
-                 '--budget', '0.2', '--threads', '1', '--model', str(model),
-                 '--out', str(tmp_path / 'out')]
+    monkeypatch.setattr(
+        ablation,
+        'make_rows',
+        lambda *arguments: [row for row in make_rows(*arguments) if row.label in chosen],
+    )
+    arguments = [
+        'ablate',
+        str(davis),
+        '--sequences',
+        'one',
+        '--max-frames',
+        '3',
+        '--timesteps',
+        '300',
+        '--set',
+        'resolution=64',
+        '--set',
+        'confidence_threshold=0',
+        '--budget',
+        '0.2',
+        '--threads',
+        '1',
+        '--model',
+        str(model),
+        '--out',
+        str(tmp_path / 'out'),
+    ]
     result = CliRunner().invoke(main, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     with (tmp_path / 'out' / 'rows.csv').open() as file:
@@ -63,10 +95,19 @@ def test_every_part_on_a_stable_diffusion_folder(davis, model, tmp_path, monkeyp
     for name in ('kernel', 'noise', 'prompts', 'parts'):
         assert (tmp_path / 'out' / f'{name}.png').stat().st_size > 5000
     page = (tmp_path / 'out' / 'report.html').read_text()
-    assert all(row['text'].replace('&', '&amp;').replace('"', '&#34;').replace("'", '&#39;')
-               .replace('<', '&lt;').replace('>', '&gt;') in page for row in rows)
+    assert all(
+        row['text']
+        .replace('&', '&amp;')
+        .replace('"', '&#34;')
+        .replace("'", '&#39;')
+        .replace('<', '&lt;')
+        .replace('>', '&gt;')
+        in page
+        for row in rows
+    )
     tokens = json.loads(
-        (tmp_path / 'out' / 'tokens' / 'heads.prompt-learnt' / 'one.json').read_text())
+        (tmp_path / 'out' / 'tokens' / 'heads.prompt-learnt' / 'one.json').read_text()
+    )
     assert np.array(list(tokens['tokens'].values())).shape[1:] == (4, 32)
     # again: nothing is run a second time, and the numbers are the same
     monkeypatch.setattr(runner, 'run_together', lambda *_: pytest.fail('run again'))
@@ -86,8 +127,13 @@ def test_rows_differ_in_what_they_are_about():
     specs = [row.spec('car-shadow', {'resolution': 96}, None, 'cpu') for row in rows]
     for part in ablation.PARTS:
         ours = [spec for spec in specs if spec.label.startswith(f'{part}.')]
-        assert len({json.dumps([spec.name, *sorted(map(str, spec.options.items()))])
-                    for spec in ours}) == len(ours) > 3
+        assert (
+            len(
+                {json.dumps([spec.name, *sorted(map(str, spec.options.items()))]) for spec in ours}
+            )
+            == len(ours)
+            > 3
+        )
     by_label = {spec.label: spec for spec in specs}
     assert by_label['heads.prompt-category'].options['prompt'] == 'a photo of car shadow'
     assert by_label['heads.prompt-learnt'].options['learn'] == 5.0
@@ -109,8 +155,11 @@ OPTIONS = {'resolution': 64, 'confidence_threshold': 0.0}
 
 def specs_of(labels, model=None):
     rows = ablation.make_rows(tuple(ablation.PARTS), 'late', ['late'], [10], 0.2)
-    return [row.spec('one', OPTIONS, model and str(model), 'cpu') for row in rows
-            if f'{row.part}.{row.label}' in labels]
+    return [
+        row.spec('one', OPTIONS, model and str(model), 'cpu')
+        for row in rows
+        if f'{row.part}.{row.label}' in labels
+    ]
 
 
 def test_rows_share_features_only_where_they_look_in_the_same_way():
@@ -118,13 +167,15 @@ def test_rows_share_features_only_where_they_look_in_the_same_way():
         return {spec.features_key for spec in specs_of(labels)}
 
     assert len(keys('kernel.attention', 'parts.shipped', 'parts.no-align', 'paper.none')) == 1
-    for pair in (('kernel.attention', 'kernel.cosine-0.05'),
-                 ('kernel.cosine-0.05', 'kernel.cosine-0.1'),
-                 ('parts.shipped', 'parts.quality'),
-                 ('parts.shipped', 'heads.prompt-null'),
-                 ('heads.prompt-null', 'heads.prompt-learnt'),
-                 ('heads.prompt-null', 'heads.prompt-category'),
-                 ('noise.random-10', 'noise.scaled-10')):
+    for pair in (
+        ('kernel.attention', 'kernel.cosine-0.05'),
+        ('kernel.cosine-0.05', 'kernel.cosine-0.1'),
+        ('parts.shipped', 'parts.quality'),
+        ('parts.shipped', 'heads.prompt-null'),
+        ('heads.prompt-null', 'heads.prompt-learnt'),
+        ('heads.prompt-null', 'heads.prompt-category'),
+        ('noise.random-10', 'noise.scaled-10'),
+    ):
         assert len(keys(*pair)) == 2, pair
 
 
@@ -134,12 +185,13 @@ def test_rows_in_lock_step_are_those_alone(davis, model, tmp_path):
     specs = specs_of(('parts.shipped', 'parts.no-older', 'parts.no-refinement'), model)
     together = ablation.run_group(specs, sequence, tmp_path / 'together', lambda *_: None)
     for spec, result in zip(specs, together, strict=True):
-        alone, = ablation.run_group([spec], sequence, tmp_path / 'alone', lambda *_: None)
+        (alone,) = ablation.run_group([spec], sequence, tmp_path / 'alone', lambda *_: None)
         assert alone.engine == result.engine == spec.label
         np.testing.assert_array_equal(alone.score.j, result.score.j)
         np.testing.assert_array_equal(alone.score.f, result.score.f)
         assert [t.area for row in alone.tracks for t in row] == [
-            t.area for row in result.tracks for t in row]
+            t.area for row in result.tracks for t in row
+        ]
         assert result.milliseconds.shape == alone.milliseconds.shape == (3,)
 
 
@@ -177,23 +229,40 @@ def test_windows_that_stay_lose_an_object_that_moves_far():
             tracker.step(scene((x, 16, 16, RED)))
         seeds = tracker._memory.pinned[0]
         aligned = tracker._memory._aligned(seeds)
-        found[label] = float((aligned.labels[..., 1] * torch.arange(32)).sum()
-                             / aligned.labels[..., 1].sum())
+        found[label] = float(
+            (aligned.labels[..., 1] * torch.arange(32)).sum() / aligned.labels[..., 1].sum()
+        )
     assert found['parts.shipped'] > found['parts.no-align'] + 5
 
 
 def test_several_processes(davis, model, tmp_path):
-    arguments = ['ablate', str(davis), '--sequences', 'one', '--parts', 'kernel', '--frames',
-                 'kernel=4', '--set', 'resolution=64', '--model', str(model), '--threads', '1']
+    arguments = [
+        'ablate',
+        str(davis),
+        '--sequences',
+        'one',
+        '--parts',
+        'kernel',
+        '--frames',
+        'kernel=4',
+        '--set',
+        'resolution=64',
+        '--model',
+        str(model),
+        '--threads',
+        '1',
+    ]
     scores = []
     for workers in ('1', '2'):
         folder = tmp_path / workers
         result = CliRunner().invoke(
-            main, [*arguments, '--workers', workers, '--out', str(folder)], catch_exceptions=False)
+            main, [*arguments, '--workers', workers, '--out', str(folder)], catch_exceptions=False
+        )
         assert result.exit_code == 0, result.output
         with (folder / 'rows.csv').open() as file:
-            scores.append([(row['row'], row['j_and_f'], row['frames'])
-                           for row in csv.DictReader(file)])
+            scores.append(
+                [(row['row'], row['j_and_f'], row['frames']) for row in csv.DictReader(file)]
+            )
     assert scores[0] == scores[1] and {row[2] for row in scores[0]} == {'4'}
     result = CliRunner().invoke(main, [*arguments, '--frames', 'kernels=4'])
     assert result.exit_code == 1 and 'expected PART=N' in result.output
@@ -205,7 +274,7 @@ def test_cosine_is_the_cosine_of_the_layers_input(model):
     attention = features.checkpoint.unet.get_submodule(features.layers[0])
     hidden = []
     attention.to_q.register_forward_pre_hook(lambda _, args: hidden.append(args[0][0]))
-    layer, = CosineFeatures(features, 0.1).extract(frame).layers
+    (layer,) = CosineFeatures(features, 0.1).extract(frame).layers
     flat = torch.nn.functional.normalize(hidden[0], dim=-1)
     tokens, size = flat.shape
     logits = layer.query.view(tokens, size) @ layer.key.view(tokens, size).T / size**0.5
@@ -262,8 +331,20 @@ def test_steps_are_timed_stage_by_stage(davis):
     assert row['total'] >= max(row[stage] for stage in STAGES if stage != 'total') > 0
     with pytest.raises(ValueError, match='flow has no stages'):
         time_steps(parse_engine('flow'), sequence)
-    told = CliRunner().invoke(main, ['benchmark', 'step', str(davis), '--sequences', 'one',
-                                     '--frames', '4', '-e', 'colour8:resolution=64'])
+    told = CliRunner().invoke(
+        main,
+        [
+            'benchmark',
+            'step',
+            str(davis),
+            '--sequences',
+            'one',
+            '--frames',
+            '4',
+            '-e',
+            'colour8:resolution=64',
+        ],
+    )
     assert told.exit_code == 0 and 'propagation' in told.output
     assert CliRunner().invoke(main, ['benchmark', 'step', str(davis / 'no')]).exit_code == 1
 
@@ -271,8 +352,16 @@ def test_steps_are_timed_stage_by_stage(davis):
 def test_refiners_are_drawn_beside_each_other(davis, tmp_path):
     (sequence,) = find_sequences(davis, names=['one'])
     mask, out = sequence.annotations[0], tmp_path / 'refiners.png'
-    call = ['benchmark', 'refiners', str(sequence.images[0].parent), str(mask),
-            '--refiners', 'none,colour', '--out', str(out)]
+    call = [
+        'benchmark',
+        'refiners',
+        str(sequence.images[0].parent),
+        str(mask),
+        '--refiners',
+        'none,colour',
+        '--out',
+        str(out),
+    ]
     told = CliRunner().invoke(main, [*call, '--after', '2'])
     assert told.exit_code == 0, told.output
     sheet = read_image(out)

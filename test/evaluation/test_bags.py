@@ -41,10 +41,22 @@ def entries(stamps=None, truth_shift=0):
     stamps = stamps or [10**9 + index * 10**8 for index in range(len(frames))]
     found = []
     for stamp, frame, label in zip(stamps, frames, labels, strict=True):
-        found.append((IMAGE, bags.IMAGE, stamp,
-                      lambda header, frame=frame: bags.image_message(STORE, header, frame)))
-        found.append((TRUTH, bags.IMAGE, stamp + truth_shift,
-                      lambda header, label=label: bags.image_message(STORE, header, label)))
+        found.append(
+            (
+                IMAGE,
+                bags.IMAGE,
+                stamp,
+                lambda header, frame=frame: bags.image_message(STORE, header, frame),
+            )
+        )
+        found.append(
+            (
+                TRUTH,
+                bags.IMAGE,
+                stamp + truth_shift,
+                lambda header, label=label: bags.image_message(STORE, header, label),
+            )
+        )
     return found
 
 
@@ -54,8 +66,9 @@ def test_numbers_equal_the_dataset_s(davis, tmp_path, storage, compressed):
     """Frames, truth, masks and scores are those of the folder, bit for bit."""
     spec = parse_engine('colour8:resolution=64')
     for source in find_sequences(davis):
-        bag = bags.bag_from_davis(source, tmp_path / 'bags' / source.name, storage=storage,
-                                  compressed=compressed)
+        bag = bags.bag_from_davis(
+            source, tmp_path / 'bags' / source.name, storage=storage, compressed=compressed
+        )
         sequence = open_sequence(bag)
         assert len(sequence) == len(source)
         for ours, theirs in zip(sequence, source, strict=True):
@@ -104,18 +117,35 @@ def test_truth_that_comes_late_or_is_sparse(tmp_path):
 
 def test_two_cameras(tmp_path):
     """Several candidates must be named; each camera is then a sequence of its own."""
-    messages = [*entries(), *(('/left/image', *item[1:]) for item in entries()
-                              if item[0] == IMAGE)]
+    messages = [
+        *entries(),
+        *(('/left/image', *item[1:]) for item in entries() if item[0] == IMAGE),
+    ]
     path = write_bag(tmp_path / 'bag', messages)
     with pytest.raises(BagError, match='several topics.*/camera/image_raw, /left/image'):
         open_sequence(path)
     assert len(open_sequence(path, image_topic='/left/image')) == 8
-    outcome = CliRunner().invoke(evaluate, [
-        'bag', str(path), '--image', '/left/image', '--image', IMAGE, '-e', 'first-mask', '--out',
-        str(tmp_path / 'out'), '--no-report'])
+    outcome = CliRunner().invoke(
+        evaluate,
+        [
+            'bag',
+            str(path),
+            '--image',
+            '/left/image',
+            '--image',
+            IMAGE,
+            '-e',
+            'first-mask',
+            '--out',
+            str(tmp_path / 'out'),
+            '--no-report',
+        ],
+    )
     assert outcome.exit_code == 0, outcome.output
     assert {item.name for item in (tmp_path / 'out' / 'masks' / 'first-mask').iterdir()} == {
-        'bag-left-image', 'bag-camera-image_raw'}
+        'bag-left-image',
+        'bag-camera-image_raw',
+    }
 
 
 BACK = [10**9 + index * 10**8 for index in (0, 1, 2, 3, 0, 1, 2, 3)]
@@ -123,10 +153,14 @@ SWAPPED = [10**9 + index * 10**8 for index in (0, 1, 3, 2, 4, 5, 6, 7)]
 TWICE = [10**9 + index * 10**8 for index in (0, 1, 2, 2, 4, 5, 6, 7)]
 
 
-@pytest.mark.parametrize('stamps, message', [
-    (BACK, 'message 4 .*is 0.300 s older'), (SWAPPED, 'message 3 .*is 0.100 s older'),
-    (TWICE, 'message 3 .*repeats the stamp'),
-])
+@pytest.mark.parametrize(
+    'stamps, message',
+    [
+        (BACK, 'message 4 .*is 0.300 s older'),
+        (SWAPPED, 'message 3 .*is 0.100 s older'),
+        (TWICE, 'message 3 .*repeats the stamp'),
+    ],
+)
 def test_stamps_that_do_not_increase(tmp_path, stamps, message):
     """A clock that jumps back, unsorted or repeated stamps are refused with the place."""
     path = write_bag(tmp_path / 'bag', entries(stamps))
@@ -136,8 +170,12 @@ def test_stamps_that_do_not_increase(tmp_path, stamps, message):
 
 def test_topics_missing_or_of_the_wrong_type(tmp_path):
     """The error lists what there is."""
-    text = ('/talk', 'std_msgs/msg/String', 0,
-            lambda header: STORE.types['std_msgs/msg/String']('hello'))
+    text = (
+        '/talk',
+        'std_msgs/msg/String',
+        0,
+        lambda header: STORE.types['std_msgs/msg/String']('hello'),
+    )
     path = write_bag(tmp_path / 'bag', [*entries(), text])
     with pytest.raises(BagError, match=r'no topic /camera/left.*/camera/image_raw \(sensor_msgs'):
         open_sequence(path, image_topic='/camera/left')
@@ -158,7 +196,7 @@ def test_truncated_files(davis, tmp_path, storage, suffix, share):
     """A file that ends early is an error, never fewer frames and another number."""
     path = bags.bag_from_davis(find_sequences(davis)[0], tmp_path / 'bag', storage=storage)
     (file,) = path.glob(f'*{suffix}')
-    file.write_bytes(file.read_bytes()[:int(file.stat().st_size * share)])
+    file.write_bytes(file.read_bytes()[: int(file.stat().st_size * share)])
     with pytest.raises(BagError, match='damaged or truncated|is truncated'):
         for _ in open_sequence(path):
             pass
@@ -176,6 +214,7 @@ def test_no_metadata(davis, tmp_path):
 
 def test_damaged_messages(tmp_path):
     """An image that lost a part names its topic and stamp; so does a mask of another size."""
+
     def cut(header):
         message = bags.image_message(STORE, header, np.zeros((*SIZE, 3), np.uint8))
         message.data = message.data[:-5]
@@ -187,8 +226,10 @@ def test_damaged_messages(tmp_path):
     with pytest.raises(BagError, match=r'/camera/image_raw with stamp 1.3000+: .*truncated'):
         list(sequence)
     messages = entries()
-    messages[5] = (*messages[5][:3], lambda header: bags.image_message(
-        STORE, header, np.zeros((4, 5), np.uint8)))
+    messages[5] = (
+        *messages[5][:3],
+        lambda header: bags.image_message(STORE, header, np.zeros((4, 5), np.uint8)),
+    )
     sequence = open_sequence(write_bag(tmp_path / 'small', messages))
     with pytest.raises(BagError, match='5x4.*96x64'):
         list(sequence)
@@ -197,24 +238,56 @@ def test_damaged_messages(tmp_path):
 def test_commands_end_in_messages_not_tracebacks(davis, tmp_path):
     """From the command line: convert, evaluate, and what a broken bag looks like."""
     command = CliRunner()
-    made = command.invoke(bag_command, ['from-davis', str(davis), 'two', str(tmp_path / 'two'),
-                                        '--storage', 'sqlite3', '--compressed'])
+    made = command.invoke(
+        bag_command,
+        [
+            'from-davis',
+            str(davis),
+            'two',
+            str(tmp_path / 'two'),
+            '--storage',
+            'sqlite3',
+            '--compressed',
+        ],
+    )
     assert made.exit_code == 0, made.output
-    good = command.invoke(evaluate, ['bag', str(tmp_path / 'two'), '-e', 'flow', '--no-report',
-                                     '--out', str(tmp_path / 'out')])
+    good = command.invoke(
+        evaluate,
+        [
+            'bag',
+            str(tmp_path / 'two'),
+            '-e',
+            'flow',
+            '--no-report',
+            '--out',
+            str(tmp_path / 'out'),
+        ],
+    )
     assert good.exit_code == 0 and 'J&F' in good.output
-    again = command.invoke(evaluate, ['bag', str(tmp_path / 'two'), '-e', '4x=flow', '--no-report',
-                                      '--out', str(tmp_path / 'out'), '--write-bags'])
+    again = command.invoke(
+        evaluate,
+        [
+            'bag',
+            str(tmp_path / 'two'),
+            '-e',
+            '4x=flow',
+            '--no-report',
+            '--out',
+            str(tmp_path / 'out'),
+            '--write-bags',
+        ],
+    )
     assert again.exit_code == 0, again.output
     result = tmp_path / 'out' / 'bags' / 'two'
-    predicted = open_sequence(result, truth_topic='/e4x/mask',
-                              image_topic=f'{IMAGE}/compressed')
+    predicted = open_sequence(result, truth_topic='/e4x/mask', image_topic=f'{IMAGE}/compressed')
     given = open_sequence(tmp_path / 'two')
     assert predicted.stamps == given.stamps
     for number, (frame, original) in enumerate(zip(predicted, given, strict=True)):
         np.testing.assert_array_equal(frame.image, original.image)
-        np.testing.assert_array_equal(frame.truth, read_annotation(
-            tmp_path / 'out' / 'masks' / '4x' / 'two' / f'{number:05d}.png'))
+        np.testing.assert_array_equal(
+            frame.truth,
+            read_annotation(tmp_path / 'out' / 'masks' / '4x' / 'two' / f'{number:05d}.png'),
+        )
     (file,) = (tmp_path / 'two').glob('*.db3')
     file.write_bytes(file.read_bytes()[:5000])
     bad = command.invoke(evaluate, ['bag', str(tmp_path / 'two'), '--out', str(tmp_path / 'o')])
@@ -229,8 +302,13 @@ def test_video_with_masks(tmp_path, compressed):
         for frame in frames:
             writer.write(frame)
     cv2.imwrite(str(tmp_path / 'mask.png'), labels[0] * 255)
-    command = ['from-video', str(tmp_path / 'clip.mp4'), str(tmp_path / 'bag'), '--masks',
-               str(tmp_path / 'mask.png')]
+    command = [
+        'from-video',
+        str(tmp_path / 'clip.mp4'),
+        str(tmp_path / 'bag'),
+        '--masks',
+        str(tmp_path / 'mask.png'),
+    ]
     made = CliRunner().invoke(bag_command, command + ['--compressed'] * compressed)
     assert made.exit_code == 0, made.output
     sequence = open_sequence(tmp_path / 'bag')

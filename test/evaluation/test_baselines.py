@@ -48,8 +48,8 @@ def test_flow_follows_a_moving_object():
     for frame in frames[1:]:
         followed, stayed = flow.step(frame).labels, still.step(frame).labels
     truth = np.roll(mask, 15, 1) > 0
-    assert region_similarity(truth, followed == 1) > .9
-    assert region_similarity(truth, stayed == 1) < .75
+    assert region_similarity(truth, followed == 1) > 0.9
+    assert region_similarity(truth, stayed == 1) < 0.75
 
 
 @pytest.mark.parametrize('stride, cells', [(4, 5), (8, 3), (4, 1)])
@@ -58,7 +58,7 @@ def test_colour_patches_are_unit_vectors_on_the_grid(stride, cells):
     frame = np.random.default_rng(1).integers(0, 255, (120, 214, 3), np.uint8)
     patches = ColourPatches(stride, cells, resolution=64).patches(frame)
     assert patches.shape[:2] == (64 // stride, round(214 * 64 / 120 / stride))
-    assert patches.shape[2] == 3 * cells ** 2
+    assert patches.shape[2] == 3 * cells**2
     np.testing.assert_allclose(np.linalg.norm(patches, axis=-1), 1, atol=1e-5)
     flat = patches.reshape(-1, patches.shape[-1])
     if cells > 1:
@@ -68,9 +68,9 @@ def test_colour_patches_are_unit_vectors_on_the_grid(stride, cells):
 def test_colour_features_are_cosines_over_temperature():
     """Query times key, as attention scales it, is the cosine divided by the temperature."""
     frame = np.random.default_rng(1).integers(0, 255, (64, 96, 3), np.uint8)
-    (layer,) = ColourPatches(8, 3, temperature=.05, resolution=64).extract(frame).layers
+    (layer,) = ColourPatches(8, 3, temperature=0.05, resolution=64).extract(frame).layers
     query, key = (np.asarray(item).reshape(-1, 27) for item in (layer.query, layer.key))
-    logits = query @ key.T / 27 ** .5
+    logits = query @ key.T / 27**0.5
     np.testing.assert_allclose(logits.diagonal(), 20, rtol=1e-5)
     assert logits.max() <= 20.001
 
@@ -82,8 +82,8 @@ def test_colour_engine_tracks_a_square():
     (item,) = engine.seed(frames[0], labels[0])
     for frame in frames[1:]:
         result = engine.step(frame)
-    assert region_similarity(labels[-1] > 0, labels[0] > 0) < .1
-    assert region_similarity(labels[-1] > 0, result.labels == item) > .5
+    assert region_similarity(labels[-1] > 0, labels[0] > 0) < 0.1
+    assert region_similarity(labels[-1] > 0, result.labels == item) > 0.5
 
 
 def test_boxes_take_the_place_of_masks():
@@ -106,26 +106,30 @@ def test_boxes_take_the_place_of_masks():
 
 def test_engine_options_are_complete_and_layered():
     """Settings of the run hold for all engines, an engine's own come on top."""
-    spec = parse_engine('wide=colour4:radius=16,layers=a,b,top_k=15',
-                        {'radius': 3, 'temperature': .5})
+    spec = parse_engine(
+        'wide=colour4:radius=16,layers=a,b,top_k=15', {'radius': 3, 'temperature': 0.5}
+    )
     assert spec.label == 'wide' and spec.name == 'colour4'
     assert spec.options['radius'] == 16 and spec.options['top_k'] == 15
     assert spec.options['layers'] == ('a', 'b')
-    assert spec.options['temperature'] == .5
+    assert spec.options['temperature'] == 0.5
     assert {item.name for item in dataclasses.fields(TrackerConfig)} <= set(spec.options)
     assert parse_engine('flow').options == {}
 
 
-@pytest.mark.parametrize('text, message', [
-    ('magic', "no engine 'magic'.*tracker, boxes, cosine, first-mask"),
-    ('tracker:radios=3', "no tracker option 'radios'.*radius"),
-    ('tracker:radius=far', "radius is 'far'.*int"),
-    ('tracker:radius=-1', 'radius is -1.*lie in'),
-    ('tracker:normalize=maybe', 'true or false'),
-    ('tracker:refinement=magic', 'choose from'),
-    ('tracker:3', 'expected option=value'),
-    ('flow:radius=3', 'has no options'),
-])
+@pytest.mark.parametrize(
+    'text, message',
+    [
+        ('magic', "no engine 'magic'.*tracker, boxes, cosine, first-mask"),
+        ('tracker:radios=3', "no tracker option 'radios'.*radius"),
+        ('tracker:radius=far', "radius is 'far'.*int"),
+        ('tracker:radius=-1', 'radius is -1.*lie in'),
+        ('tracker:normalize=maybe', 'true or false'),
+        ('tracker:refinement=magic', 'choose from'),
+        ('tracker:3', 'expected option=value'),
+        ('flow:radius=3', 'has no options'),
+    ],
+)
 def test_bad_engines(text, message):
     """Mistakes are named, with what is possible."""
     with pytest.raises(ValueError, match=message):
@@ -135,7 +139,11 @@ def test_bad_engines(text, message):
 def test_settings():
     """Values take the type of the option's default."""
     assert split_settings(['radius=7', 'temperature=1', 'normalize=false', 'layers=a,b']) == {
-        'radius': 7, 'temperature': 1.0, 'normalize': False, 'layers': ('a', 'b')}
+        'radius': 7,
+        'temperature': 1.0,
+        'normalize': False,
+        'layers': ('a', 'b'),
+    }
     with pytest.raises(ValueError, match='option=value'):
         split_settings(['radius'])
 

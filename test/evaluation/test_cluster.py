@@ -40,16 +40,24 @@ def test_ray_gives_the_results_of_one_process(davis, tmp_path, monkeypatch):
     flow = SPECS[1]
     deadly = Deadly(flow.label, flow.name, flow.options)
     seen = []
-    shared, errors = runner.run([SPECS[0], deadly], sequences, tmp_path / 'b', ray='local',
-                                progress=lambda *item: seen.append(item))
+    shared, errors = runner.run(
+        [SPECS[0], deadly],
+        sequences,
+        tmp_path / 'b',
+        ray='local',
+        progress=lambda *item: seen.append(item),
+    )
     assert int((tmp_path / 'mark').read_text()) != os.getpid()
     assert set(errors) == {('first-mask', 'two'), ('flow', 'two')}
     assert '00004.jpg' in errors['flow', 'two']
     assert len(alone) == len(shared) == 2 and len(seen) == 2
     for first, second in zip(alone, shared, strict=True):
         assert {**first.as_dict(), 'milliseconds': 0} == {**second.as_dict(), 'milliseconds': 0}
-    masks = sorted(path.relative_to(tmp_path / 'a') for path in (tmp_path / 'a').rglob('*.png')
-                   if path.parent.name == 'one')
+    masks = sorted(
+        path.relative_to(tmp_path / 'a')
+        for path in (tmp_path / 'a').rglob('*.png')
+        if path.parent.name == 'one'
+    )
     assert len(masks) == 16
     for path in masks:
         assert (tmp_path / 'a' / path).read_bytes() == (tmp_path / 'b' / path).read_bytes()

@@ -14,22 +14,25 @@ def results(engine, levels, frames=6):
     rows = []
     for name, level in levels.items():
         j = np.full((frames, 1), level)
-        score = SequenceScore(np.arange(1, frames + 1), (1,), j, j - .1)
-        rows.append(JobResult(engine, name, score, np.ones(frames), (4, 4),
-                              tuple('abcdefgh'[:frames + 2])))
+        score = SequenceScore(np.arange(1, frames + 1), (1,), j, j - 0.1)
+        rows.append(
+            JobResult(
+                engine, name, score, np.ones(frames), (4, 4), tuple('abcdefgh'[: frames + 2])
+            )
+        )
     return rows
 
 
 def test_clear_difference():
     """Ten sequences, all better by about 0.1: the interval lies around 0.1 and excludes 0."""
     rng = np.random.default_rng(0)
-    base = {f's{i}': float(v) for i, v in enumerate(rng.uniform(.3, .8, 10))}
-    better = {name: value + .1 + float(rng.normal(0, .01)) for name, value in base.items()}
+    base = {f's{i}': float(v) for i, v in enumerate(rng.uniform(0.3, 0.8, 10))}
+    better = {name: value + 0.1 + float(rng.normal(0, 0.01)) for name, value in base.items()}
     outcome = compare(results('a', base), results('b', better))
     for row in outcome.differences:
         assert row.pairs == 10
         assert row.low < row.difference < row.high
-        assert row.low > .08 and row.high < .12 and row.significant
+        assert row.low > 0.08 and row.high < 0.12 and row.significant
     again = compare(results('a', base), results('b', better))
     assert outcome.differences == again.differences
     reverse = compare(results('b', better), results('a', base))
@@ -38,22 +41,22 @@ def test_clear_difference():
 
 def test_no_difference():
     """Differences of both signs: the interval holds 0."""
-    base = {f's{i}': .5 for i in range(10)}
-    other = {f's{i}': .5 + (.1 if i % 2 else -.1) for i in range(10)}
+    base = {f's{i}': 0.5 for i in range(10)}
+    other = {f's{i}': 0.5 + (0.1 if i % 2 else -0.1) for i in range(10)}
     row = compare(results('a', base), results('b', other)).differences[2]
     assert row.low < 0 < row.high and not row.significant
 
 
 def test_equal_or_single_pairs_have_no_interval():
     """Nothing to resample: NaN instead of a made-up interval."""
-    for levels in ({'x': .5, 'y': .6}, {'x': .5}):
+    for levels in ({'x': 0.5, 'y': 0.6}, {'x': 0.5}):
         row = compare(results('a', levels), results('b', levels)).differences[0]
         assert np.isnan(row.low) and row.difference == 0 and not row.significant
 
 
 def test_pairs_only():
     """What only one side has is left out and named."""
-    outcome = compare(results('a', {'x': .5, 'y': .6}), results('b', {'y': .7, 'z': .1}))
+    outcome = compare(results('a', {'x': 0.5, 'y': 0.6}), results('b', {'y': 0.7, 'z': 0.1}))
     assert outcome.objects == (('y', 1),)
     assert outcome.only_first == (('x', 1),) and outcome.only_second == (('z', 1),)
 
@@ -61,6 +64,6 @@ def test_pairs_only():
 def test_nothing_in_common():
     """Other sequences, or other frames of the same, cannot be compared."""
     with pytest.raises(ValueError, match='in common'):
-        compare(results('a', {'x': .5}), results('b', {'y': .5}))
+        compare(results('a', {'x': 0.5}), results('b', {'y': 0.5}))
     with pytest.raises(ValueError, match='different frames'):
-        compare(results('a', {'x': .5}), results('b', {'x': .5}, frames=4))
+        compare(results('a', {'x': 0.5}), results('b', {'x': 0.5}, frames=4))

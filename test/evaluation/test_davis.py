@@ -23,11 +23,15 @@ def test_plain_layout(davis):
     assert np.abs(frames[0].image.astype(int) - scene(2, 2)[0][0]).mean() < 12
 
 
-@pytest.mark.parametrize('levels, wanted, expected', [
-    (['480p'], None, '480p'), (['480p', '1080p'], None, '480p'),
-    (['480p', 'Full-Resolution'], 'Full-Resolution', 'Full-Resolution'),
-    (['small'], None, 'small'),
-])
+@pytest.mark.parametrize(
+    'levels, wanted, expected',
+    [
+        (['480p'], None, '480p'),
+        (['480p', '1080p'], None, '480p'),
+        (['480p', 'Full-Resolution'], 'Full-Resolution', 'Full-Resolution'),
+        (['small'], None, 'small'),
+    ],
+)
 def test_resolution_level(tmp_path, levels, wanted, expected):
     """A level between JPEGImages and the sequences is found, or chosen."""
     for level in levels:
@@ -43,9 +47,12 @@ def test_2016_release(tmp_path):
     write_sequence(tmp_path, 'other', frames, labels * 255, level='480p')
     folder = tmp_path / 'ImageSets' / '480p'
     folder.mkdir(parents=True)
-    (folder / 'val.txt').write_text(''.join(
-        f'/JPEGImages/480p/one/{i:05d}.jpg /Annotations/480p/one/{i:05d}.png \n'
-        for i in range(8)))
+    (folder / 'val.txt').write_text(
+        ''.join(
+            f'/JPEGImages/480p/one/{i:05d}.jpg /Annotations/480p/one/{i:05d}.png \n'
+            for i in range(8)
+        )
+    )
     (found,) = find_sequences(tmp_path, subset='val')
     assert found.name == 'one' and found.task == 'single'
     assert set(np.unique(next(iter(found)).truth)) == {0, 1}
@@ -85,12 +92,20 @@ def test_max_frames_and_names(davis):
     assert found.name == 'two' and len(found) == 4
 
 
-@pytest.mark.parametrize('break_it, message', [
-    (lambda root: (root / 'Annotations').rename(root / 'Masks'), 'no folder Annotations'),
-    (lambda root: (root / 'JPEGImages' / 'one' / '00003.jpg').unlink(), '00003.png has no frame'),
-    (lambda root: [path.unlink() for path in (root / 'Annotations' / 'one').iterdir()],
-     'no annotation'),
-])
+@pytest.mark.parametrize(
+    'break_it, message',
+    [
+        (lambda root: (root / 'Annotations').rename(root / 'Masks'), 'no folder Annotations'),
+        (
+            lambda root: (root / 'JPEGImages' / 'one' / '00003.jpg').unlink(),
+            '00003.png has no frame',
+        ),
+        (
+            lambda root: [path.unlink() for path in (root / 'Annotations' / 'one').iterdir()],
+            'no annotation',
+        ),
+    ],
+)
 def test_broken_folders(davis, break_it, message):
     """What is wrong is said, with the file."""
     break_it(davis)
@@ -139,8 +154,17 @@ def test_masks_are_indexed_png_in_the_official_palette(tmp_path):
         np.testing.assert_array_equal(np.array(image), labels)
         colours = np.array(image.getpalette()).reshape(-1, 3)
     assert colours[:10].tolist() == [
-        [0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0], [0, 0, 128], [128, 0, 128],
-        [0, 128, 128], [128, 128, 128], [64, 0, 0], [192, 0, 0]]
+        [0, 0, 0],
+        [128, 0, 0],
+        [0, 128, 0],
+        [128, 128, 0],
+        [0, 0, 128],
+        [128, 0, 128],
+        [0, 128, 128],
+        [128, 128, 128],
+        [64, 0, 0],
+        [192, 0, 0],
+    ]
     assert not list(tmp_path.rglob('*.partial'))
     with pytest.raises(ValueError, match='300'):
         reader.write_mask(tmp_path / 'b.png', np.full((2, 2), 300, np.uint16))

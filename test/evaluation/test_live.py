@@ -45,8 +45,9 @@ def run(tmp_path, arrivals):
     _, labels = scene(1)
     sequence = open_sequence(write_bag(tmp_path / 'bag', entries()))
     recording = Replayed([float(index) for index in range(8)], arrivals, labels)
-    result = live._score('tracker@1Hz', sequence, labels[0], recording, 1.0, tmp_path / 'out',
-                         RunOptions())
+    result = live._score(
+        'tracker@1Hz', sequence, labels[0], recording, 1.0, tmp_path / 'out', RunOptions()
+    )
     return result, live.live_rows([result])[0], labels
 
 
@@ -54,8 +55,9 @@ def test_perfect_masks_without_delay_are_a_frame_old(tmp_path):
     """On arrival they are perfect; at the next instant the object has moved on."""
     result, row, labels = run(tmp_path, [(index, index + 0.25) for index in range(1, 8)])
     assert row['on_arrival'] == 1
-    expected = [np.sum(labels[k] & labels[k - 1]) / np.sum(labels[k] | labels[k - 1])
-                for k in range(1, 7)]
+    expected = [
+        np.sum(labels[k] & labels[k - 1]) / np.sum(labels[k] | labels[k - 1]) for k in range(1, 7)
+    ]
     np.testing.assert_allclose(result.score.j[:, 0], expected, atol=1e-12)
     assert row['latency_median'] == row['latency_max'] == 250 and row['dropped'] == 0
     assert row['rate_out'] == 1 and row['cpu'] == 50
@@ -67,7 +69,9 @@ def test_late_masks_and_dropped_frames(tmp_path):
     result, row, labels = run(tmp_path, [(2, 4.5), (6, 6.5)])
     assert row['dropped'] == 5 and row['latency_max'] == 2500
     shown = [0, 0, 0, 0, 2, 2]
-    expected = [np.sum(labels[k] & labels[j]) / np.sum(labels[k] | labels[j])
-                for k, j in zip(range(1, 7), shown, strict=True)]
+    expected = [
+        np.sum(labels[k] & labels[j]) / np.sum(labels[k] | labels[j])
+        for k, j in zip(range(1, 7), shown, strict=True)
+    ]
     np.testing.assert_allclose(result.score.j[:, 0], expected, atol=1e-12)
     assert row['on_arrival'] > row['streaming']

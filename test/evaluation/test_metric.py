@@ -18,18 +18,21 @@ SHAPE = (480, 854)
 def rectangle(down=0, right=0):
     """Return the golden rectangle, shifted."""
     mask = np.zeros(SHAPE, bool)
-    mask[100 + down:200 + down, 100 + right:250 + right] = True
+    mask[100 + down : 200 + down, 100 + right : 250 + right] = True
     return mask
 
 
-@pytest.mark.parametrize('down, right, j, f', [
-    (0, 0, 1, 1),
-    (0, 5, .935484, 1),
-    (0, 8, .898734, 1),
-    (0, 9, .886792, .632),
-    (0, 20, .764706, .588),
-    (10, 12, .706485, .068),
-])
+@pytest.mark.parametrize(
+    'down, right, j, f',
+    [
+        (0, 0, 1, 1),
+        (0, 5, 0.935484, 1),
+        (0, 8, 0.898734, 1),
+        (0, 9, 0.886792, 0.632),
+        (0, 20, 0.764706, 0.588),
+        (10, 12, 0.706485, 0.068),
+    ],
+)
 def test_golden_shifts(down, right, j, f):
     """The published golden values of a shifted rectangle."""
     truth, prediction = rectangle(), rectangle(down, right)
@@ -40,9 +43,9 @@ def test_golden_shifts(down, right, j, f):
 def test_golden_statistics():
     """Mean, recall and decay of a straight line from 1 to 0."""
     result = metric.statistics(np.linspace(1, 0, 10))
-    assert result.mean == pytest.approx(.5)
-    assert result.recall == pytest.approx(.5)
-    assert result.decay == pytest.approx(.777778, abs=5e-7)
+    assert result.mean == pytest.approx(0.5)
+    assert result.recall == pytest.approx(0.5)
+    assert result.decay == pytest.approx(0.777778, abs=5e-7)
 
 
 def test_radius_at_480p():
@@ -56,9 +59,11 @@ def test_agrees_with_transcription(seed):
     """Two implementations that share no code agree on 200 random pairs."""
     truth, prediction = mask_pair(seed)
     assert metric.region_similarity(truth, prediction) == pytest.approx(
-        transcription.region_similarity(truth, prediction), abs=1e-9)
+        transcription.region_similarity(truth, prediction), abs=1e-9
+    )
     assert metric.boundary_accuracy(truth, prediction) == pytest.approx(
-        transcription.boundary_accuracy(truth, prediction), abs=1e-9)
+        transcription.boundary_accuracy(truth, prediction), abs=1e-9
+    )
     j, f = metric.frame_scores(truth.astype(np.uint8) * 3, prediction.astype(np.uint8) * 3, [3])
     assert j[0] == pytest.approx(transcription.region_similarity(truth, prediction), abs=1e-9)
     assert f[0] == pytest.approx(transcription.boundary_accuracy(truth, prediction), abs=1e-9)
@@ -68,11 +73,13 @@ def test_agrees_with_transcription(seed):
 def test_agrees_on_other_sizes(shape):
     """Large and degenerate images follow the same definition."""
     rng = np.random.default_rng(7)
-    first, second = rng.random((2, *shape)) > .5
+    first, second = rng.random((2, *shape)) > 0.5
     assert metric.boundary_accuracy(first, second) == pytest.approx(
-        transcription.boundary_accuracy(first, second), abs=1e-9)
+        transcription.boundary_accuracy(first, second), abs=1e-9
+    )
     assert metric.region_similarity(first, second) == pytest.approx(
-        transcription.region_similarity(first, second), abs=1e-9)
+        transcription.region_similarity(first, second), abs=1e-9
+    )
 
 
 masks = hnp.arrays(bool, st.tuples(st.integers(1, 24), st.integers(1, 24)))
@@ -102,9 +109,11 @@ def test_property_agrees_with_transcription(pair):
     """Whatever the masks, the second implementation gives the same numbers."""
     first, second = pair
     assert metric.region_similarity(first, second) == pytest.approx(
-        transcription.region_similarity(first, second), abs=1e-9)
+        transcription.region_similarity(first, second), abs=1e-9
+    )
     assert metric.boundary_accuracy(first, second) == pytest.approx(
-        transcription.boundary_accuracy(first, second), abs=1e-9)
+        transcription.boundary_accuracy(first, second), abs=1e-9
+    )
 
 
 @given(masks)
@@ -124,8 +133,10 @@ def test_empty_prediction(mask):
     assert metric.boundary_accuracy(mask, empty) == float(not metric.boundary_map(mask).any())
 
 
-@given(st.tuples(st.integers(0, 39), st.integers(0, 39)),
-       st.tuples(st.integers(0, 39), st.integers(0, 39)))
+@given(
+    st.tuples(st.integers(0, 39), st.integers(0, 39)),
+    st.tuples(st.integers(0, 39), st.integers(0, 39)),
+)
 @settings(deadline=None)
 def test_one_pixel_masks(first, second):
     """One pixel against another: J asks for the same pixel, F for a neighbourhood."""
@@ -141,18 +152,25 @@ def test_one_pixel_masks(first, second):
         assert f == 0
 
 
-@given(hnp.arrays(bool, (12, 12)), hnp.arrays(bool, (12, 12)),
-       st.tuples(st.integers(2, 30), st.integers(2, 30)))
+@given(
+    hnp.arrays(bool, (12, 12)),
+    hnp.arrays(bool, (12, 12)),
+    st.tuples(st.integers(2, 30), st.integers(2, 30)),
+)
 @settings(deadline=None)
 def test_translation(first, second, offset):
     """Moving both masks together changes nothing as long as they stay off the border."""
     scores = set()
     for down, right in ((20, 20), offset):
         truth, prediction = np.zeros((2, 48, 48), bool)
-        truth[down:down + 12, right:right + 12] = first
-        prediction[down:down + 12, right:right + 12] = second
-        scores.add((metric.region_similarity(truth, prediction),
-                    metric.boundary_accuracy(truth, prediction)))
+        truth[down : down + 12, right : right + 12] = first
+        prediction[down : down + 12, right : right + 12] = second
+        scores.add(
+            (
+                metric.region_similarity(truth, prediction),
+                metric.boundary_accuracy(truth, prediction),
+            )
+        )
     assert len(scores) == 1
 
 
@@ -179,8 +197,8 @@ def sequence(length):
     prediction = truth.copy()
     for index in range(length):
         left = 10 + index % 40
-        truth[index, 20:40, left:left + 20] = 2
-        prediction[index, 20:40, left - 3:left + 17] = 2
+        truth[index, 20:40, left : left + 20] = 2
+        prediction[index, 20:40, left - 3 : left + 17] = 2
     return truth, prediction
 
 
@@ -192,8 +210,10 @@ def test_first_and_last_frame_do_not_count(length):
     score = metric.score_sequence(truth, prediction)
     assert score.objects == (2,)
     assert list(score.frames) == list(range(1, length - 1))
-    expected = [transcription.region_similarity(t == 2, p == 2)
-                for t, p in zip(truth[1:-1], prediction[1:-1])]
+    expected = [
+        transcription.region_similarity(t == 2, p == 2)
+        for t, p in zip(truth[1:-1], prediction[1:-1])
+    ]
     np.testing.assert_allclose(score.j[:, 0], expected, atol=1e-12)
     j, f = score.statistics(2)
     assert j.mean == pytest.approx(np.mean(expected))
@@ -211,18 +231,18 @@ def test_too_short(length):
 def test_100000_frames():
     """The decay's quarters stay right far beyond 255 frames."""
     result = metric.statistics(np.linspace(1, 0, 100_000))
-    assert result.mean == pytest.approx(.5)
-    assert result.recall == pytest.approx(.5)
-    assert result.decay == pytest.approx(.75, abs=1e-4)
+    assert result.mean == pytest.approx(0.5)
+    assert result.recall == pytest.approx(0.5)
+    assert result.decay == pytest.approx(0.75, abs=1e-4)
     for length in range(1, 1200, 7):
         values = np.arange(length) / length
-        low, high = values[:len(values) // 4 + 1].mean(), values[-(len(values) // 4 + 1):].mean()
+        low, high = values[: len(values) // 4 + 1].mean(), values[-(len(values) // 4 + 1) :].mean()
         assert metric.statistics(values).decay == pytest.approx(low - high, abs=3 / length)
 
 
 def test_single_value_has_no_decay():
     """A three-frame sequence has one value: decay 0."""
-    assert metric.statistics([.7]) == metric.Statistics(.7, 1, 0)
+    assert metric.statistics([0.7]) == metric.Statistics(0.7, 1, 0)
 
 
 def test_void_label_is_background():
@@ -293,4 +313,4 @@ def test_summary_averages_objects_not_sequences():
     three = metric.SequenceScore(np.arange(1, 3), (1, 2, 5), np.ones((2, 3)), np.ones((2, 3)))
     summary = metric.summarize([one, three])
     assert summary.objects == 4
-    assert summary.j.mean == .75 and summary.f.recall == .75 and summary.j_and_f == .75
+    assert summary.j.mean == 0.75 and summary.f.recall == 0.75 and summary.j_and_f == 0.75

@@ -74,11 +74,20 @@ def test_recorded_seeds(tmp_path):
     """Two seeds of one frame are one; a later one starts another object; they are no truth."""
     frames, labels = scene(2, objects=2)
     messages = [item for item in entries() if item[0] == IMAGE]
-    for stamp, label, value in ((STAMPS[1], labels[1] == 1, 3), (STAMPS[1], labels[1] == 2, 4),
-                                (STAMPS[4], labels[4] == 1, 9)):
+    for stamp, label, value in (
+        (STAMPS[1], labels[1] == 1, 3),
+        (STAMPS[1], labels[1] == 2, 4),
+        (STAMPS[4], labels[4] == 1, 9),
+    ):
         picture = label.astype(np.uint8) * value
-        messages.append(('/tracker/seeds', bags.IMAGE, stamp, lambda header, picture=picture:
-                         bags.image_message(STORE, header, picture)))
+        messages.append(
+            (
+                '/tracker/seeds',
+                bags.IMAGE,
+                stamp,
+                lambda header, picture=picture: bags.image_message(STORE, header, picture),
+            )
+        )
     path = write_bag(tmp_path / 'bag', messages)
     sequence = open_sequence(path)
     found = list(sequence)
@@ -110,8 +119,18 @@ def test_report_without_truth(bare, mask, tmp_path):
     assert float(row['warped_iou']) == flow['warped_iou']
     page = (out / 'report.html').read_text()
     assert 'id="stability"' in page and 'scores.png' not in page
-    again = run(bare, '--seed-mask', mask, '-e', 'flow', '--out', tmp_path / 'two', '--compare',
-                out, '--no-report')
+    again = run(
+        bare,
+        '--seed-mask',
+        mask,
+        '-e',
+        'flow',
+        '--out',
+        tmp_path / 'two',
+        '--compare',
+        out,
+        '--no-report',
+    )
     assert again.exit_code == 0, again.output
     (row,) = json.loads((tmp_path / 'two' / 'results.json').read_text())['stability']
     assert row['agreement_j'] == row['agreement_f'] == 1
@@ -124,20 +143,26 @@ def test_survival_counts_frames_and_first_loss(tmp_path):
     from drift_ros.evaluation.run import JobResult, NO_SCORE
 
     states = {1: [1, 1, 2, 3, 1], 2: [1, 1, 1, 1, 1]}
-    tracks = tuple(tuple(Track(label, row[index], 0.5, 9, index, None)
-                         for label, row in states.items()) for index in range(5))
+    tracks = tuple(
+        tuple(Track(label, row[index], 0.5, 9, index, None) for label, row in states.items())
+        for index in range(5)
+    )
     row = JobResult('a', 's', NO_SCORE, np.ones(4), (4, 4), tuple('01234'), tracks)
     assert stability._survival(row) == {'survival': (0.5 + 1) / 2, 'first_loss': 3}
     assert JobResult.from_dict(json.loads(json.dumps(row.as_dict()))).as_dict() == row.as_dict()
 
 
-@pytest.mark.parametrize('arguments, message', [
-    ([], 'no ground truth topic'), (['--rate', '5'], 'add --live'),
-    (['--seed-mask', 'MASK', '--compare', 'BAG'], 'has no masks'),
-    (['--seed-mask', 'MASK', '--seeds', '/x'], 'not both'),
-    (['--seed-mask', 'MASK', '--live', '--rate', '0', '-e', 'tracker'], 'above 0'),
-    (['--seed-mask', 'MASK', '--live', '-e', 'flow'], 'cannot run live'),
-])
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        ([], 'no ground truth topic'),
+        (['--rate', '5'], 'add --live'),
+        (['--seed-mask', 'MASK', '--compare', 'BAG'], 'has no masks'),
+        (['--seed-mask', 'MASK', '--seeds', '/x'], 'not both'),
+        (['--seed-mask', 'MASK', '--live', '--rate', '0', '-e', 'tracker'], 'above 0'),
+        (['--seed-mask', 'MASK', '--live', '-e', 'flow'], 'cannot run live'),
+    ],
+)
 def test_mistakes(bare, mask, tmp_path, arguments, message):
     arguments = [{'MASK': mask, 'BAG': bare}.get(item, item) for item in arguments]
     outcome = run(bare, '-e', 'first-mask', *arguments, '--out', tmp_path / 'o', '--no-report')
@@ -156,8 +181,10 @@ def test_result_bag_says_what_the_node_says(tmp_path):
     from drift_ros.ros import conversions
     from drift_ros.ros.definitions import register_type
 
-    objects = [ObjectEstimate(3, '', ObjectState.TRACKING, 0.75, (4, 5, 20, 31), 99, 7),
-               ObjectEstimate(8, '', ObjectState.LOST, 0.125, None, 0, 2)]
+    objects = [
+        ObjectEstimate(3, '', ObjectState.TRACKING, 0.75, (4, 5, 20, 31), 99, 7),
+        ObjectEstimate(8, '', ObjectState.LOST, 0.125, None, 0, 2),
+    ]
     store = get_typestore(Stores.ROS2_KILTED)
     register_type(store, result_bag.DETECTIONS)
     register_type(store, result_bag.TRACKS)
@@ -166,10 +193,17 @@ def test_result_bag_says_what_the_node_says(tmp_path):
     ours = bags._header(store, 5 * 10**9 + 6)
     ours.frame_id = 'eye'
     for kind, mine, theirs in (
-            (result_bag.DETECTIONS, result_bag.detections(store, ours, objects),
-             conversions.detections(objects, header)),
-            (result_bag.TRACKS, result_bag.track_array(store, ours, objects, 1.25),
-             conversions.tracks(objects, {'total': 1250.0}, 1_250_000_000, header))):
+        (
+            result_bag.DETECTIONS,
+            result_bag.detections(store, ours, objects),
+            conversions.detections(objects, header),
+        ),
+        (
+            result_bag.TRACKS,
+            result_bag.track_array(store, ours, objects, 1.25),
+            conversions.tracks(objects, {'total': 1250.0}, 1_250_000_000, header),
+        ),
+    ):
         # padding between fields is arbitrary in the node's
         theirs = store.deserialize_cdr(serialize_message(theirs), kind)
         assert bytes(store.serialize_cdr(mine, kind)) == bytes(store.serialize_cdr(theirs, kind))
@@ -182,9 +216,14 @@ def test_result_bag(tmp_path):
     assert outcome.exit_code == 0, outcome.output
     written = tmp_path / 'out' / 'bags' / 'bag'
     kinds = bags._topics(written)
-    assert kinds == {IMAGE: bags.IMAGE, TRUTH: bags.IMAGE, '/flow/mask': bags.IMAGE,
-                     '/flow/overlay': bags.IMAGE, '/flow/tracks': 'drift_ros_msgs/msg/TrackArray',
-                     '/flow/detections': 'vision_msgs/msg/Detection2DArray'}
+    assert kinds == {
+        IMAGE: bags.IMAGE,
+        TRUTH: bags.IMAGE,
+        '/flow/mask': bags.IMAGE,
+        '/flow/overlay': bags.IMAGE,
+        '/flow/tracks': 'drift_ros_msgs/msg/TrackArray',
+        '/flow/detections': 'vision_msgs/msg/Detection2DArray',
+    }
     from rosbags.highlevel import AnyReader
 
     boxes, tracks = [], []

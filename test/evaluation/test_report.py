@@ -16,8 +16,9 @@ from . import browser
 def report(davis, tmp_path):
     """Run an evaluation with a report through the command line; return its folder."""
     folder = tmp_path / 'out'
-    outcome = CliRunner().invoke(evaluate, ['davis', str(davis), '-e', 'first-mask', '-e', 'flow',
-                                            '--out', str(folder)])
+    outcome = CliRunner().invoke(
+        evaluate, ['davis', str(davis), '-e', 'first-mask', '-e', 'flow', '--out', str(folder)]
+    )
     assert outcome.exit_code == 0, outcome.output
     assert 'J&F' in outcome.output
     return folder
@@ -32,20 +33,27 @@ def test_report_in_a_browser(report, tmp_path):
     try:
         page.open(report / 'report.html')
         assert page.evaluate("document.querySelectorAll('#summary tbody tr').length") == 2
-        cells = page.evaluate("[...document.querySelectorAll('#sequences tbody td')]"
-                              '.map(cell => cell.innerText.trim())')
+        cells = page.evaluate(
+            "[...document.querySelectorAll('#sequences tbody td')]"
+            '.map(cell => cell.innerText.trim())'
+        )
         assert len(cells) == 6 and cells[0] == 'one' and all(' / ' in cells[i] for i in (1, 2))
         assert page.evaluate("document.querySelectorAll('section svg').length") == 2
-        assert page.evaluate(
-            "[...document.images].forEach(image => image.loading = 'eager') ?? "
-            'Promise.all([...document.images].map(image => image.decode()))'
-            '.then(() => document.images.length)') >= 5
+        assert (
+            page.evaluate(
+                "[...document.images].forEach(image => image.loading = 'eager') ?? "
+                'Promise.all([...document.images].map(image => image.decode()))'
+                '.then(() => document.images.length)'
+            )
+            >= 5
+        )
         videos = page.evaluate(browser.PLAY)
         assert len(videos) == 2
         for video in videos:
-            assert video['error'] is None and video['width'] > 0 and video['time'] > .05
+            assert video['error'] is None and video['width'] > 0 and video['time'] > 0.05
         assert 'first-mask' in page.evaluate(
-            "document.getElementById('configuration').textContent")
+            "document.getElementById('configuration').textContent"
+        )
         assert page.problems == []
     finally:
         page.close()
@@ -62,22 +70,29 @@ def test_report_files(report):
 
 def test_compare_command(report):
     """Two engines of one folder are put side by side."""
-    outcome = CliRunner().invoke(evaluate, ['compare', str(report), '--engines',
-                                            'first-mask,flow'])
+    outcome = CliRunner().invoke(
+        evaluate, ['compare', str(report), '--engines', 'first-mask,flow']
+    )
     assert outcome.exit_code == 0, outcome.output
     assert '95 % interval' in outcome.output and 'two 2' in outcome.output
     outcome = CliRunner().invoke(evaluate, ['compare', str(report)])
     assert outcome.exit_code == 1 and '--engines A,B' in outcome.output
 
 
-@pytest.mark.parametrize('arguments, message', [
-    (['-e', 'magic'], 'no engine'), (['--set', 'radius=-4', '-e', 'tracker'], 'lie in'),
-    (['--sequences', 'x'], 'no sequence x'), (['-e', 'flow', '-e', 'flow'], 'LABEL=NAME'),
-])
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        (['-e', 'magic'], 'no engine'),
+        (['--set', 'radius=-4', '-e', 'tracker'], 'lie in'),
+        (['--sequences', 'x'], 'no sequence x'),
+        (['-e', 'flow', '-e', 'flow'], 'LABEL=NAME'),
+    ],
+)
 def test_mistakes_end_in_messages(davis, tmp_path, arguments, message):
     """Exit code 1 and one line; nothing is written."""
-    outcome = CliRunner().invoke(evaluate, ['davis', str(davis), '--out', str(tmp_path / 'o'),
-                                            *arguments])
+    outcome = CliRunner().invoke(
+        evaluate, ['davis', str(davis), '--out', str(tmp_path / 'o'), *arguments]
+    )
     assert outcome.exit_code == 1
     assert outcome.output.startswith('Error: ') and message in outcome.output
     assert not (tmp_path / 'o').exists()
@@ -86,8 +101,9 @@ def test_mistakes_end_in_messages(davis, tmp_path, arguments, message):
 def test_failed_jobs_are_reported(davis, tmp_path):
     """The rest is scored and written, the exit code is 1."""
     (davis / 'JPEGImages' / 'one' / '00004.jpg').write_bytes(b'')
-    outcome = CliRunner().invoke(evaluate, ['davis', str(davis), '-e', 'first-mask', '--out',
-                                            str(tmp_path / 'o')])
+    outcome = CliRunner().invoke(
+        evaluate, ['davis', str(davis), '-e', 'first-mask', '--out', str(tmp_path / 'o')]
+    )
     assert outcome.exit_code == 1
     assert 'failed:' in outcome.output and '00004.jpg' in outcome.output
     assert '00004.jpg' in (tmp_path / 'o' / 'report.html').read_text()
@@ -95,16 +111,22 @@ def test_failed_jobs_are_reported(davis, tmp_path):
 
 def test_help_needs_neither_ros_nor_torch():
     """The command's help, and that of its groups, load no heavy module."""
-    code = '\n'.join([
-        'import sys', 'from click.testing import CliRunner', 'from drift_ros.commands.main import main',
-        "for words in (['--help'], ['eval', '--help'], ['eval', 'davis', '--help'], "
-        "['bag', '--help']):",
-        '    outcome = CliRunner().invoke(main, words)',
-        '    assert outcome.exit_code == 0, outcome.output',
-        '    print(outcome.output)',
-        "assert not {'torch', 'rclpy', 'diffusers'} & set(sys.modules), 'imported'"])
-    found = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True,
-                           timeout=120)
+    code = '\n'.join(
+        [
+            'import sys',
+            'from click.testing import CliRunner',
+            'from drift_ros.commands.main import main',
+            "for words in (['--help'], ['eval', '--help'], ['eval', 'davis', '--help'], "
+            "['bag', '--help']):",
+            '    outcome = CliRunner().invoke(main, words)',
+            '    assert outcome.exit_code == 0, outcome.output',
+            '    print(outcome.output)',
+            "assert not {'torch', 'rclpy', 'diffusers'} & set(sys.modules), 'imported'",
+        ]
+    )
+    found = subprocess.run(
+        [sys.executable, '-c', code], capture_output=True, text=True, timeout=120
+    )
     assert found.returncode == 0, found.stderr
     for word in ('demo', 'compare', '--workers', 'radius=', 'from-davis'):
         assert word in found.stdout

@@ -19,8 +19,9 @@ FIRST, FLOW = parse_engine('first-mask'), parse_engine('flow')
 
 def frames_of(frames, labels):
     """Return the frames of a made-up sequence."""
-    return [Frame(f'{index:05d}', *pair) for index, pair in enumerate(zip(frames, labels,
-                                                                          strict=True))]
+    return [
+        Frame(f'{index:05d}', *pair) for index, pair in enumerate(zip(frames, labels, strict=True))
+    ]
 
 
 def test_labels_come_back_in_the_truth_s_ids():
@@ -66,8 +67,12 @@ def test_scores_are_those_of_the_written_masks(davis, tmp_path):
     results, errors = runner.run([FLOW], sequences, tmp_path / 'out')
     assert not errors
     for result, sequence in zip(results, sequences, strict=True):
-        masks = [read_annotation(tmp_path / 'out' / 'masks' / 'flow' / sequence.name
-                                 / f'{frame.name}.png') for frame in sequence]
+        masks = [
+            read_annotation(
+                tmp_path / 'out' / 'masks' / 'flow' / sequence.name / f'{frame.name}.png'
+            )
+            for frame in sequence
+        ]
         again = score_sequence([frame.truth for frame in sequence], masks)
         np.testing.assert_array_equal(result.score.j, again.j)
         np.testing.assert_array_equal(result.score.f, again.f)
@@ -78,11 +83,17 @@ def test_processes_give_the_same_results(davis, tmp_path):
     """Two workers write what one writes, and report every frame."""
     sequences = find_sequences(davis)
     seen = []
-    alone, _ = runner.run([FIRST, FLOW], sequences, tmp_path / 'a',
-                          options=runner.RunOptions(threads=1))
-    shared, errors = runner.run([FIRST, FLOW], sequences, tmp_path / 'b', workers=2,
-                                options=runner.RunOptions(threads=1),
-                                progress=lambda *item: seen.append(item))
+    alone, _ = runner.run(
+        [FIRST, FLOW], sequences, tmp_path / 'a', options=runner.RunOptions(threads=1)
+    )
+    shared, errors = runner.run(
+        [FIRST, FLOW],
+        sequences,
+        tmp_path / 'b',
+        workers=2,
+        options=runner.RunOptions(threads=1),
+        progress=lambda *item: seen.append(item),
+    )
     assert not errors
     assert sum(count for _, _, count in seen) == 2 * sum(len(item) for item in sequences)
     assert [(r.engine, r.sequence) for r in alone] == [(r.engine, r.sequence) for r in shared]
@@ -118,10 +129,16 @@ def test_options_are_part_of_the_fingerprint(davis):
     """Results of other options, another engine or another protocol are not taken over."""
     sequence = find_sequences(davis)[0]
     plain = runner.RunOptions()
-    prints = {runner.fingerprint(spec, sequence, options) for spec, options in (
-        (parse_engine('colour8'), plain), (parse_engine('colour8:radius=3'), plain),
-        (parse_engine('colour8', {'memory_frames': 5}), plain), (FLOW, plain),
-        (FLOW, runner.RunOptions(late_objects=True)))}
+    prints = {
+        runner.fingerprint(spec, sequence, options)
+        for spec, options in (
+            (parse_engine('colour8'), plain),
+            (parse_engine('colour8:radius=3'), plain),
+            (parse_engine('colour8', {'memory_frames': 5}), plain),
+            (FLOW, plain),
+            (FLOW, runner.RunOptions(late_objects=True)),
+        )
+    }
     assert len(prints) == 5
 
 
@@ -129,12 +146,15 @@ def test_one_failure_does_not_end_the_others(davis, tmp_path):
     """An error is reported with its job; the rest is done."""
     (davis / 'JPEGImages' / 'one' / '00004.jpg').write_bytes(b'')
     for workers in (1, 2):
-        results, errors = runner.run([FIRST, FLOW], find_sequences(davis),
-                                     tmp_path / str(workers), workers=workers)
+        results, errors = runner.run(
+            [FIRST, FLOW], find_sequences(davis), tmp_path / str(workers), workers=workers
+        )
         assert set(errors) == {('first-mask', 'one'), ('flow', 'one')}
         assert '00004.jpg' in errors['flow', 'one']
-        assert [(r.engine, r.sequence) for r in results] == [('first-mask', 'two'),
-                                                             ('flow', 'two')]
+        assert [(r.engine, r.sequence) for r in results] == [
+            ('first-mask', 'two'),
+            ('flow', 'two'),
+        ]
 
 
 def test_written_files(davis, tmp_path):

@@ -28,8 +28,9 @@ def boundary(mask):
     east[:, :-1] = mask[:, 1:]
     south[:-1, :] = mask[1:, :]
     diagonal[:-1, :-1] = mask[1:, 1:]
-    edge = np.logical_xor(mask, east) | np.logical_xor(mask, south) | np.logical_xor(
-        mask, diagonal)
+    edge = (
+        np.logical_xor(mask, east) | np.logical_xor(mask, south) | np.logical_xor(mask, diagonal)
+    )
     edge[-1, :] = np.logical_xor(mask, east)[-1, :]
     edge[:, -1] = np.logical_xor(mask, south)[:, -1]
     edge[-1, -1] = False

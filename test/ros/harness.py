@@ -35,8 +35,13 @@ SETTLE = 0.5
 TIMEOUT = 300.0  # only ever reached when something is broken
 TRANSITIONS = {'configure': 1, 'cleanup': 2, 'activate': 3, 'deactivate': 4}
 TYPES = {
-    'mask': Image, 'overlay': Image, 'detections': Detection2DArray, 'tracks': TrackArray,
-    'label_info': LabelInfo, 'seeds': Image, 'diagnostics': DiagnosticArray,
+    'mask': Image,
+    'overlay': Image,
+    'detections': Detection2DArray,
+    'tracks': TrackArray,
+    'label_info': LabelInfo,
+    'seeds': Image,
+    'diagnostics': DiagnosticArray,
 }
 
 
@@ -61,17 +66,25 @@ class NodeProcess:
                 value = str(value).lower()
             command += ['-p', f'{name}:={value}']
         environment = {
-            **os.environ, 'ROS_DOMAIN_ID': str(domain),
-            'ROS_AUTOMATIC_DISCOVERY_RANGE': 'LOCALHOST', 'PYTHONPATH': os.pathsep.join(
-                [str(ROOT), os.environ.get('PYTHONPATH', '')]).rstrip(os.pathsep),
-            'OMP_NUM_THREADS': '1', 'PYTHONUNBUFFERED': '1',
+            **os.environ,
+            'ROS_DOMAIN_ID': str(domain),
+            'ROS_AUTOMATIC_DISCOVERY_RANGE': 'LOCALHOST',
+            'PYTHONPATH': os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')]).rstrip(
+                os.pathsep
+            ),
+            'OMP_NUM_THREADS': '1',
+            'PYTHONUNBUFFERED': '1',
             'FASTDDS_DEFAULT_PROFILES_FILE': PROFILES,
         }
         self.log = Path(log)
         with open(self.log, 'w') as file:
             self.process = subprocess.Popen(
-                command, env=environment, stdout=file, stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL)
+                command,
+                env=environment,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+            )
 
     @property
     def output(self):
@@ -144,13 +157,19 @@ class Client:
                 self.forget(name)
             kept = self.messages[name] = []
             latched = name == 'label_info'
-            qos = QoSProfile(depth=100, durability=(
-                DurabilityPolicy.TRANSIENT_LOCAL if latched else DurabilityPolicy.VOLATILE))
+            qos = QoSProfile(
+                depth=100,
+                durability=(
+                    DurabilityPolicy.TRANSIENT_LOCAL if latched else DurabilityPolicy.VOLATILE
+                ),
+            )
 
             self.subscriptions[name] = self.node.create_subscription(
-                TYPES[name], topic, kept.append, qos)
-            wait_for(lambda topic=topic: self.node.count_publishers(topic),
-                     f'a publisher on {topic}')
+                TYPES[name], topic, kept.append, qos
+            )
+            wait_for(
+                lambda topic=topic: self.node.count_publishers(topic), f'a publisher on {topic}'
+            )
             time.sleep(SETTLE)
 
     def forget(self, name):
@@ -161,7 +180,8 @@ class Client:
         new = topic not in self.publishers
         if new:
             self.publishers[topic] = self.node.create_publisher(
-                type(message), topic, QoSProfile(depth=100))
+                type(message), topic, QoSProfile(depth=100)
+            )
         publisher = self.publishers[topic]
         wait_for(publisher.get_subscription_count, f'a subscriber on {topic}')
         if new:
@@ -192,6 +212,7 @@ class Client:
                 if message.header.stamp == header.stamp:
                     return message
             return None
+
         return wait_for(find, f'{name} of stamp {header.stamp}', timeout)
 
     def track(self, frame):
@@ -230,23 +251,26 @@ class Client:
 
     def set(self, **values):  # noqa: A003
         """Set parameters; return the reasons of refusal, '' where set."""
-        request = SetParameters.Request(parameters=[
-            Parameter(name, value=value).to_parameter_msg() for name, value in values.items()])
+        request = SetParameters.Request(
+            parameters=[
+                Parameter(name, value=value).to_parameter_msg() for name, value in values.items()
+            ]
+        )
         results = self.call(SetParameters, 'set_parameters', request).results
         return [item.reason if not item.successful else '' for item in results]
 
     def get(self, name):
-        answer = self.call(GetParameters, 'get_parameters',
-                           GetParameters.Request(names=[name]))
+        answer = self.call(GetParameters, 'get_parameters', GetParameters.Request(names=[name]))
         return Parameter.from_parameter_msg(
             __import__('rcl_interfaces.msg', fromlist=['Parameter']).Parameter(
-                name=name, value=answer.values[0])).value
+                name=name, value=answer.values[0]
+            )
+        ).value
 
     def seed(self, labels, header=None, names=(), frame=None, encoding=None):
         """Seed a label image, for a frame sent before (by header) or sent along."""
         request = SeedMask.Request(names=list(names))
-        request.mask = conversions.labels_to_image(
-            np.asarray(labels), header or Header())
+        request.mask = conversions.labels_to_image(np.asarray(labels), header or Header())
         if encoding:
             request.mask.encoding = encoding
         if frame is not None:
@@ -267,10 +291,10 @@ class Client:
             for array in self.messages['diagnostics'][start:]:
                 for status in array.status:
                     values = {item.key: item.value for item in status.values}
-                    if condition({**values, 'message': status.message,
-                                  'level': status.level[0]}):
+                    if condition({**values, 'message': status.message, 'level': status.level[0]}):
                         return status, values
             return None
+
         return wait_for(find, 'diagnostics')
 
 
@@ -278,5 +302,4 @@ def compressed(frame, header):
     return conversions.rgb_to_compressed(frame, header)
 
 
-__all__ = [
-    'Client', 'CompressedImage', 'NodeProcess', 'compressed', 'tracker_process', 'wait_for']
+__all__ = ['Client', 'CompressedImage', 'NodeProcess', 'compressed', 'tracker_process', 'wait_for']

@@ -13,8 +13,15 @@ from scenes import GREEN, RED, scene, square_mask
 DOMAIN = 47
 FRAME = scene((16, 16, 40, RED), (84, 40, 40, GREEN))
 MASK = square_mask((16, 16, 40), (84, 40, 40))
-SETTINGS = {'resolution': 96, 'radius': 6, 'confidence_threshold': 0.0, 'lost_after': 1000,
-            'optimize_steps': 10000, 'optimize_budget': 600.0, 'diagnostics_period': 0.2}
+SETTINGS = {
+    'resolution': 96,
+    'radius': 6,
+    'confidence_threshold': 0.0,
+    'lost_after': 1000,
+    'optimize_steps': 10000,
+    'optimize_budget': 600.0,
+    'diagnostics_period': 0.2,
+}
 
 
 @pytest.fixture(scope='module')
@@ -38,7 +45,8 @@ def client(process):
 def tracker(client):
     """Give an active node that follows objects 1 and 2 anew."""
     for step in {'active': ('deactivate', 'cleanup'), 'inactive': ('cleanup',)}.get(
-            client.state(), ()):
+        client.state(), ()
+    ):
         assert client.change(step)
     assert client.set(layers=['up_blocks.2.attentions.0'], optimize_steps=10000) == ['', '']
     assert client.change('configure')
@@ -63,8 +71,11 @@ class Goal:
 
     def __init__(self, tracker, **fields):
         self.feedback = []
-        self.handle = answer(tracker.action.send_goal_async(
-            Optimize.Goal(**fields), lambda message: self.feedback.append(message.feedback)))
+        self.handle = answer(
+            tracker.action.send_goal_async(
+                Optimize.Goal(**fields), lambda message: self.feedback.append(message.feedback)
+            )
+        )
         assert self.handle.accepted
         self.future = self.handle.get_result_async()
 
@@ -76,7 +87,9 @@ def follows(tracker, first=1):
     """Track a frame: both objects are there; returns the tracks and the mask's bytes."""
     tracks = tracker.track(FRAME)
     assert [(item.id, item.name, item.state) for item in tracks.tracks] == [
-        (first, 'red', 1), (first + 1, 'green', 1)]
+        (first, 'red', 1),
+        (first + 1, 'green', 1),
+    ]
     return tracks, bytes(tracker.result(tracks).data)
 
 

@@ -54,15 +54,20 @@ def position(frame):
 
 def test_player_publishes_every_frame_with_regular_stamps(client, clip, tmp_path):
     received = images(client)
-    node = NodeProcess('player', DOMAIN, tmp_path / 'log', parameters={
-        'source': clip, 'rate': 40.0, 'start': 2, 'count': 8, 'frame_id': 'eye'})
+    node = NodeProcess(
+        'player',
+        DOMAIN,
+        tmp_path / 'log',
+        parameters={'source': clip, 'rate': 40.0, 'start': 2, 'count': 8, 'frame_id': 'eye'},
+    )
     try:
         assert node.process.wait(TIMEOUT) == 0, node.output
     finally:
         node.close()
     wait_for(lambda: len(received) == 8, '8 frames')
     assert [position(conversions.image_to_rgb(m)) for m in received] == [
-        8 + 4 * index for index in range(2, 10)]
+        8 + 4 * index for index in range(2, 10)
+    ]
     steps = np.diff([nanoseconds(message) for message in received])
     assert set(steps.tolist()) == {25_000_000}
     assert {message.header.frame_id for message in received} == {'eye'}
@@ -70,8 +75,12 @@ def test_player_publishes_every_frame_with_regular_stamps(client, clip, tmp_path
 
 def test_player_loops_with_ascending_stamps_and_compresses(client, clip, tmp_path):
     received = images(client, CompressedImage, '/image/compressed')
-    node = NodeProcess('player', DOMAIN, tmp_path / 'log', parameters={
-        'source': clip, 'rate': 100.0, 'loop': True, 'image_transport': 'compressed'})
+    node = NodeProcess(
+        'player',
+        DOMAIN,
+        tmp_path / 'log',
+        parameters={'source': clip, 'rate': 100.0, 'loop': True, 'image_transport': 'compressed'},
+    )
     try:
         wait_for(lambda: len(received) > 30, 'more than two rounds')
         code, _ = node.interrupt()
@@ -86,8 +95,18 @@ def test_player_loops_with_ascending_stamps_and_compresses(client, clip, tmp_pat
 def test_lockstep_waits_for_the_answer_and_holds(client, clip, tmp_path):
     received = images(client)
     answer = client.node.create_publisher(Image, '/answer', 10)
-    node = NodeProcess('player', DOMAIN, tmp_path / 'log', parameters={
-        'source': clip, 'rate': 1000.0, 'lockstep': True, 'hold_at': '[3]', 'stamps': 'now'})
+    node = NodeProcess(
+        'player',
+        DOMAIN,
+        tmp_path / 'log',
+        parameters={
+            'source': clip,
+            'rate': 1000.0,
+            'lockstep': True,
+            'hold_at': '[3]',
+            'stamps': 'now',
+        },
+    )
 
     def reply(message):
         answer.publish(conversions.labels_to_image(np.zeros((2, 2), np.uint8), message.header))
@@ -108,10 +127,15 @@ def test_lockstep_waits_for_the_answer_and_holds(client, clip, tmp_path):
     assert len(received) == 12
 
 
-@pytest.mark.parametrize(('module', 'parameters', 'words'), [
-    ('player', {}, 'source'), ('player', {'source': '/nowhere.mp4'}, '/nowhere.mp4'),
-    ('recorder', {}, 'output'), ('recorder', {'output': ROOT, 'topics': "['image']"}, 'exists'),
-])
+@pytest.mark.parametrize(
+    ('module', 'parameters', 'words'),
+    [
+        ('player', {}, 'source'),
+        ('player', {'source': '/nowhere.mp4'}, '/nowhere.mp4'),
+        ('recorder', {}, 'output'),
+        ('recorder', {'output': ROOT, 'topics': "['image']"}, 'exists'),
+    ],
+)
 def test_wrong_parameters_end_with_the_reason(tmp_path, module, parameters, words):
     node = NodeProcess(module, DOMAIN, tmp_path / 'log', parameters=parameters)
     try:
@@ -124,17 +148,25 @@ def test_wrong_parameters_end_with_the_reason(tmp_path, module, parameters, word
 def test_recorder_writes_what_was_published(client, tmp_path):
     from drift_ros_msgs.msg import Track, TrackArray
     from vision_msgs.msg import LabelInfo
+
     bag = tmp_path / 'bag'
     tracks = client.node.create_publisher(TrackArray, '/tracks', 10)
-    info = client.node.create_publisher(LabelInfo, '/label_info', QoSProfile(
-        depth=1, durability=1))  # transient local
+    info = client.node.create_publisher(
+        LabelInfo, '/label_info', QoSProfile(depth=1, durability=1)
+    )  # transient local
     info.publish(conversions.label_info({4: 'cup'}, client.header()))
-    node = NodeProcess('recorder', DOMAIN, tmp_path / 'log', parameters={
-        'output': bag, 'topics': "['tracks', 'label_info', 'image']"})
+    node = NodeProcess(
+        'recorder',
+        DOMAIN,
+        tmp_path / 'log',
+        parameters={'output': bag, 'topics': "['tracks', 'label_info', 'image']"},
+    )
     try:
         wait_for(tracks.get_subscription_count, 'the recorder')
-        frames = [np.random.default_rng(index).integers(0, 256, (48, 64, 3), np.uint8)
-                  for index in range(20)]
+        frames = [
+            np.random.default_rng(index).integers(0, 256, (48, 64, 3), np.uint8)
+            for index in range(20)
+        ]
         for index, frame in enumerate(frames):
             header = client.publish(frame)
             tracks.publish(TrackArray(header=header, tracks=[Track(id=4, name='cup', age=index)]))
@@ -162,27 +194,62 @@ def test_recorder_writes_what_was_published(client, tmp_path):
         assert not [name for name in sys.modules if name.startswith(('rclpy', 'drift_ros'))]
     """)
     environment = {key: value for key, value in os.environ.items() if key != 'PYTHONPATH'}
-    result = subprocess.run([sys.executable, '-c', script, str(bag)], env=environment,
-                            cwd=tmp_path, capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [sys.executable, '-c', script, str(bag)],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
     import hashlib
+
     assert [line for line in lines if line.startswith('image')] == [
-        f'image {hashlib.sha256(frame.tobytes()).hexdigest()}' for frame in frames]
+        f'image {hashlib.sha256(frame.tobytes()).hexdigest()}' for frame in frames
+    ]
     assert [line for line in lines if line.startswith('track')] == [
-        f'track {index} cup' for index in range(20)]
+        f'track {index} cup' for index in range(20)
+    ]
     assert lines.count('info 4 cup') == 1
 
 
 def run_demo(checkpoint, clip, mask, out, *options):
-    environment = {**os.environ, 'ROS_DOMAIN_ID': str(DOMAIN + 1), 'PYTHONPATH': str(ROOT),
-                   'ROS_AUTOMATIC_DISCOVERY_RANGE': 'LOCALHOST', 'OMP_NUM_THREADS': '1',
-                   'FASTDDS_DEFAULT_PROFILES_FILE': PROFILES, 'COLUMNS': '160'}
+    environment = {
+        **os.environ,
+        'ROS_DOMAIN_ID': str(DOMAIN + 1),
+        'PYTHONPATH': str(ROOT),
+        'ROS_AUTOMATIC_DISCOVERY_RANGE': 'LOCALHOST',
+        'OMP_NUM_THREADS': '1',
+        'FASTDDS_DEFAULT_PROFILES_FILE': PROFILES,
+        'COLUMNS': '160',
+    }
     return subprocess.run(
-        [sys.executable, '-m', 'drift_ros.commands.demo', '--video', str(clip), '--mask', str(mask),
-         '--out', str(out), '--model', str(checkpoint), '-p', 'resolution:=96',
-         '-p', 'confidence_threshold:=0.0', *options], env=environment, capture_output=True,
-        text=True, check=False, timeout=2 * TIMEOUT)
+        [
+            sys.executable,
+            '-m',
+            'drift_ros.commands.demo',
+            '--video',
+            str(clip),
+            '--mask',
+            str(mask),
+            '--out',
+            str(out),
+            '--model',
+            str(checkpoint),
+            '-p',
+            'resolution:=96',
+            '-p',
+            'confidence_threshold:=0.0',
+            *options,
+        ],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=2 * TIMEOUT,
+    )
 
 
 def test_demo_on_a_video_of_ones_own(checkpoint, clip, tmp_path):
@@ -191,16 +258,26 @@ def test_demo_on_a_video_of_ones_own(checkpoint, clip, tmp_path):
     out = tmp_path / 'out'
     result = run_demo(checkpoint, clip, mask, out, '--frames', '10', '--record-images')
     assert result.returncode == 0, result.stdout + result.stderr
-    for words in ('frames tracked', 'latency, median', 'contact_sheet.png', 'object 1 (id 1)',
-                  'object 2 (id 2)'):
+    for words in (
+        'frames tracked',
+        'latency, median',
+        'contact_sheet.png',
+        'object 1 (id 1)',
+        'object 2 (id 2)',
+    ):
         assert words in result.stdout
     assert len(list(VideoReader(out / 'annotated.mp4'))) == 10
     assert cv2.imread(str(out / 'contact_sheet.png')) is not None
     from rosbags.highlevel import AnyReader
+
     with AnyReader([out / 'bag']) as reader:
         counts = {item.topic.rsplit('/', 1)[1]: item.msgcount for item in reader.connections}
     assert {name: counts[name] for name in ('mask', 'tracks', 'detections', 'image')} == {
-        'mask': 10, 'tracks': 10, 'detections': 10, 'image': 10}
+        'mask': 10,
+        'tracks': 10,
+        'detections': 10,
+        'image': 10,
+    }
     assert counts['label_info'] >= 1
     for log in (out / 'logs').iterdir():
         assert 'Traceback' not in log.read_text(), log.read_text()

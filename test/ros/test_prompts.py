@@ -22,8 +22,14 @@ DOMAIN = 86
 FRAME = scene((16, 16, 32, RED), (80, 40, 36, GREEN))
 CUP, CAN = square_mask((16, 16, 32)) == 1, square_mask((80, 40, 36)) == 1
 CUP_BOX, CAN_BOX = [13.0, 13.0, 51.0, 51.0], [77.0, 37.0, 119.0, 79.0]
-PARAMETERS = {'resolution': 96, 'radius': 6, 'confidence_threshold': 0.0, 'lost_after': 1000,
-              'segmenter': 'grabcut', 'diagnostics_period': 0.2}
+PARAMETERS = {
+    'resolution': 96,
+    'radius': 6,
+    'confidence_threshold': 0.0,
+    'lost_after': 1000,
+    'segmenter': 'grabcut',
+    'diagnostics_period': 0.2,
+}
 
 
 @pytest.fixture(scope='module')
@@ -54,13 +60,15 @@ def box(corners, name=''):
 
 
 def click(*points, name=''):
-    return Prompt(points=[PromptPoint(x=float(x), y=float(y), positive=on)
-                          for x, y, on in points], name=name)
+    return Prompt(
+        points=[PromptPoint(x=float(x), y=float(y), positive=on) for x, y, on in points], name=name
+    )
 
 
 def seed(tracker, *prompts, **request):
-    return tracker.call(SeedPrompt, 'seed_prompt',
-                        SeedPrompt.Request(prompts=list(prompts), **request))
+    return tracker.call(
+        SeedPrompt, 'seed_prompt', SeedPrompt.Request(prompts=list(prompts), **request)
+    )
 
 
 def segment(tracker, *prompts, **request):
@@ -99,14 +107,17 @@ def test_segmenting_follows_nothing(tracker):
     assert followed(tracker) == []
 
 
-@pytest.mark.parametrize('prompts, reasons', [
-    ([box(CUP_BOX), box([300.0, 10.0, 340.0, 40.0])], ['', 'outside the image']),
-    ([box([20.0, 10.0, 10.0, 40.0])], ['is empty; its order']),
-    ([box([1.0, 2.0, 3.0])], ['the box has 3 numbers']),
-    ([click((5, 5, False))], ['neither a box nor a positive point']),
-    ([click((500, 5, True)), box(CUP_BOX)], ['outside the image', '']),
-    ([], []),
-])
+@pytest.mark.parametrize(
+    'prompts, reasons',
+    [
+        ([box(CUP_BOX), box([300.0, 10.0, 340.0, 40.0])], ['', 'outside the image']),
+        ([box([20.0, 10.0, 10.0, 40.0])], ['is empty; its order']),
+        ([box([1.0, 2.0, 3.0])], ['the box has 3 numbers']),
+        ([click((5, 5, False))], ['neither a box nor a positive point']),
+        ([click((500, 5, True)), box(CUP_BOX)], ['outside the image', '']),
+        ([], []),
+    ],
+)
 def test_bad_requests_leave_tracking_as_it_was(tracker, prompts, reasons):
     (number,) = seed(tracker, box(CUP_BOX, 'cup')).object_ids
     for answer in (seed(tracker, *prompts), segment(tracker, *prompts)):
@@ -135,8 +146,10 @@ def test_a_click_in_a_viewer(tracker, process):
     message.point.x = 1000.0
     before = followed(tracker)
     tracker.send(message, '/tracker/seed_point')
-    wait_for(lambda: 'seed_point refused: prompt 1: the point (1000, 32) is outside'
-             in process.output, 'the refusal in the log')
+    wait_for(
+        lambda: 'seed_point refused: prompt 1: the point (1000, 32) is outside' in process.output,
+        'the refusal in the log',
+    )
     assert followed(tracker) == before
 
 
@@ -168,17 +181,27 @@ def test_unconfigured_node_says_so(tracker):
 
 
 def test_the_seed_command(tracker, tmp_path):
-    environment = {**os.environ, 'ROS_DOMAIN_ID': str(DOMAIN), 'PYTHONPATH': str(ROOT),
-                   'FASTDDS_DEFAULT_PROFILES_FILE': PROFILES}
+    environment = {
+        **os.environ,
+        'ROS_DOMAIN_ID': str(DOMAIN),
+        'PYTHONPATH': str(ROOT),
+        'FASTDDS_DEFAULT_PROFILES_FILE': PROFILES,
+    }
 
     def command(*arguments):
-        return subprocess.run([sys.executable, '-m', 'drift_ros.commands.main', 'seed', *arguments],
-                              env=environment, capture_output=True, text=True, timeout=120)
+        return subprocess.run(
+            [sys.executable, '-m', 'drift_ros.commands.main', 'seed', *arguments],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
 
     saved = tmp_path / 'mask.png'
     dry = command('--point', '32', '32', '--dry-run', '--save', str(saved))
     assert dry.returncode == 0, dry.stderr
     from drift_ros.media.video import read_label_image
+
     assert overlap(read_label_image(saved) == 1, CUP) > 0.5
     assert followed(tracker) == []
     done = command('--box', *map(str, CUP_BOX), '--name', 'cup', '--node', '/tracker')

@@ -41,8 +41,10 @@ def bag(tmp_path_factory):
     store = get_typestore(Stores.ROS2_KILTED)
     path = tmp_path_factory.mktemp('bags') / 'square'
     with Writer(path, version=9, storage_plugin=bags.STORAGES['mcap']) as writer:
-        topics = [writer.add_connection(topic, bags.IMAGE, typestore=store)
-                  for topic in (bags.IMAGE_TOPIC, bags.TRUTH_TOPIC)]
+        topics = [
+            writer.add_connection(topic, bags.IMAGE, typestore=store)
+            for topic in (bags.IMAGE_TOPIC, bags.TRUTH_TOPIC)
+        ]
         for index in range(FRAMES):
             place = (8 + 4 * index, 30, 24)
             header = bags._header(store, 10**9 + index * 10**8)
@@ -53,20 +55,48 @@ def bag(tmp_path_factory):
 
 
 def command(bag, out, checkpoint, *more):
-    return [sys.executable, '-m', 'drift_ros.commands.main', 'eval', 'bag', str(bag), '--live', '--model',
-            str(checkpoint), '--set', 'resolution=96', '--set', 'radius=6', '--set',
-            'confidence_threshold=0', '--out', str(out), '--threads', '1', *more]
+    return [
+        sys.executable,
+        '-m',
+        'drift_ros.commands.main',
+        'eval',
+        'bag',
+        str(bag),
+        '--live',
+        '--model',
+        str(checkpoint),
+        '--set',
+        'resolution=96',
+        '--set',
+        'radius=6',
+        '--set',
+        'confidence_threshold=0',
+        '--out',
+        str(out),
+        '--threads',
+        '1',
+        *more,
+    ]
 
 
 def environment():
-    return {**os.environ, 'PYTHONPATH': os.pathsep.join(
-        [str(ROOT), os.environ.get('PYTHONPATH', '')]).rstrip(os.pathsep)}
+    return {
+        **os.environ,
+        'PYTHONPATH': os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')]).rstrip(
+            os.pathsep
+        ),
+    }
 
 
 def test_live_run(bag, checkpoint, tmp_path):
     """One command: offline and two rates, a row each; what arrived is what the engine says."""
-    done = subprocess.run(command(bag, tmp_path, checkpoint, '--rate', '1,50', '--write-bags'),
-                          env=environment(), capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        command(bag, tmp_path, checkpoint, '--rate', '1,50', '--write-bags'),
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     data = json.loads((tmp_path / 'results.json').read_text())
     slow, fast = data['live']
@@ -86,7 +116,8 @@ def test_live_run(bag, checkpoint, tmp_path):
             name = f'{index:05d}.png'
             np.testing.assert_array_equal(
                 read_annotation(tmp_path / 'delivered' / 'tracker@1Hz' / 'square' / name),
-                read_annotation(tmp_path / 'masks' / 'tracker' / 'square' / name))
+                read_annotation(tmp_path / 'masks' / 'tracker' / 'square' / name),
+            )
     topics = bags._topics(tmp_path / 'bags' / 'square')
     assert {'/tracker/mask', '/tracker_1Hz/tracks', '/tracker_50Hz/detections'} <= set(topics)
     # predictions are the newest masks there were, never those of frames to come
@@ -98,8 +129,13 @@ def test_node_that_cannot_start(bag, tmp_path):
     """The node's own words are in the error, and no process stays."""
     with pytest.raises(processes.ProcessError, match='could not be configured(.|\n)*no-model'):
         sequence = bags.open_sequence(bag)
-        replay.replay(sequence.serialized(), live.find_seeds(sequence, False),
-                      {'model': str(tmp_path / 'no-model')}, tmp_path / 'logs', compressed=False)
+        replay.replay(
+            sequence.serialized(),
+            live.find_seeds(sequence, False),
+            {'model': str(tmp_path / 'no-model')},
+            tmp_path / 'logs',
+            compressed=False,
+        )
 
 
 def test_node_that_dies(bag, checkpoint, tmp_path, monkeypatch):
@@ -114,19 +150,28 @@ def test_node_that_dies(bag, checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr(processes.Children, 'start', watched)
     sequence = bags.open_sequence(bag)
     with pytest.raises(processes.ProcessError, match='ended with code -9(.|\n)*seeded'):
-        replay.replay(sequence.serialized(), live.find_seeds(sequence, False),
-                      {'model': str(checkpoint), 'resolution': 96}, tmp_path / 'logs',
-                      compressed=False, rate=2.0,
-                      progress=lambda: os.kill(pids[0], signal.SIGKILL))
+        replay.replay(
+            sequence.serialized(),
+            live.find_seeds(sequence, False),
+            {'model': str(checkpoint), 'resolution': 96},
+            tmp_path / 'logs',
+            compressed=False,
+            rate=2.0,
+            progress=lambda: os.kill(pids[0], signal.SIGKILL),
+        )
 
 
 def test_interrupt_ends_everything(bag, checkpoint, tmp_path):
     """SIGINT in the middle: the node goes down with the command, without a traceback."""
     process = subprocess.Popen(
         command(bag, tmp_path / 'out', checkpoint, '--rate', '0.2', '--no-report'),
-        env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
         # a shell's background jobs, and what they start, ignore SIGINT
-        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL))
+        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+    )
     log = tmp_path / 'out' / 'logs' / 'tracker@0.2Hz' / 'square' / 'tracker.log'
     timer = threading.Timer(600, process.kill)
     timer.start()
@@ -138,7 +183,11 @@ def test_interrupt_ends_everything(bag, checkpoint, tmp_path):
     assert process.returncode == 1 and 'Aborted' in output and 'Traceback' not in output, output
     assert 'Traceback' not in log.read_text()
     import psutil
-    left = [item for item in psutil.process_iter(['cmdline', 'environ'])
-            if 'drift_ros.nodes.tracker.node' in (item.info['cmdline'] or [])
-            and (item.info['environ'] or {}).get('ROS_DOMAIN_ID') == str(DOMAIN)]
+
+    left = [
+        item
+        for item in psutil.process_iter(['cmdline', 'environ'])
+        if 'drift_ros.nodes.tracker.node' in (item.info['cmdline'] or [])
+        and (item.info['environ'] or {}).get('ROS_DOMAIN_ID') == str(DOMAIN)
+    ]
     assert not left

@@ -27,8 +27,7 @@ FAST = {'resolution': 96, 'radius': 6, 'confidence_threshold': 0.0, 'lost_after'
 @pytest.fixture(scope='module')
 def process(checkpoint, tmp_path_factory):
     log = tmp_path_factory.mktemp('tracker') / 'log'
-    with tracker_process(DOMAIN, log, model=checkpoint, diagnostics_period=0.2,
-                         **FAST) as node:
+    with tracker_process(DOMAIN, log, model=checkpoint, diagnostics_period=0.2, **FAST) as node:
         yield node
 
 
@@ -43,10 +42,15 @@ def client(process):
 def tracker(client, process):
     """Give an active node without objects, at the settings above, with all outputs listened to."""
     for step in {'active': ('deactivate', 'cleanup'), 'inactive': ('cleanup',)}.get(
-            client.state(), ()):
+        client.state(), ()
+    ):
         assert client.change(step)
-    assert client.set(replay=False, buffer_frames=30, image_transport='raw', max_objects=64,
-                      resolution=96) == [''] * 5
+    assert (
+        client.set(
+            replay=False, buffer_frames=30, image_transport='raw', max_objects=64, resolution=96
+        )
+        == [''] * 5
+    )
     assert client.change('configure')
     client.listen('mask', 'tracks', 'detections', 'diagnostics')
     assert client.change('activate')
@@ -58,8 +62,7 @@ def as_it_was(tracker, number):
     tracks = tracker.track(FRAME)
     assert [(item.id, item.name) for item in tracks.tracks] == [(number, 'cup')]
     assert tracks.tracks[0].age > 0
-    assert set(np.unique(conversions.image_to_labels(
-        tracker.result(tracks)))) <= {0, number}
+    assert set(np.unique(conversions.image_to_labels(tracker.result(tracks)))) <= {0, number}
 
 
 def seed_cup(tracker):
@@ -110,7 +113,8 @@ def test_services_answer_while_the_model_is_loaded(tracker):
 
 
 def test_a_broken_checkpoint_fails_with_the_reason_and_can_be_put_right(
-        tracker, checkpoint, tmp_path, process):
+    tracker, checkpoint, tmp_path, process
+):
     broken = shutil.copytree(checkpoint, tmp_path / 'broken')
     shutil.rmtree(broken / 'vae')
     assert tracker.change('deactivate') and tracker.change('cleanup')
@@ -131,13 +135,13 @@ def test_a_broken_checkpoint_fails_with_the_reason_and_can_be_put_right(
 
 
 def test_bad_parameter_values_are_refused_with_a_reason(tracker):
-    reason, = tracker.set(refinement='magic')
+    (reason,) = tracker.set(refinement='magic')
     assert 'refinement' in reason and 'guided' in reason
-    reason, = tracker.set(overlay_opacity=1.5)
+    (reason,) = tracker.set(overlay_opacity=1.5)
     assert 'overlay_opacity' in reason
-    reason, = tracker.set(radius=3)
+    (reason,) = tracker.set(radius=3)
     assert 'radius' in reason and 'cleanup' in reason
-    reason, = tracker.set(replay=True)
+    (reason,) = tracker.set(replay=True)
     assert 'replay' in reason and 'deactivate' in reason
     assert tracker.get('radius') == 6 and tracker.get('replay') is False
     assert tracker.set(overlay_opacity=0.25, input_timeout=9.0) == ['', '']
@@ -166,7 +170,9 @@ def test_two_objects_seeded_at_different_times(tracker):
     assert second > first
     tracks = tracker.track(FRAME)
     assert [(item.id, item.name, item.age) for item in tracks.tracks] == [
-        (first, 'cup', 4), (second, 'box', 1)]
+        (first, 'cup', 4),
+        (second, 'box', 1),
+    ]
     assert tracker.remove(first).success
     again = tracker.remove(first)
     assert not again.success and str(first) in again.message
@@ -241,8 +247,12 @@ def test_label_info_reaches_those_who_come_late(tracker):
     tracker.listen('label_info')
 
     def known():
-        return [(item.class_id, item.class_name) for message in tracker.messages['label_info'][-1:]
-                for item in message.class_map]
+        return [
+            (item.class_id, item.class_name)
+            for message in tracker.messages['label_info'][-1:]
+            for item in message.class_map
+        ]
+
     assert wait_for(known, 'label_info') == [(number, 'cup')]
     assert len(tracker.messages['label_info']) == 1
     tracker.remove(number)
@@ -342,8 +352,9 @@ def test_a_stamp_that_is_no_longer_buffered(tracker):
 def test_frames_that_cannot_be_used_are_dropped_and_reported(tracker):
     number = seed_cup(tracker)
     for spoil, words in (
-            (lambda m: setattr(m, 'encoding', 'nv21'), "'nv21'"),
-            (lambda m: setattr(m, 'data', m.data[:500]), 'truncated')):
+        (lambda m: setattr(m, 'encoding', 'nv21'), "'nv21'"),
+        (lambda m: setattr(m, 'data', m.data[:500]), 'truncated'),
+    ):
         message = conversions.rgb_to_image(FRAME, tracker.header())
         spoil(message)
         tracker.send(message)
@@ -373,8 +384,10 @@ def test_time_that_jumps_back(tracker):
     assert not answer.success and 'buffered' in answer.message
     assert tracker.seed(OTHER, early).success
     tracker.diagnostics(lambda v: v.get('time jumps') == '1')
-    assert number in [item.id for item in tracker.result(
-        tracker.publish(FRAME, stamp=11 * 10**9), 'tracks').tracks]
+    assert number in [
+        item.id
+        for item in tracker.result(tracker.publish(FRAME, stamp=11 * 10**9), 'tracks').tracks
+    ]
 
 
 # -- diagnostics
@@ -472,7 +485,8 @@ def test_replay_drops_nothing_and_keeps_order(tracker):
     got = [message.header for message in tracker.messages['tracks']][-40:]
     assert got == headers
     assert [message.tracks[0].age for message in tracker.messages['tracks'][-40:]] == list(
-        range(1, 41))
+        range(1, 41)
+    )
     _, values = tracker.diagnostics(lambda v: v['frames tracked'] == '41')
     assert values['mode'] == 'replay'
     assert values['frames dropped'] == values['frames lost by the middleware'] == '0'
@@ -489,8 +503,12 @@ def test_a_seed_in_replay_takes_its_turn(tracker):
     answer = tracker.seed(OTHER, headers[5], ['box'])
     assert answer.success, answer.message
     tracker.result(headers[-1], 'tracks')
-    found = {message.header.stamp.nanosec + message.header.stamp.sec * 10**9:
-             [item.name for item in message.tracks] for message in tracker.messages['tracks']}
+    found = {
+        message.header.stamp.nanosec + message.header.stamp.sec * 10**9: [
+            item.name for item in message.tracks
+        ]
+        for message in tracker.messages['tracks']
+    }
     stamps = [header.stamp.nanosec + header.stamp.sec * 10**9 for header in headers]
     assert all('box' not in found[stamp] for stamp in stamps[:6])
     assert 'box' in found[stamps[-1]]
@@ -503,8 +521,12 @@ def test_a_seed_in_replay_takes_its_turn(tracker):
 def test_sigint_ends_the_process_cleanly(checkpoint, tmp_path, when):
     domain = DOMAIN + 2
     options = {**FAST, 'resolution': 480} if when == 'busy' else FAST
-    node = NodeProcess('tracker', domain, tmp_path / 'log',
-                       parameters={'model': checkpoint, 'diagnostics_period': 0.1, **options})
+    node = NodeProcess(
+        'tracker',
+        domain,
+        tmp_path / 'log',
+        parameters={'model': checkpoint, 'diagnostics_period': 0.1, **options},
+    )
     client = Client(domain)
     try:
         assert client.state() == 'unconfigured'
@@ -522,8 +544,9 @@ def test_sigint_ends_the_process_cleanly(checkpoint, tmp_path, when):
             labels = cv2.resize(MASK, size, interpolation=cv2.INTER_NEAREST)
             assert client.seed(labels, Header(), frame=frame).success
             client.publish(frame)
-            client.diagnostics(lambda v: v['frames received'] == '1'
-                               and v['frames waiting'] == '0')
+            client.diagnostics(
+                lambda v: v['frames received'] == '1' and v['frames waiting'] == '0'
+            )
         code, seconds = node.interrupt()
     finally:
         client.close()

@@ -23,10 +23,23 @@ from training.sam.trainer import (
 from training.trainer import load_config
 from training.views import PhotoFolder
 
-TINY = ('model.image_size=64', 'model.width=32', 'model.depth=2', 'model.heads=2',
-        'model.window=4', 'model.global_blocks=[1]', 'model.prompt_width=32',
-        'model.decoder_mlp=32', 'model.iou_width=16', 'batch=2', 'steps=6', 'save_every=2',
-        'check_every=4', 'check_pictures=1', 'warmup=2')
+TINY = (
+    'model.image_size=64',
+    'model.width=32',
+    'model.depth=2',
+    'model.heads=2',
+    'model.window=4',
+    'model.global_blocks=[1]',
+    'model.prompt_width=32',
+    'model.decoder_mlp=32',
+    'model.iou_width=16',
+    'batch=2',
+    'steps=6',
+    'save_every=2',
+    'check_every=4',
+    'check_pictures=1',
+    'warmup=2',
+)
 
 
 def photo(index):
@@ -120,6 +133,7 @@ def test_every_kind_of_prompt_trains(data, kind):
     config = load_config(None, TINY, defaults=DEFAULT_CONFIG)
     torch.manual_seed(0)
     from drift_ros.refinement.sam_weights import build_sam
+
     model = build_sam(config['model'])
     example = make_example(cutouts, photos, np.random.default_rng(1), model, kind)
     assert (example.coarse is not None) == (kind == 'tracker')

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The training: exact autoencoder, known geometry, losses, resuming, export."""
+
 from pathlib import Path
 
 from click.testing import CliRunner
@@ -18,8 +19,18 @@ from training.losses import bilinear_weights, kernel_losses
 from training.trainer import DEFAULT_CONFIG, load_config, load_stages, Trainer
 from training.views import make_scene, PhotoFolder, ViewConfig
 
-TINY = ('views.size=64', 'unet.channels=[32, 32, 48]', 'unet.groups=8', 'batch=2', 'workers=0',
-        'kernel_rows=64', 'denoise_every=2', 'warmup=5', 'steps=40', 'learning_rate=0.003')
+TINY = (
+    'views.size=64',
+    'unet.channels=[32, 32, 48]',
+    'unet.groups=8',
+    'batch=2',
+    'workers=0',
+    'kernel_rows=64',
+    'denoise_every=2',
+    'warmup=5',
+    'steps=40',
+    'learning_rate=0.003',
+)
 
 
 def smooth_photo(seed: int, size: int = 192) -> np.ndarray:
@@ -50,6 +61,7 @@ def test_encoder_is_the_latent_transform():
     assert latents.shape == (2, models.LATENT_CHANNELS, 10, 14)
     # independently: cut cells, BT.601 luma, orthonormal DCT by scipy
     from scipy.fft import dctn
+
     rgb = (images[1].numpy() + 1) / 2
     luma = 0.299 * rgb[0] + 0.587 * rgb[1] + 0.114 * rgb[2]
     cell = dctn(luma[8:12, 20:24] - 0.5, norm='ortho')
@@ -72,10 +84,16 @@ def test_latents_hold_luma_exactly():
 def test_tokenizer_knows_every_word():
     tokenizer = models.build_tokenizer(['a photo of', 'wild cat', 'faces easy', 'car side'])
     assert tokenizer.tokenize('a photo of faces easy') == [
-        'a</w>', 'photo</w>', 'of</w>', 'faces</w>', 'easy</w>']
-    assert len(tokenizer.tokenize('zebra')) > 1     # bytes spell unknown words
-    assert tokenizer.decode(tokenizer('wild cat').input_ids, skip_special_tokens=True
-                            ) == 'wild cat'
+        'a</w>',
+        'photo</w>',
+        'of</w>',
+        'faces</w>',
+        'easy</w>',
+    ]
+    assert len(tokenizer.tokenize('zebra')) > 1  # bytes spell unknown words
+    assert (
+        tokenizer.decode(tokenizer('wild cat').input_ids, skip_special_tokens=True) == 'wild cat'
+    )
 
 
 @pytest.mark.parametrize('seed', range(4))
@@ -106,8 +124,9 @@ def test_reference_view_maps_to_itself(photos):
 
 
 def test_same_generator_same_scene(photos):
-    first, second = (make_scene(photos, np.random.default_rng(5), ViewConfig(size=64))
-                     for _ in range(2))
+    first, second = (
+        make_scene(photos, np.random.default_rng(5), ViewConfig(size=64)) for _ in range(2)
+    )
     assert (first.images == second.images).all()
     assert (first.labels == second.labels).all()
 
@@ -124,7 +143,7 @@ def test_kernel_losses_reward_true_matches():
     n, d = 36, 36
     code = 30 * torch.eye(n).view(1, 1, 1, n, d)
     features = code.expand(1, 2, 1, n, d)
-    ys, xs = torch.meshgrid(torch.arange(6.), torch.arange(6.), indexing='ij')
+    ys, xs = torch.meshgrid(torch.arange(6.0), torch.arange(6.0), indexing='ij')
     target = (torch.stack([xs, ys], -1).view(1, 1, n, 2) * 4 + 1.5).expand(1, 2, n, 2)
     visible = torch.ones(1, 2, n, dtype=torch.bool)
     labels = torch.nn.functional.one_hot(torch.arange(n) % 3, 3).float().expand(1, 2, n, 3)
@@ -143,7 +162,7 @@ def test_partial_pass_gives_the_full_pass_queries(trainer):
         query, key = trainer.capture.queries_keys(latents, t, text)
         trainer.unet(latents, t, text)
     assert torch.equal(query, trainer.capture.processor.query)
-    assert torch.equal(query, key)      # tied
+    assert torch.equal(query, key)  # tied
     logits = (query[0, 0] @ key[0, 0].T) / query.shape[-1] ** 0.5
     # the start: temperature times cosine (the affine layer norm starts at identity)
     assert logits.diagonal().numpy() == pytest.approx(trainer.config['temperature'], rel=0.02)
@@ -165,8 +184,9 @@ def test_resumed_run_equals_an_uninterrupted_one(trainer, photos, tmp_path):
     resumed = Trainer(load_config(None, TINY), photos, tmp_path / 'other')
     assert resumed.resume() and resumed.step == 2
     resumed.run(stop=4)
-    for a, b in zip(trainer.parameters + trainer.average, resumed.parameters + resumed.average,
-                    strict=True):
+    for a, b in zip(
+        trainer.parameters + trainer.average, resumed.parameters + resumed.average, strict=True
+    ):
         assert torch.equal(a, b)
     assert [r['step'] for r in resumed.history] == [1, 2, 3, 4]
 
@@ -185,8 +205,9 @@ def test_export_loads_with_stock_classes(trainer, tmp_path):
     assert layer.query.shape[:3] == (1, 16, 16)
     pipeline = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
-    image = pipeline('a photo of wild cat', height=64, width=64, num_inference_steps=2,
-                     output_type='np').images[0]
+    image = pipeline(
+        'a photo of wild cat', height=64, width=64, num_inference_steps=2, output_type='np'
+    ).images[0]
     assert image.shape == (64, 64, 3) and np.isfinite(image).all()
 
 
@@ -199,9 +220,19 @@ def test_export_of_an_untied_start(photos, tmp_path):
 
 def test_start_from_another_network(trainer, photos, tmp_path):
     trainer.run(stop=2)
-    other = Trainer(load_config(None, (*TINY, 'unet.stem=5', 'layer=up_blocks.2.attentions.0.'
-                                       'transformer_blocks.0.attn1', 'unet.early=false')),
-                    photos, tmp_path / 'other')
+    other = Trainer(
+        load_config(
+            None,
+            (
+                *TINY,
+                'unet.stem=5',
+                'layer=up_blocks.2.attentions.0.transformer_blocks.0.attn1',
+                'unet.early=false',
+            ),
+        ),
+        photos,
+        tmp_path / 'other',
+    )
     fresh = other.start_from(trainer.out / 'state.pt')
     assert not fresh
     old, new = trainer.unet.state_dict(), other.unet.state_dict()
@@ -211,7 +242,9 @@ def test_start_from_another_network(trainer, photos, tmp_path):
     third = Trainer(load_config(None, TINY), photos, tmp_path / 'third')
     fresh = third.start_from(tmp_path / 'other' / 'state.pt')
     assert {'.'.join(name.split('.')[:3]) for name in fresh} == {
-        'conv_in.weight', 'down_blocks.0.attentions'}
+        'conv_in.weight',
+        'down_blocks.0.attentions',
+    }
     assert third.unet.down_blocks[0].attentions[0].proj_out.weight.abs().max() == 0
 
 
@@ -233,8 +266,18 @@ def test_one_command_runs_a_chain_and_continues_it(photos, tmp_path):
     """The second stage starts from the first one's weights; a second call takes no step."""
     recipe = tmp_path / 'recipe.yaml'
     recipe.write_text('stages: [{name: first, steps: 2}, {name: second, steps: 1}]')
-    command = ['--photos', str(photos.paths[0].parents[1]), '--out', str(tmp_path / 'run'),
-               '--config', str(recipe), '--decoder-steps', '1', '--threads', '1']
+    command = [
+        '--photos',
+        str(photos.paths[0].parents[1]),
+        '--out',
+        str(tmp_path / 'run'),
+        '--config',
+        str(recipe),
+        '--decoder-steps',
+        '1',
+        '--threads',
+        '1',
+    ]
     for item in TINY:
         if not item.startswith('steps'):
             command += ['--set', item]
@@ -244,7 +287,8 @@ def test_one_command_runs_a_chain_and_continues_it(photos, tmp_path):
         assert done.exit_code == 0 and 'exported step 1' in done.output
     first, second = (
         torch.load(tmp_path / 'run' / name / 'state.pt', weights_only=True)
-        for name in ('first', 'second'))
+        for name in ('first', 'second')
+    )
     assert (first['step'], second['step']) == (2, 1)
     assert all(torch.equal(value, second['unet'][name]) for name, value in first['unet'].items())
     assert load_checkpoint(tmp_path / 'run' / 'model').unet is not None

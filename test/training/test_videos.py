@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Synthetic videos: their masks tell the truth about their pictures."""
+
 from click.testing import CliRunner
 import cv2
 import numpy as np
@@ -26,8 +27,9 @@ def test_masks_lie_on_the_objects(red_things):
     background = np.full((200, 300, 3), (20, 60, 200), np.uint8)
     moved = 0
     for seed in range(6):
-        images, masks = make_video(red_things, background, np.random.default_rng(seed), 12,
-                                   (96, 160))
+        images, masks = make_video(
+            red_things, background, np.random.default_rng(seed), 12, (96, 160)
+        )
         assert images.shape == (12, 96, 160, 3) and masks.shape == (12, 96, 160)
         inside, outside = images[masks > 0], images[masks == 0]
         # harmonised colours and motion blur change a little, not which of both it is
@@ -41,8 +43,10 @@ def test_masks_lie_on_the_objects(red_things):
 
 def test_the_generator_decides_everything(red_things):
     background = np.random.default_rng(1).integers(0, 255, (120, 180, 3), dtype=np.uint8)
-    first, again, other = (make_video(red_things, background, np.random.default_rng(seed), 4,
-                                      (64, 96)) for seed in (3, 3, 4))
+    first, again, other = (
+        make_video(red_things, background, np.random.default_rng(seed), 4, (64, 96))
+        for seed in (3, 3, 4)
+    )
     assert (first[0] == again[0]).all() and (first[1] == again[1]).all()
     assert (first[0] != other[0]).any()
 
@@ -58,9 +62,24 @@ def test_the_command_writes_sequences_the_evaluation_reads(tmp_path):
     large.mkdir()
     noise = np.random.default_rng(0).integers(0, 255, (20, 30, 3), dtype=np.uint8)
     cv2.imwrite(str(large / 'view.png'), cv2.resize(noise, (300, 200)))
-    arguments = ['--photos', str(photos.parent), '--backgrounds', str(large), '--out',
-                 str(tmp_path / 'out'), '--count', '2', '--frames', '3', '--height', '96',
-                 '--width', '128', '--cutouts', '10']
+    arguments = [
+        '--photos',
+        str(photos.parent),
+        '--backgrounds',
+        str(large),
+        '--out',
+        str(tmp_path / 'out'),
+        '--count',
+        '2',
+        '--frames',
+        '3',
+        '--height',
+        '96',
+        '--width',
+        '128',
+        '--cutouts',
+        '10',
+    ]
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, result.output
     sequences = list(find_sequences(tmp_path / 'out'))

@@ -9,9 +9,19 @@ import torch
 from drift_ros.refinement.sam_weights import build_sam
 
 SMALL = {
-    'image_size': 64, 'patch_size': 8, 'width': 16, 'depth': 2, 'heads': 2, 'mlp_ratio': 2.0,
-    'window': 4, 'global_blocks': [1], 'relative_positions': False, 'prompt_width': 32,
-    'decoder_heads': 4, 'decoder_mlp': 32, 'iou_width': 16,
+    'image_size': 64,
+    'patch_size': 8,
+    'width': 16,
+    'depth': 2,
+    'heads': 2,
+    'mlp_ratio': 2.0,
+    'window': 4,
+    'global_blocks': [1],
+    'relative_positions': False,
+    'prompt_width': 32,
+    'decoder_heads': 4,
+    'decoder_mlp': 32,
+    'iou_width': 16,
 }
 # as published: relative positions, eight decoder heads
 OFFICIAL = {**SMALL, 'relative_positions': True, 'decoder_heads': 8, 'mlp_ratio': 4.0}

@@ -22,9 +22,14 @@ def image(pixels, encoding, padding=0, bigendian=False):
     if pixels.dtype.itemsize > 1:
         pixels = pixels.astype(pixels.dtype.newbyteorder('>' if bigendian else '<'))
     rows = [row.tobytes() + b'\xa5' * padding for row in pixels]
-    return SimpleNamespace(height=pixels.shape[0], width=pixels.shape[1], encoding=encoding,
-                           is_bigendian=int(bigendian), step=len(rows[0]),
-                           data=array.array('B', b''.join(rows)))
+    return SimpleNamespace(
+        height=pixels.shape[0],
+        width=pixels.shape[1],
+        encoding=encoding,
+        is_bigendian=int(bigendian),
+        step=len(rows[0]),
+        data=array.array('B', b''.join(rows)),
+    )
 
 
 def noise(*shape, dtype=np.uint8):
@@ -36,34 +41,57 @@ def narrow(pixels):
 
 
 @pytest.mark.parametrize('padding', [0, 1, 7])
-@pytest.mark.parametrize(('encoding', 'order'), [
-    ('rgb8', [0, 1, 2]), ('bgr8', [2, 1, 0]), ('8UC3', [2, 1, 0]),
-    ('rgba8', [0, 1, 2]), ('bgra8', [2, 1, 0]), ('8UC4', [2, 1, 0])])
+@pytest.mark.parametrize(
+    ('encoding', 'order'),
+    [
+        ('rgb8', [0, 1, 2]),
+        ('bgr8', [2, 1, 0]),
+        ('8UC3', [2, 1, 0]),
+        ('rgba8', [0, 1, 2]),
+        ('bgra8', [2, 1, 0]),
+        ('8UC4', [2, 1, 0]),
+    ],
+)
 def test_8_bit_colour(encoding, order, padding):
     pixels = noise(5, 7, 4 if encoding in ('rgba8', 'bgra8', '8UC4') else 3)
     np.testing.assert_array_equal(
-        conversions.image_to_rgb(image(pixels, encoding, padding)), pixels[..., order])
+        conversions.image_to_rgb(image(pixels, encoding, padding)), pixels[..., order]
+    )
 
 
 @pytest.mark.parametrize('bigendian', [False, True])
 @pytest.mark.parametrize('padding', [0, 3])
-@pytest.mark.parametrize(('encoding', 'order', 'channels'), [
-    ('rgb16', [0, 1, 2], 3), ('bgr16', [2, 1, 0], 3), ('rgba16', [0, 1, 2], 4),
-    ('bgra16', [2, 1, 0], 4)])
+@pytest.mark.parametrize(
+    ('encoding', 'order', 'channels'),
+    [
+        ('rgb16', [0, 1, 2], 3),
+        ('bgr16', [2, 1, 0], 3),
+        ('rgba16', [0, 1, 2], 4),
+        ('bgra16', [2, 1, 0], 4),
+    ],
+)
 def test_16_bit_colour_is_scaled_over_the_full_range(
-        encoding, order, channels, padding, bigendian):
+    encoding, order, channels, padding, bigendian
+):
     pixels = noise(4, 6, channels, dtype=np.uint16)
     pixels[0, 0] = 65535
     pixels[0, 1] = 0
     np.testing.assert_array_equal(
         conversions.image_to_rgb(image(pixels, encoding, padding, bigendian)),
-        narrow(pixels)[..., order])
+        narrow(pixels)[..., order],
+    )
 
 
 @pytest.mark.parametrize('padding', [0, 5])
-@pytest.mark.parametrize(('encoding', 'dtype', 'bigendian'), [
-    ('mono8', np.uint8, False), ('8UC1', np.uint8, True), ('mono16', np.uint16, False),
-    ('mono16', np.uint16, True)])
+@pytest.mark.parametrize(
+    ('encoding', 'dtype', 'bigendian'),
+    [
+        ('mono8', np.uint8, False),
+        ('8UC1', np.uint8, True),
+        ('mono16', np.uint16, False),
+        ('mono16', np.uint16, True),
+    ],
+)
 def test_grey_is_repeated(encoding, dtype, bigendian, padding):
     pixels = noise(6, 5, dtype=dtype)
     expected = narrow(pixels) if dtype is np.uint16 else pixels
@@ -72,16 +100,23 @@ def test_grey_is_repeated(encoding, dtype, bigendian, padding):
 
 
 @pytest.mark.parametrize('padding', [0, 6])
-@pytest.mark.parametrize(('encoding', 'luma', 'blue', 'red'), [
-    ('yuv422', (1, 3), 0, 2), ('uyvy', (1, 3), 0, 2),
-    ('yuv422_yuy2', (0, 2), 1, 3), ('yuyv', (0, 2), 1, 3)])
+@pytest.mark.parametrize(
+    ('encoding', 'luma', 'blue', 'red'),
+    [
+        ('yuv422', (1, 3), 0, 2),
+        ('uyvy', (1, 3), 0, 2),
+        ('yuv422_yuy2', (0, 2), 1, 3),
+        ('yuyv', (0, 2), 1, 3),
+    ],
+)
 def test_yuv_against_the_bt601_formula(encoding, luma, blue, red, padding):
     groups = RNG.integers(16, 235, (4, 3, 4)).astype(np.uint8)  # two pixels each
     y = groups[..., luma].reshape(4, 6).astype(np.float64) - 16
     u = np.repeat(groups[..., blue], 2, axis=1) - 128.0
     v = np.repeat(groups[..., red], 2, axis=1) - 128.0
-    expected = np.stack([1.164 * y + 1.596 * v, 1.164 * y - 0.813 * v - 0.391 * u,
-                         1.164 * y + 2.018 * u], axis=-1).clip(0, 255)
+    expected = np.stack(
+        [1.164 * y + 1.596 * v, 1.164 * y - 0.813 * v - 0.391 * u, 1.164 * y + 2.018 * u], axis=-1
+    ).clip(0, 255)
     message = image(groups.reshape(4, 6, 2), encoding, padding)
     assert np.abs(conversions.image_to_rgb(message) - expected).max() <= 2
 
@@ -96,15 +131,21 @@ def test_bayer_gives_a_flat_colour_back(pattern, bits):
         mosaic = mosaic.astype(np.uint16) * 257
     rgb = conversions.image_to_rgb(image(mosaic, f'bayer_{pattern}{bits}', 4, bits == 16))
     assert rgb.shape == (8, 10, 3)
-    np.testing.assert_array_equal(
-        rgb[1:-1, 1:-1], np.broadcast_to([200, 120, 40], (6, 8, 3)))
+    np.testing.assert_array_equal(rgb[1:-1, 1:-1], np.broadcast_to([200, 120, 40], (6, 8, 3)))
 
 
 @pytest.mark.parametrize('bigendian', [False, True])
 @pytest.mark.parametrize('padding', [0, 1, 4])
-@pytest.mark.parametrize(('encoding', 'dtype'), [
-    ('mono8', np.uint8), ('8UC1', np.uint8), ('mono16', np.uint16), ('16UC1', np.uint16),
-    ('32SC1', np.int32)])
+@pytest.mark.parametrize(
+    ('encoding', 'dtype'),
+    [
+        ('mono8', np.uint8),
+        ('8UC1', np.uint8),
+        ('mono16', np.uint16),
+        ('16UC1', np.uint16),
+        ('32SC1', np.int32),
+    ],
+)
 def test_labels_keep_their_values(encoding, dtype, padding, bigendian):
     labels = noise(5, 9, dtype=dtype)
     labels = np.abs(labels) if dtype is np.int32 else labels
@@ -133,8 +174,11 @@ def test_unpadded_rgb8_is_not_copied():
 def test_unknown_encodings_are_refused_by_name(read):
     with pytest.raises(ConversionError, match="'nv21'.*mono8") as caught:
         read(image(noise(4, 4), 'nv21'))
-    supported = (conversions.FRAME_ENCODINGS if read is conversions.image_to_rgb
-                 else conversions.LABEL_ENCODINGS)
+    supported = (
+        conversions.FRAME_ENCODINGS
+        if read is conversions.image_to_rgb
+        else conversions.LABEL_ENCODINGS
+    )
     assert all(name in str(caught.value) for name in supported)
 
 
@@ -150,17 +194,20 @@ def broken(**changes):
     return message
 
 
-@pytest.mark.parametrize(('message', 'words'), [
-    (broken(data=broken().data[:-10]), 'truncated.*134 bytes.*144'),
-    (broken(data=broken().data + array.array('B', [0])), 'too long'),
-    (broken(data=array.array('B')), 'truncated'),
-    (broken(step=23), 'step 23'),
-    (broken(width=0), 'empty'),
-    (broken(height=0), 'empty'),
-    (broken(encoding='rgba8'), 'step 24.*need 32'),
-    (broken(encoding='yuyv', width=7), 'even width'),
-    (broken(encoding='bayer_rggb8', width=2, step=24), 'demosaiced'),
-])
+@pytest.mark.parametrize(
+    ('message', 'words'),
+    [
+        (broken(data=broken().data[:-10]), 'truncated.*134 bytes.*144'),
+        (broken(data=broken().data + array.array('B', [0])), 'too long'),
+        (broken(data=array.array('B')), 'truncated'),
+        (broken(step=23), 'step 23'),
+        (broken(width=0), 'empty'),
+        (broken(height=0), 'empty'),
+        (broken(encoding='rgba8'), 'step 24.*need 32'),
+        (broken(encoding='yuyv', width=7), 'even width'),
+        (broken(encoding='bayer_rggb8', width=2, step=24), 'demosaiced'),
+    ],
+)
 def test_damage_is_named(message, words):
     with pytest.raises(ConversionError, match=words):
         conversions.image_to_rgb(message)
@@ -188,7 +235,7 @@ def test_compressed_png_is_exact_and_jpeg_close():
 def test_truncated_compressed_images_are_refused(suffix, keep):
     data = cv2.imencode(suffix, noise(60, 60, 3))[1].tobytes()
     with pytest.raises(ConversionError, match='truncated'):
-        conversions.compressed_to_rgb(compressed(data[:int(len(data) * keep)]))
+        conversions.compressed_to_rgb(compressed(data[: int(len(data) * keep)]))
 
 
 @pytest.mark.parametrize('data', [b'', b'nonsense' * 20])
@@ -198,14 +245,21 @@ def test_undecodable_compressed_images_are_refused(data):
 
 
 @settings(max_examples=60, deadline=None)
-@given(height=st.integers(1, 12), width=st.integers(1, 12), padding=st.integers(0, 9),
-       bigendian=st.booleans(), seed=st.integers(0, 2**31),
-       kind=st.sampled_from([('mono16', np.uint16), ('16UC1', np.uint16), ('8UC1', np.uint8),
-                             ('32SC1', np.int32)]))
+@given(
+    height=st.integers(1, 12),
+    width=st.integers(1, 12),
+    padding=st.integers(0, 9),
+    bigendian=st.booleans(),
+    seed=st.integers(0, 2**31),
+    kind=st.sampled_from(
+        [('mono16', np.uint16), ('16UC1', np.uint16), ('8UC1', np.uint8), ('32SC1', np.int32)]
+    ),
+)
 def test_any_size_padding_and_order(height, width, padding, bigendian, seed, kind):
     encoding, dtype = kind
     labels = np.random.default_rng(seed).integers(
-        0, np.iinfo(dtype).max, (height, width), dtype, endpoint=True)
+        0, np.iinfo(dtype).max, (height, width), dtype, endpoint=True
+    )
     read = conversions.image_to_labels(image(labels, encoding, padding, bigendian))
     np.testing.assert_array_equal(read, labels)
 
@@ -219,16 +273,22 @@ class TestMessages:
         pytest.importorskip('drift_ros_msgs.msg')
         pytest.importorskip('vision_msgs.msg')
         from std_msgs.msg import Header
+
         self.header = Header(frame_id='camera')
         self.header.stamp.sec, self.header.stamp.nanosec = 12, 345
 
     @settings(max_examples=30, deadline=None)
-    @given(height=st.integers(1, 9), width=st.integers(1, 9), seed=st.integers(0, 2**31),
-           wide=st.booleans())
+    @given(
+        height=st.integers(1, 9),
+        width=st.integers(1, 9),
+        seed=st.integers(0, 2**31),
+        wide=st.booleans(),
+    )
     def test_labels_round_trip(self, height, width, seed, wide):
         dtype = np.uint16 if wide else np.uint8
         labels = np.random.default_rng(seed).integers(
-            0, np.iinfo(dtype).max, (height, width), dtype, endpoint=True)
+            0, np.iinfo(dtype).max, (height, width), dtype, endpoint=True
+        )
         message = conversions.labels_to_image(labels, self.header)
         assert message.encoding == ('mono16' if wide else 'mono8')
         assert message.header == self.header
@@ -250,8 +310,9 @@ class TestMessages:
         assert np.abs(read.astype(int) - frame).mean() < 4
         assert message.header == self.header
 
-    @pytest.mark.parametrize('wrong', [
-        np.zeros((4, 4), np.float32), np.zeros((4, 4, 1), np.uint8)])
+    @pytest.mark.parametrize(
+        'wrong', [np.zeros((4, 4), np.float32), np.zeros((4, 4, 1), np.uint8)]
+    )
     def test_wrong_arrays_are_refused(self, wrong):
         with pytest.raises(ConversionError):
             conversions.labels_to_image(wrong, self.header)
@@ -260,8 +321,11 @@ class TestMessages:
 
     def test_objects(self):
         from drift_ros.engine.table import ObjectEstimate, ObjectState
-        objects = [ObjectEstimate(3, 'cup', ObjectState.TRACKING, 0.75, (10, 20, 20, 50), 250, 7),
-                   ObjectEstimate(300, 'box', ObjectState.LOST, 0.1, None, 0, 90)]
+
+        objects = [
+            ObjectEstimate(3, 'cup', ObjectState.TRACKING, 0.75, (10, 20, 20, 50), 250, 7),
+            ObjectEstimate(300, 'box', ObjectState.LOST, 0.1, None, 0, 90),
+        ]
         found = conversions.detections(objects, self.header)
         assert found.header == self.header
         (cup,) = found.detections  # what is lost has no box
@@ -271,10 +335,13 @@ class TestMessages:
         assert (cup.bbox.center.position.x, cup.bbox.center.position.y) == (15.0, 35.0)
         assert (cup.bbox.size_x, cup.bbox.size_y) == (10.0, 30.0)
 
-        array_ = conversions.tracks(objects, {'features': 12.0, 'total': 20.0},
-                                    1_500_000_000, self.header)
+        array_ = conversions.tracks(
+            objects, {'features': 12.0, 'total': 20.0}, 1_500_000_000, self.header
+        )
         assert [(t.id, t.name, t.state, t.area, t.age) for t in array_.tracks] == [
-            (3, 'cup', 1, 250, 7), (300, 'box', 3, 0, 90)]
+            (3, 'cup', 1, 250, 7),
+            (300, 'box', 3, 0, 90),
+        ]
         box = array_.tracks[0].box
         assert (box.x_offset, box.y_offset, box.width, box.height) == (10, 20, 10, 30)
         assert array_.tracks[1].box.width == 0
@@ -282,8 +349,9 @@ class TestMessages:
         assert list(array_.stages) == ['features', 'total']
         np.testing.assert_allclose(array_.stage_times, [0.012, 0.020], rtol=1e-6)
 
-    @pytest.mark.parametrize(('latency', 'parts'), [
-        (-1, (-1, 999_999_999)), (2**80, (2**31 - 1, 2**80 % 10**9))])
+    @pytest.mark.parametrize(
+        ('latency', 'parts'), [(-1, (-1, 999_999_999)), (2**80, (2**31 - 1, 2**80 % 10**9))]
+    )
     def test_absurd_latencies_are_published(self, latency, parts):
         message = conversions.tracks([], {}, latency, self.header)
         assert (message.latency.sec, message.latency.nanosec) == parts
@@ -301,6 +369,7 @@ class TestMessages:
     def test_agrees_with_cv_bridge(self, encoding):
         bridge = pytest.importorskip('cv_bridge', exc_type=ImportError).CvBridge()
         from sensor_msgs.msg import Image
+
         dtype = np.uint16 if encoding.endswith('16') else np.uint8
         channels = {'bgr8': (3,), 'rgba8': (4,)}.get(encoding, ())
         raw = image(noise(6, 8, *channels, dtype=dtype), encoding)

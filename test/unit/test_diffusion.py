@@ -263,8 +263,10 @@ def test_colour_joins_the_logits(tied):
 
 def test_colour_is_left_out_unless_asked_for(sd1):
     checkpoint = load_checkpoint(sd1, device='cpu')
-    layers = [DiffusionFeatures(checkpoint, resolution=64, **options).extract(frame()).layers[0]
-              for options in ({}, {'colour_share': 0.5})]
+    layers = [
+        DiffusionFeatures(checkpoint, resolution=64, **options).extract(frame()).layers[0]
+        for options in ({}, {'colour_share': 0.5})
+    ]
     attention, joint = (layer.query for layer in layers)
     width = attention.shape[-1]
     assert joint.shape[-1] == width + 27

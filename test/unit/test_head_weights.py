@@ -94,8 +94,9 @@ class ManyHeads:
         def noise(*size):
             return 4 * torch.randn(*size, generator=generator)
 
-        first = [torch.cat([side, noise(1, height, width, 4)]) for side in
-                 (layer.query, layer.key)]
+        first = [
+            torch.cat([side, noise(1, height, width, 4)]) for side in (layer.query, layer.key)
+        ]
         second = [noise(2, height // 2, width // 2, 4) for _ in range(2)]
         return FrameFeatures((LayerFeatures(*first), LayerFeatures(*second)), frame)
 
@@ -134,9 +135,7 @@ class ChannelHeads:
 
 
 def test_weights_follow_the_objects():
-    config = TrackerConfig(
-        resolution=96, radius=6, refinement='none', head_weighting='adaptive'
-    )
+    config = TrackerConfig(resolution=96, radius=6, refinement='none', head_weighting='adaptive')
     tracker = Tracker(config=config, features=ChannelHeads())
     frame = scene((16, 16, 24, (220, 100, 100)), (80, 40, 20, (100, 220, 100)))
 
@@ -159,8 +158,9 @@ def random_features(*sizes, heads=2, dim=6, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return FrameFeatures(
         tuple(
-            LayerFeatures(*(2 * torch.randn(heads, *size, dim, generator=generator)
-                            for _ in range(2)))
+            LayerFeatures(
+                *(2 * torch.randn(heads, *size, dim, generator=generator) for _ in range(2))
+            )
             for size in sizes
         )
     )
@@ -185,9 +185,7 @@ def test_each_head_alone_brings_what_the_tracker_gets_from_it(radius, top_k):
     labels = torch.rand(15, 20, 3, generator=torch.Generator().manual_seed(3))
     config = TrackerConfig(radius=radius, top_k=top_k)
     cells = all_cells(15, 20)
-    got = propagate_by_head(
-        [looks_at(first), looks_at(second)], reference, labels, cells, config
-    )
+    got = propagate_by_head([looks_at(first), looks_at(second)], reference, labels, cells, config)
     assert got.shape == (6, 2, len(cells), 2, 2, 3)
     for look, frame in enumerate((first, second)):
         for head in range(6):
@@ -203,8 +201,10 @@ def test_each_head_alone_brings_what_the_tracker_gets_from_it(radius, top_k):
             want = resize_labels(want[None], (15, 20), 'bilinear')[0]
             for number, (row, column) in enumerate(cells):
                 torch.testing.assert_close(
-                    got[head, look, number], want[row : row + 2, column : column + 2],
-                    atol=1e-5, rtol=0,
+                    got[head, look, number],
+                    want[row : row + 2, column : column + 2],
+                    atol=1e-5,
+                    rtol=0,
                 )
 
 

@@ -29,16 +29,21 @@ ROOT = Path(__file__).resolve().parents[2]
 def description(package, name):
     """Return what the build wrote about a message type (share/PACKAGE/msg/NAME.json)."""
     prefixes = [sys.prefix, *os.environ['AMENT_PREFIX_PATH'].split(os.pathsep)]
-    found = [path for prefix in prefixes
-             if (path := Path(prefix) / 'share' / package / 'msg' / f'{name}.json').is_file()]
+    found = [
+        path
+        for prefix in prefixes
+        if (path := Path(prefix) / 'share' / package / 'msg' / f'{name}.json').is_file()
+    ]
     assert found, f'{package}/{name} is not installed: make setup'
     return json.loads(found[0].read_text())
 
 
 @pytest.mark.parametrize('name', OFFICIAL)
 def test_vision_msgs_hash_is_official(name):
-    hashes = {entry['type_name']: entry['hash_string']
-              for entry in description('vision_msgs', name)['type_hashes']}
+    hashes = {
+        entry['type_name']: entry['hash_string']
+        for entry in description('vision_msgs', name)['type_hashes']
+    }
     assert hashes[f'vision_msgs/msg/{name}'] == f'RIHS01_{OFFICIAL[name]}'
 
 
@@ -57,7 +62,7 @@ def test_hash_announced_on_the_wire(monkeypatch):
     node = rclpy.create_node('hash', context=context)
     try:
         node.create_publisher(Detection2DArray, 'detections', 1)
-        endpoint, = node.get_publishers_info_by_topic('detections')
+        (endpoint,) = node.get_publishers_info_by_topic('detections')
         assert bytes(endpoint.topic_type_hash.value).hex() == OFFICIAL['Detection2DArray']
     finally:
         node.destroy_node()
@@ -70,13 +75,19 @@ def test_states_have_the_engine_s_values():
     from drift_ros.engine.table import ObjectState
 
     assert {state.name: getattr(Track, state.name) for state in ObjectState} == {
-        state.name: state.value for state in ObjectState}
+        state.name: state.value for state in ObjectState
+    }
 
 
-@pytest.mark.parametrize('path', sorted(
-    path for kind in ('action', 'msg', 'srv')
-    for path in (ROOT / 'drift_ros_msgs').glob(f'{kind}/*')),
-                         ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    'path',
+    sorted(
+        path
+        for kind in ('action', 'msg', 'srv')
+        for path in (ROOT / 'drift_ros_msgs').glob(f'{kind}/*')
+    ),
+    ids=lambda path: path.name,
+)
 def test_every_field_is_commented(path):
     """A field has a comment in its line or right above it; so has each file as a whole."""
     lines = path.read_text().splitlines()

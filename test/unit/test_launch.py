@@ -28,7 +28,8 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture
 def description():
     spec = importlib.util.spec_from_file_location(
-        'tracker_launch', ROOT / 'launch' / 'tracker.launch.py')
+        'tracker_launch', ROOT / 'launch' / 'tracker.launch.py'
+    )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.generate_launch_description()
@@ -53,11 +54,20 @@ def run(description, context, **arguments):
 
 
 def test_declared_arguments(description):
-    arguments = {item.name: item for item in description.entities
-                 if isinstance(item, DeclareLaunchArgument)}
+    arguments = {
+        item.name: item for item in description.entities if isinstance(item, DeclareLaunchArgument)
+    }
     assert set(arguments) == {
-        'namespace', 'use_sim_time', 'params_file', 'autostart', 'log_level', 'image', 'model',
-        'device', 'image_transport'}
+        'namespace',
+        'use_sim_time',
+        'params_file',
+        'autostart',
+        'log_level',
+        'image',
+        'model',
+        'device',
+        'image_transport',
+    }
     for item in arguments.values():
         assert item.description
         assert item.default_value is not None, 'no argument is compulsory'
@@ -70,12 +80,13 @@ def test_default_parameter_file_exists(description, context):
 
 
 def test_only_given_arguments_override_parameters(description, context):
-    node = next(item for item in run(description, context, device='cpu')
-                if isinstance(item, LifecycleNode))
+    node = next(
+        item for item in run(description, context, device='cpu') if isinstance(item, LifecycleNode)
+    )
     node._perform_substitutions(context)
     files = [Path(path) for path, is_file in node._Node__expanded_parameter_arguments if is_file]
     files = [path for path in files if path.name != 'tracker.yaml']
-    overrides, = yaml.safe_load(files[0].read_text()).values()
+    (overrides,) = yaml.safe_load(files[0].read_text()).values()
     assert overrides['ros__parameters'] == {'device': 'cpu', 'use_sim_time': False}
 
 

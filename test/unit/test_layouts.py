@@ -14,8 +14,12 @@ from drift_ros.ros.definitions import register_type
 
 ROOT = Path(__file__).resolve().parents[2]
 # the node's own creation of its publishers
-PUBLISHED = dict(re.findall(r"\('(\w+)', (Image|Detection2DArray|TrackArray|LabelInfo), ",
-                            (ROOT / 'drift_ros' / 'nodes' / 'tracker.py').read_text()))
+PUBLISHED = dict(
+    re.findall(
+        r"\('(\w+)', (Image|Detection2DArray|TrackArray|LabelInfo), ",
+        (ROOT / 'drift_ros' / 'nodes' / 'tracker.py').read_text(),
+    )
+)
 
 
 def type_of(field):

@@ -39,8 +39,9 @@ def test_a_seed_frame_follows_its_objects():
     for around in ((slice(12, 22), slice(6, 16)), (slice(4, 14), slice(18, 28))):
         assert torch.equal(aligned.labels[around], now[around])
     # keys move with the labels: the red square's stand where the object is now
-    assert torch.equal(aligned.features.layers[0].key[0, 14:20, 8:14],
-                       seed.features.layers[0].key[0, 2:8, 2:8])
+    assert torch.equal(
+        aligned.features.layers[0].key[0, 14:20, 8:14], seed.features.layers[0].key[0, 2:8, 2:8]
+    )
     assert seed.labels.argmax(-1)[4, 4] == 1, 'the memory itself is as it was'
 
 

@@ -13,8 +13,17 @@ from drift_ros.commands.main import main
 from drift_ros.refinement.sam_weights import load_sam
 
 MADE_UP = b'made-up weights' * 1000
-KNOWN = (module.KnownModel('made_up', 'made_up.pth', 1, 'Apache-2.0', 'a test', 'file:///nowhere',
-                           hashlib.sha256(MADE_UP).hexdigest()),)
+KNOWN = (
+    module.KnownModel(
+        'made_up',
+        'made_up.pth',
+        1,
+        'Apache-2.0',
+        'a test',
+        'file:///nowhere',
+        hashlib.sha256(MADE_UP).hexdigest(),
+    ),
+)
 
 
 def test_a_file_is_recognised_by_its_hash(tmp_path):

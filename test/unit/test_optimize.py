@@ -30,8 +30,9 @@ def sd1(tmp_path_factory):
 
 
 def make(folder, **options):
-    return Tracker(folder, TrackerConfig(**{**FAST, 'optimize_steps': 60, **options}),
-                   device='cpu')
+    return Tracker(
+        folder, TrackerConfig(**{**FAST, 'optimize_steps': 60, **options}), device='cpu'
+    )
 
 
 def finish(steps):
@@ -61,7 +62,8 @@ def test_learning_fits_the_masks_and_changes_what_is_seen(folder):
     pinned = tracker._memory.pinned[0].features.layers[-1].key
     assert not torch.equal(pinned, kept)
     torch.testing.assert_close(
-        pinned, tracker._features.extract(FRAME).layers[-1].key.half(), rtol=0, atol=1e-3)
+        pinned, tracker._features.extract(FRAME).layers[-1].key.half(), rtol=0, atol=1e-3
+    )
     assert [entry.id for entry in tracker.step(FRAME).objects] == [1, 2]
     tracker.reset()
     assert torch.equal(tracker._features.prompt, tracker._features.checkpoint.prompt)
@@ -86,7 +88,8 @@ def test_the_map_of_a_step_is_the_networks_own(sd1):
         attention.processor = stock
         logits = query @ _key(attention, prompt).transpose(1, 2) * query.shape[-1] ** -0.5
         torch.testing.assert_close(
-            logits.softmax(-1), recorder.probabilities, atol=1e-5, rtol=1e-4)
+            logits.softmax(-1), recorder.probabilities, atol=1e-5, rtol=1e-4
+        )
 
 
 def test_tracking_goes_on_meanwhile_and_closing_changes_nothing(sd1):
@@ -172,13 +175,16 @@ def test_refusals(sd1):
         tracker.optimize()
 
 
-@pytest.mark.parametrize(('options', 'reaches'), [
-    ({'layers': ('down_blocks.0',)}, False),
-    ({'layers': ('down_blocks.0',), 'inversion_steps': 1}, True),
-    ({'layers': ('down_blocks.0',), 'inversion_steps': 1, 'noise': 'random'}, False),
-    ({'layers': ('down_blocks.0', 'mid_block')}, True),
-    ({}, True),
-])
+@pytest.mark.parametrize(
+    ('options', 'reaches'),
+    [
+        ({'layers': ('down_blocks.0',)}, False),
+        ({'layers': ('down_blocks.0',), 'inversion_steps': 1}, True),
+        ({'layers': ('down_blocks.0',), 'inversion_steps': 1, 'noise': 'random'}, False),
+        ({'layers': ('down_blocks.0', 'mid_block')}, True),
+        ({}, True),
+    ],
+)
 def test_whether_a_prompt_reaches_the_features(sd1, options, reaches):
     """Said from the order of layers, and seen: two prompts, the same features or not."""
     checkpoint = load_checkpoint(sd1, device='cpu')

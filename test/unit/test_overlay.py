@@ -17,8 +17,16 @@ def thing(number, name='cup', box=(10, 10, 30, 30), state=ObjectState.TRACKING):
 def test_palette_is_that_of_voc():
     colors = overlay.palette()
     assert colors[:9].tolist() == [
-        [0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0], [0, 0, 128], [128, 0, 128],
-        [0, 128, 128], [128, 128, 128], [64, 0, 0]]
+        [0, 0, 0],
+        [128, 0, 0],
+        [0, 128, 0],
+        [128, 128, 0],
+        [0, 0, 128],
+        [128, 0, 128],
+        [0, 128, 128],
+        [128, 128, 128],
+        [64, 0, 0],
+    ]
     assert colors[255].tolist() == [224, 224, 192]
     assert len(np.unique(colors, axis=0)) == 256
     many = overlay.palette(600)
@@ -70,8 +78,8 @@ def test_contact_sheet():
     assert sheet.shape == (3 * 63 + 3, 2 * 83 + 3, 3)
     for index in range(5):
         top, left = 3 + index // 2 * 63, 3 + index % 2 * 83
-        assert (sheet[top:top + 60, left:left + 80] == 10 * index).all()
-    assert (sheet[3 + 2 * 63:, 3 + 83:] == 255).all()
+        assert (sheet[top : top + 60, left : left + 80] == 10 * index).all()
+    assert (sheet[3 + 2 * 63 :, 3 + 83 :] == 255).all()
     assert (overlay.contact_sheet(frames, captions=['a', 'b']) != sheet.mean()).any()
     with pytest.raises(ValueError, match='at least one'):
         overlay.contact_sheet([])

@@ -16,8 +16,13 @@ import drift_ros
 
 ROOT = Path(__file__).resolve().parents[2]
 # Import name -> name in the requirements, where they differ.
-DISTRIBUTIONS = {'cv2': 'opencv-contrib-python-headless', 'PIL': 'pillow', 'skimage':
-                 'scikit-image', 'yaml': 'pyyaml', 'segment_anything': 'segment-anything'}
+DISTRIBUTIONS = {
+    'cv2': 'opencv-contrib-python-headless',
+    'PIL': 'pillow',
+    'skimage': 'scikit-image',
+    'yaml': 'pyyaml',
+    'segment_anything': 'segment-anything',
+}
 ROS = re.compile(r'.*_(msgs|srvs|interfaces)$|rclpy$|launch(_ros)?$|ament_index_python$')
 
 
@@ -37,8 +42,11 @@ def imports(*folders):
 
 def requirements(name):
     """Return the requirements in a file by normalised name."""
-    lines = [line for line in (ROOT / name).read_text().splitlines()
-             if line and not line.startswith('#')]
+    lines = [
+        line
+        for line in (ROOT / name).read_text().splitlines()
+        if line and not line.startswith('#')
+    ]
     found = [Requirement(line) for line in lines]
     return {re.sub('[-_.]+', '-', item.name).lower(): item for item in found}
 
@@ -57,8 +65,10 @@ def test_one_version():
     package = parse_package(str(ROOT))
     assert package.version == drift_ros.__version__ == metadata.version('drift_ros')
     assert package.version == parse_package(str(ROOT / 'drift_ros_msgs')).version
-    assert f'{package.version} ' in (ROOT / 'CHANGELOG.rst').read_text() or \
-        'Forthcoming' in (ROOT / 'CHANGELOG.rst').read_text()
+    assert (
+        f'{package.version} ' in (ROOT / 'CHANGELOG.rst').read_text()
+        or 'Forthcoming' in (ROOT / 'CHANGELOG.rst').read_text()
+    )
 
 
 def test_ros_dependencies_are_declared():
@@ -71,14 +81,25 @@ def test_ros_dependencies_are_declared():
 
 def test_python_dependencies_are_declared():
     runtime = requirements('requirements.txt')
-    used = {DISTRIBUTIONS.get(name, name).lower() for name in imports('drift_ros')
-            if not ROS.match(name)}
+    used = {
+        DISTRIBUTIONS.get(name, name).lower()
+        for name in imports('drift_ros')
+        if not ROS.match(name)
+    }
     optional = {'ray'}  # an extra: imported on use, with a message where it is missing
     assert {name.replace('_', '-') for name in used} - optional <= set(runtime)
-    development = {DISTRIBUTIONS.get(name, name).lower().replace('_', '-')
-                   for name in imports('training', 'test') if not ROS.match(name)}
-    known = {*runtime, *requirements('requirements-dev.txt'),
-             *requirements('requirements-ros.txt'), 'packaging', 'setuptools'}
+    development = {
+        DISTRIBUTIONS.get(name, name).lower().replace('_', '-')
+        for name in imports('training', 'test')
+        if not ROS.match(name)
+    }
+    known = {
+        *runtime,
+        *requirements('requirements-dev.txt'),
+        *requirements('requirements-ros.txt'),
+        'packaging',
+        'setuptools',
+    }
     assert development <= known
 
 
@@ -92,8 +113,9 @@ def test_versions_are_named_once():
     for path in ('setup.py', 'pyproject.toml', 'Makefile', 'setup.cfg', 'tools/environment.py'):
         text = (ROOT / path).read_text()
         for name in names:
-            assert not re.search(rf'\b{re.escape(name)}[=<>~]=? ?\d', text) or \
-                name == 'setuptools', f'{path} names a version of {name}'
+            assert (
+                not re.search(rf'\b{re.escape(name)}[=<>~]=? ?\d', text) or name == 'setuptools'
+            ), f'{path} names a version of {name}'
 
 
 def test_installed_versions_are_in_range():
@@ -103,8 +125,11 @@ def test_installed_versions_are_in_range():
 
 
 def test_entry_points_can_be_imported():
-    scripts = {item.name: item for item in metadata.distribution('drift_ros').entry_points
-               if item.group == 'console_scripts'}
+    scripts = {
+        item.name: item
+        for item in metadata.distribution('drift_ros').entry_points
+        if item.group == 'console_scripts'
+    }
     assert set(scripts) == {'drift_ros', 'tracker', 'player', 'recorder'}
     for item in scripts.values():
         assert callable(item.load()), item.name
@@ -116,9 +141,14 @@ def test_ros2_finds_executables_and_files():
     assert (prefix / 'share/ament_index/resource_index/packages/drift_ros').is_file()
     for name in ('tracker', 'player', 'recorder', 'drift_ros'):
         assert (prefix / 'lib/drift_ros' / name).stat().st_mode & 0o111, name
-    for name in ('package.xml', 'launch/tracker.launch.py', 'config/tracker.yaml',
-                 'config/fastdds_large_images.xml', 'config/drift_ros.rviz',
-                 'config/foxglove_layout.json'):
+    for name in (
+        'package.xml',
+        'launch/tracker.launch.py',
+        'config/tracker.yaml',
+        'config/fastdds_large_images.xml',
+        'config/drift_ros.rviz',
+        'config/foxglove_layout.json',
+    ):
         installed = prefix / 'share/drift_ros' / name
         assert installed.read_bytes() == (ROOT / name).read_bytes(), name
 
@@ -126,9 +156,11 @@ def test_ros2_finds_executables_and_files():
 def test_checkpoint_files_are_packaged():
     """Every file of the embedded model goes into the wheel, or a plain install has none."""
     from setuptools.dist import Distribution
+
     scope = {'__file__': str(ROOT / 'setup.py')}
     captured = {}
     import setuptools
+
     original, setuptools.setup = setuptools.setup, captured.update
     try:
         exec(compile((ROOT / 'setup.py').read_text(), 'setup.py', 'exec'), scope)
@@ -136,8 +168,9 @@ def test_checkpoint_files_are_packaged():
         setuptools.setup = original
     assert Distribution(captured).package_data == captured['package_data']
     folder = ROOT / 'drift_ros'
-    packaged = {path for pattern in captured['package_data']['drift_ros']
-                for path in folder.glob(pattern)}
+    packaged = {
+        path for pattern in captured['package_data']['drift_ros'] for path in folder.glob(pattern)
+    }
     data = {path for path in (folder / 'checkpoints').rglob('*') if path.is_file()}
     assert data, 'there is no embedded model'
     assert data <= packaged
@@ -146,10 +179,11 @@ def test_checkpoint_files_are_packaged():
 def test_fast_dds_profile():
     root = ElementTree.parse(ROOT / 'config' / 'fastdds_large_images.xml').getroot()
     space = {'d': 'http://www.eprosima.com'}
-    descriptors = {item.findtext('d:transport_id', None, space): item for item in
-                   root.iterfind('.//d:transport_descriptor', space)}
-    used = [item.text for item in
-            root.iterfind('.//d:userTransports/d:transport_id', space)]
+    descriptors = {
+        item.findtext('d:transport_id', None, space): item
+        for item in root.iterfind('.//d:transport_descriptor', space)
+    }
+    used = [item.text for item in root.iterfind('.//d:userTransports/d:transport_id', space)]
     assert sorted(used) == sorted(descriptors), 'every transport is defined and used'
     size = descriptors['large_images_shared_memory'].findtext('d:segment_size', None, space)
     assert int(size) > 4 * 1920 * 1080 * 3

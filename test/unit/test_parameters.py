@@ -11,8 +11,11 @@ from drift_ros import TrackerConfig
 from drift_ros.ros import parameters
 
 ROOT = Path(__file__).resolve().parents[2]
-ALL = [(name, item) for name, configs in parameters.NODES.items()
-       for item in parameters.parameters(*configs)]
+ALL = [
+    (name, item)
+    for name, configs in parameters.NODES.items()
+    for item in parameters.parameters(*configs)
+]
 
 
 def test_every_engine_option_is_a_parameter():
@@ -29,9 +32,15 @@ def test_every_parameter_is_described_and_its_default_allowed(node, item):
 
 def test_checks_name_parameter_value_and_range():
     table = {item.name: item for item in parameters.parameters(*parameters.NODES['tracker'])}
-    for name, value in (('radius', -1), ('temperature', 1000.0), ('temperature', float('nan')),
-                        ('refinement', 'magic'), ('image_transport', 'theora'),
-                        ('layers', 3), ('layers', [1, 2])):
+    for name, value in (
+        ('radius', -1),
+        ('temperature', 1000.0),
+        ('temperature', float('nan')),
+        ('refinement', 'magic'),
+        ('image_transport', 'theora'),
+        ('layers', 3),
+        ('layers', [1, 2]),
+    ):
         reason = table[name].check(value)
         assert name in reason and str(value) in reason
     for name, value in (('radius', 0), ('layers', []), ('layers', ['up_blocks.1'])):

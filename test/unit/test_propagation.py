@@ -138,12 +138,15 @@ def test_heads_of_weight_zero_are_not_computed(radius):
 
 
 @pytest.mark.parametrize('top_k', [0, 5])
-@pytest.mark.parametrize(('height', 'width', 'radii'), [
-    (14, 27, (9, 2, 2)),
-    (31, 22, (4, 1, 3, 3, 7)),
-    (9, 40, (100, 5, 5, 5, 5, 5, 5)),
-    (5, 3, (0, 2)),
-])
+@pytest.mark.parametrize(
+    ('height', 'width', 'radii'),
+    [
+        (14, 27, (9, 2, 2)),
+        (31, 22, (4, 1, 3, 3, 7)),
+        (9, 40, (100, 5, 5, 5, 5, 5, 5)),
+        (5, 3, (0, 2)),
+    ],
+)
 def test_each_reference_may_have_its_own_window(height, width, radii, top_k):
     """A key out of its reference's window has no say: as if its logit were minus infinity."""
     query, keys, labels = example(3, height, width, references=len(radii))

@@ -39,19 +39,23 @@ TRUTH = square_mask(SQUARE) == 1
 
 def coarse_of(mask, shift=0.0):
     """Blur a mask onto a grid of stride 4, as the kernel does."""
-    moved = cv2.warpAffine(mask.astype(np.float32), np.array([[1, 0, shift], [0, 1, 0.0]]),
-                           mask.shape[::-1])
-    small = cv2.resize(moved, (mask.shape[1] // 4, mask.shape[0] // 4),
-                       interpolation=cv2.INTER_AREA)
+    moved = cv2.warpAffine(
+        mask.astype(np.float32), np.array([[1, 0, shift], [0, 1, 0.0]]), mask.shape[::-1]
+    )
+    small = cv2.resize(
+        moved, (mask.shape[1] // 4, mask.shape[0] // 4), interpolation=cv2.INTER_AREA
+    )
     return cv2.GaussianBlur(small, (0, 0), 1.0)
 
 
 # -- without weights
 
 
-@pytest.mark.parametrize('refiner', [
-    GuidedFilter(), BilateralSolver(), ColourSolver(), GrabCut(GuidedFilter(), gate=0.5)],
-    ids=['guided', 'bilateral', 'colour', 'grabcut'])
+@pytest.mark.parametrize(
+    'refiner',
+    [GuidedFilter(), BilateralSolver(), ColourSolver(), GrabCut(GuidedFilter(), gate=0.5)],
+    ids=['guided', 'bilateral', 'colour', 'grabcut'],
+)
 def test_refiners_without_weights_find_edges(refiner):
     coarse = {1: coarse_of(TRUTH, shift=2.0)}
     before = overlap(Upsampling().refine(FRAME, coarse).probability(1) > 0.5, TRUTH)
@@ -70,7 +74,7 @@ def test_bilateral_solver_keeps_constants_and_respects_edges():
 def test_colours_of_the_seed_bring_back_a_part_the_tracker_lost():
     # red above, green below; the tracker has lost the green part
     frame = scene((32, 16, 32, RED), (32, 48, 32, GREEN))
-    truth = (square_mask((32, 16, 32), (32, 48, 32)) > 0)
+    truth = square_mask((32, 16, 32), (32, 48, 32)) > 0
     coarse = {1: coarse_of(square_mask((32, 16, 32)) == 1)}
     coarse[1][12:20, 8:16] = np.maximum(coarse[1][12:20, 8:16], 0.45)
     refiner = ColourSolver()
@@ -95,8 +99,10 @@ def test_colours_say_nothing_where_object_and_surroundings_look_alike():
 def test_small_pieces_far_away_are_dropped_unless_the_seed_was_in_pieces():
     body, speck, near = (32, 24, 40), (112, 80, 8), (74, 40, 8)
     frame = scene((*body, RED), (*speck, RED), (*near, RED))
-    masks = {name: square_mask(square) == 1
-             for name, square in (('body', body), ('speck', speck), ('near', near))}
+    masks = {
+        name: square_mask(square) == 1
+        for name, square in (('body', body), ('speck', speck), ('near', near))
+    }
     everything = masks['body'] | masks['speck'] | masks['near']
     coarse = {1: np.clip(1.5 * coarse_of(everything), 0, 1)}
 
@@ -189,8 +195,9 @@ def test_prompts_of_a_probability_map():
 
 def test_positive_points_cover_separate_parts():
     own = square_mask((10, 10, 20)) + square_mask((80, 40, 30))
-    points = read_prompt(own.astype(np.float32), np.zeros(own.shape, np.float32),
-                         positives=2, negatives=0).points
+    points = read_prompt(
+        own.astype(np.float32), np.zeros(own.shape, np.float32), positives=2, negatives=0
+    ).points
     assert sorted(points[:, 0] > 60) == [False, True]
 
 
@@ -236,8 +243,9 @@ def test_candidates_are_scored_by_agreement_first():
     logits = torch.stack([20 * truth - 10, 10 - 20 * truth, torch.full_like(truth, -10)])[None]
     scores = score_candidates(logits, torch.tensor([[0.5, 1.0, 1.0]]), soft)[0]
     assert scores.argmax() == 0 and scores[0] > 0.6 and scores[1] < 0.1
-    assert score_candidates(logits[:, :1], torch.ones(1, 1), truth[None]).item() \
-        == pytest.approx(1, abs=0.01)
+    assert score_candidates(logits[:, :1], torch.ones(1, 1), truth[None]).item() == pytest.approx(
+        1, abs=0.01
+    )
 
 
 def test_stability():
@@ -273,7 +281,8 @@ def test_one_look_and_one_batch_for_all_objects():
     masks = [square_mask(s) == 1 for s in ((10, 10, 24), (50, 40, 30), (90, 10, 24))]
     predictor = Recorded(random_sam(), masks)
     refined = SamRefiner(predictor, GuidedFilter(), gate=0.5).refine(
-        frame, {number: coarse_of(mask) for number, mask in enumerate(masks, start=4)})
+        frame, {number: coarse_of(mask) for number, mask in enumerate(masks, start=4)}
+    )
     assert predictor.looks == 1 and predictor.batches == [3]
     assert refined.accepted == {4, 5, 6}
     for number, mask in enumerate(masks, start=4):
@@ -293,7 +302,8 @@ def test_a_useless_model_changes_nothing():
 def test_a_map_without_an_object_is_left_alone():
     predictor = Recorded(random_sam())
     refined = SamRefiner(predictor, GuidedFilter(), gate=0.0).refine(
-        FRAME, {1: np.full((24, 32), 0.2, np.float32)})
+        FRAME, {1: np.full((24, 32), 0.2, np.float32)}
+    )
     assert not refined.accepted and predictor.looks == 0
     assert refined.probability(1).max() < 0.5
 
@@ -314,13 +324,32 @@ def test_official_layout_is_inferred(tmp_path):
 
 def test_published_vit_b_is_inferred_from_its_shapes():
     from segment_anything import build_sam_vit_b
+
     with torch.device('meta'):
         state = build_sam_vit_b().state_dict()
     config = infer_config(state)
-    assert {key: config[key] for key in ('image_size', 'patch_size', 'width', 'depth', 'heads',
-                                         'mlp_ratio', 'window', 'global_blocks')} == {
-        'image_size': 1024, 'patch_size': 16, 'width': 768, 'depth': 12, 'heads': 12,
-        'mlp_ratio': 4.0, 'window': 14, 'global_blocks': [2, 5, 8, 11]}
+    assert {
+        key: config[key]
+        for key in (
+            'image_size',
+            'patch_size',
+            'width',
+            'depth',
+            'heads',
+            'mlp_ratio',
+            'window',
+            'global_blocks',
+        )
+    } == {
+        'image_size': 1024,
+        'patch_size': 16,
+        'width': 768,
+        'depth': 12,
+        'heads': 12,
+        'mlp_ratio': 4.0,
+        'window': 14,
+        'global_blocks': [2, 5, 8, 11],
+    }
 
 
 def test_folder_of_the_training(tmp_path):
@@ -331,8 +360,11 @@ def test_folder_of_the_training(tmp_path):
 
 
 def test_unusable_checkpoints_say_what_to_do(tmp_path):
-    with pytest.raises(CheckpointError, match=r'no Segment Anything checkpoint at .*nowhere.pth.*'
-                                              r'sam_vit_b_01ec64.pth.*sam_checkpoint'):
+    with pytest.raises(
+        CheckpointError,
+        match=r'no Segment Anything checkpoint at .*nowhere.pth.*'
+        r'sam_vit_b_01ec64.pth.*sam_checkpoint',
+    ):
         load_sam(tmp_path / 'nowhere.pth')
     broken = tmp_path / 'broken.pth'
     broken.write_bytes(b'\x80\x02 no checkpoint')
@@ -396,8 +428,9 @@ def test_mobile_sam_with_its_package(tmp_path, monkeypatch):
     torch.save(weights, tmp_path / 'mobile_sam.pt')
     predictor = SamPredictor(load_sam(tmp_path / 'mobile_sam.pt', 'cpu'))
     loaded = predictor.model.image_encoder.state_dict()
-    assert all(torch.equal(value, weights[f'image_encoder.{name}'])
-               for name, value in loaded.items())
+    assert all(
+        torch.equal(value, weights[f'image_encoder.{name}']) for name, value in loaded.items()
+    )
     refined = SamRefiner(predictor, GuidedFilter(), gate=0.0).refine(FRAME, {1: coarse_of(TRUTH)})
     assert refined.accepted == {1}
 
@@ -428,21 +461,43 @@ def test_every_refiner_tracks(refinement, memory_labels):
 
 
 def test_random_weights_track_as_the_filter_does(tmp_path):
-    sam = track(MOVING, SEED, refinement='sam', memory_labels='refined',
-                sam_checkpoint=str(save_folder(tmp_path / 'sam')))[1]
+    sam = track(
+        MOVING,
+        SEED,
+        refinement='sam',
+        memory_labels='refined',
+        sam_checkpoint=str(save_folder(tmp_path / 'sam')),
+    )[1]
     smooth = track(MOVING, SEED, refinement='colour')[1]
     for first, second in zip(sam, smooth):
         assert np.array_equal(first.labels, second.labels)
 
 
 def test_refined_masks_are_remembered_only_when_confident():
-    sharp, _ = track(MOVING[:2], SEED, refinement='grabcut', memory_labels='refined',
-                     refinement_gate=0.3, memory_confidence=0.0)
-    for options in ({'memory_confidence': 1.0}, {'refinement_gate': 1.0},
-                    {'memory_labels': 'coarse'}):
-        blurred, _ = track(MOVING[:2], SEED, **{
-            'refinement': 'grabcut', 'memory_labels': 'refined', 'refinement_gate': 0.3,
-            'memory_confidence': 0.0, **options})
+    sharp, _ = track(
+        MOVING[:2],
+        SEED,
+        refinement='grabcut',
+        memory_labels='refined',
+        refinement_gate=0.3,
+        memory_confidence=0.0,
+    )
+    for options in (
+        {'memory_confidence': 1.0},
+        {'refinement_gate': 1.0},
+        {'memory_labels': 'coarse'},
+    ):
+        blurred, _ = track(
+            MOVING[:2],
+            SEED,
+            **{
+                'refinement': 'grabcut',
+                'memory_labels': 'refined',
+                'refinement_gate': 0.3,
+                'memory_confidence': 0.0,
+                **options,
+            },
+        )
         remembered = [t._memory.references[-1].labels for t in (sharp, blurred)]
         assert not torch.equal(*remembered), options
         for labels in remembered:
@@ -463,8 +518,9 @@ def test_what_seeds_showed_is_forgotten_with_the_objects():
 
 @pytest.mark.parametrize('refinement', ['grabcut', 'sam'])
 def test_refiners_on_top_hand_seeds_down(refinement, tmp_path):
-    config = TrackerConfig(refinement=refinement, refine_every=2,
-                           sam_checkpoint=str(save_folder(tmp_path / 'sam')))
+    config = TrackerConfig(
+        refinement=refinement, refine_every=2, sam_checkpoint=str(save_folder(tmp_path / 'sam'))
+    )
     refiner = make_refiner(config, 'cpu')
     refiner.remember(FRAME, {5: TRUTH})
     assert sorted(refiner._smooth._seen) == [5]
@@ -485,6 +541,7 @@ def test_conjugate_gradients_are_those_of_scipy():
     matrix = sparse.csr_matrix(sparse.diags(np.asarray(links.sum(1)).ravel() + 0.5) - links)
     rng = np.random.default_rng(0)
     value, start = rng.random(500), rng.random(500)
-    want, _ = cg(matrix, value, x0=start, rtol=1e-3, maxiter=20,
-                 M=sparse.diags(1.0 / matrix.diagonal()))
+    want, _ = cg(
+        matrix, value, x0=start, rtol=1e-3, maxiter=20, M=sparse.diags(1.0 / matrix.diagonal())
+    )
     np.testing.assert_allclose(_conjugate_gradients(matrix, value, start), want, atol=1e-12)

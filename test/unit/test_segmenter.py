@@ -28,13 +28,17 @@ def make(**options):
     return Tracker(config=TrackerConfig(**{**defaults, **options}), features=ColourFeatures())
 
 
-@pytest.mark.parametrize('prompt', [
-    Prompt(box=RED_BOX),
-    Prompt(box=(13.4, 13.2, 51.5, 50.8), points=((30, 30, True),)),
-    Prompt(points=((32, 32, True),)),
-    Prompt(points=((20, 20, True), (40, 40, True), (96, 60, False))),
-    Prompt(box=(-20, -30, 51, 51)),
-], ids=['box', 'box and point', 'point', 'points', 'box beyond the image'])
+@pytest.mark.parametrize(
+    'prompt',
+    [
+        Prompt(box=RED_BOX),
+        Prompt(box=(13.4, 13.2, 51.5, 50.8), points=((30, 30, True),)),
+        Prompt(points=((32, 32, True),)),
+        Prompt(points=((20, 20, True), (40, 40, True), (96, 60, False))),
+        Prompt(box=(-20, -30, 51, 51)),
+    ],
+    ids=['box', 'box and point', 'point', 'points', 'box beyond the image'],
+)
 def test_grabcut_finds_what_is_pointed_at(prompt):
     (found,) = make().segment(FRAME, [prompt])
     assert found.mask.shape == FRAME.shape[:2] and found.mask.dtype == bool
@@ -45,7 +49,8 @@ def test_grabcut_finds_what_is_pointed_at(prompt):
 def test_several_prompts_follow_several_objects():
     tracker = make()
     ids, found = tracker.seed_prompts(
-        FRAME, [Prompt(box=GREEN_BOX, name='can'), Prompt(points=((32, 32, True),), name='cup')])
+        FRAME, [Prompt(box=GREEN_BOX, name='can'), Prompt(points=((32, 32, True),), name='cup')]
+    )
     assert ids == [1, 2]
     assert [item.name for item in tracker.objects] == ['can', 'cup']
     assert overlap(found[0].mask, TRUTH == 2) > 0.85
@@ -63,17 +68,20 @@ def test_segmenting_follows_nothing():
     assert [item.id for item in tracker.objects] == [1]
 
 
-@pytest.mark.parametrize('prompt, reason', [
-    (Prompt(), 'neither a box nor a positive point'),
-    (Prompt(points=((5, 5, False),)), 'neither a box nor a positive point'),
-    (Prompt(box=(50, 10, 20, 40)), 'is empty; its order is'),
-    (Prompt(box=(200, 10, 240, 40)), 'outside the image, which is 128x96'),
-    (Prompt(box=(-40, 10, 1, 40)), 'less than 2 pixels'),
-    (Prompt(points=((128, 5, True),)), r'the point \(128, 5\) is outside the image'),
-    (Prompt(box=RED_BOX, points=((-1, 5, False),)), 'outside the image'),
-    (Prompt(box=(0, 0, float('nan'), 9)), 'not a number'),
-    (Prompt(points=((float('inf'), 9, True),)), 'not a number'),
-])
+@pytest.mark.parametrize(
+    'prompt, reason',
+    [
+        (Prompt(), 'neither a box nor a positive point'),
+        (Prompt(points=((5, 5, False),)), 'neither a box nor a positive point'),
+        (Prompt(box=(50, 10, 20, 40)), 'is empty; its order is'),
+        (Prompt(box=(200, 10, 240, 40)), 'outside the image, which is 128x96'),
+        (Prompt(box=(-40, 10, 1, 40)), 'less than 2 pixels'),
+        (Prompt(points=((128, 5, True),)), r'the point \(128, 5\) is outside the image'),
+        (Prompt(box=RED_BOX, points=((-1, 5, False),)), 'outside the image'),
+        (Prompt(box=(0, 0, float('nan'), 9)), 'not a number'),
+        (Prompt(points=((float('inf'), 9, True),)), 'not a number'),
+    ],
+)
 def test_bad_prompts_are_refused_with_their_reasons(prompt, reason):
     tracker = make()
     with pytest.raises(PromptError, match=reason) as caught:
@@ -127,9 +135,14 @@ class Knowing(SamPredictor):
         return logits, quality
 
 
-@pytest.mark.parametrize('prompts', [
-    [Prompt(box=RED_BOX)], [Prompt(points=((32, 32, True), (96, 60, False)))],
-    [Prompt(points=((32, 32, True),)), Prompt(box=RED_BOX, points=((30, 30, True),))]])
+@pytest.mark.parametrize(
+    'prompts',
+    [
+        [Prompt(box=RED_BOX)],
+        [Prompt(points=((32, 32, True), (96, 60, False)))],
+        [Prompt(points=((32, 32, True),)), Prompt(box=RED_BOX, points=((30, 30, True),))],
+    ],
+)
 def test_segment_anything_takes_the_best_candidate(prompts):
     found = SamSegmenter(Knowing(random_sam())).segment(FRAME, prompts)
     assert len(found) == len(prompts)
@@ -164,6 +177,5 @@ def test_a_cut_is_completed_by_colour_and_place():
     frame = np.clip(frame + np.random.default_rng(0).normal(0, 4, frame.shape), 0, 255)
     half = np.where(np.arange(truth.shape[1]) < 60, truth, False).astype(np.float32)
     half[16:22, 24:30] = 1.0
-    found = _second_opinion(
-        frame.astype(np.uint8), (8, 4, 104, 92), (24, 16, 88, 80), half) > 0.5
+    found = _second_opinion(frame.astype(np.uint8), (8, 4, 104, 92), (24, 16, 88, 80), half) > 0.5
     assert overlap(found, truth) > 0.9 > overlap(half > 0.5, truth)

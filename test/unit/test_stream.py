@@ -173,7 +173,11 @@ def test_statistics():
     statistics.refuse('bad')
     numbers = statistics.snapshot()
     assert (numbers['received'], numbers['tracked'], numbers['dropped'], numbers['refused']) == (
-        20, 10, 10, 1)
+        20,
+        10,
+        10,
+        1,
+    )
     assert numbers['rate_in'] == pytest.approx(20 / 9.5)
     assert numbers['rate_out'] == pytest.approx(10 / 9.5)
     assert numbers['latency_median'] == pytest.approx(109.0)

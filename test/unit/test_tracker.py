@@ -177,8 +177,10 @@ def test_older_frames_are_spaced():
     for step in range(12):
         tracker.step(scene((16 + 2 * step, 16, 24, RED)))
     centres = [
-        float((r.labels[..., 1].sum(0) * torch.arange(r.labels.shape[1])).sum()
-              / r.labels[..., 1].sum())
+        float(
+            (r.labels[..., 1].sum(0) * torch.arange(r.labels.shape[1])).sum()
+            / r.labels[..., 1].sum()
+        )
         for r in tracker._memory.references
     ]
     assert np.allclose(np.diff(centres), np.diff([0, 7, 10, 11]) * 2 / 4, atol=0.4)

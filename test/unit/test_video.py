@@ -24,7 +24,7 @@ def moving(count, height=48, width=64):
     frames = []
     for index in range(count):
         frame = np.full((height, width, 3), (40, 80, 160), np.uint8)
-        frame[:, 4 * index:4 * index + 4] = 255
+        frame[:, 4 * index : 4 * index + 4] = 255
         frames.append(frame)
     return frames
 

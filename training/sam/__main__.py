@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Command line of the training of the small Segment Anything model."""
+
 from __future__ import annotations
 
 import os
@@ -17,24 +18,57 @@ from training.__main__ import show_progress  # noqa: E402
 
 
 @click.command()
-@click.option('--photos', 'folders', type=click.Path(path_type=Path, exists=True, file_okay=False),
-              multiple=True, required=True,
-              help='Folder with <category>/*.jpg; may be given more than once.')
-@click.option('--out', type=click.Path(path_type=Path), required=True,
-              help='Run folder. An interrupted run in it is continued.')
-@click.option('--cutouts', 'limit', default=3000, show_default=True,
-              help='Objects to cut out of the photographs.')
-@click.option('--cache', type=click.Path(path_type=Path),
-              help='Where the cut-outs are kept.  [default: OUT/cutouts]')
-@click.option('--config', 'config_file', type=click.Path(path_type=Path, exists=True),
-              help='YAML file whose keys override those of training/sam/config.yaml.')
-@click.option('--set', 'overrides', multiple=True, metavar='KEY=VALUE',
-              help='Override one key, for instance --set model.width=192.')
+@click.option(
+    '--photos',
+    'folders',
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    multiple=True,
+    required=True,
+    help='Folder with <category>/*.jpg; may be given more than once.',
+)
+@click.option(
+    '--out',
+    type=click.Path(path_type=Path),
+    required=True,
+    help='Run folder. An interrupted run in it is continued.',
+)
+@click.option(
+    '--cutouts',
+    'limit',
+    default=3000,
+    show_default=True,
+    help='Objects to cut out of the photographs.',
+)
+@click.option(
+    '--cache',
+    type=click.Path(path_type=Path),
+    help='Where the cut-outs are kept.  [default: OUT/cutouts]',
+)
+@click.option(
+    '--config',
+    'config_file',
+    type=click.Path(path_type=Path, exists=True),
+    help='YAML file whose keys override those of training/sam/config.yaml.',
+)
+@click.option(
+    '--set',
+    'overrides',
+    multiple=True,
+    metavar='KEY=VALUE',
+    help='Override one key, for instance --set model.width=192.',
+)
 @click.option('--minutes', type=float, help='Stop after so many minutes (resume later).')
 @click.option('--threads', default=os.cpu_count(), show_default=True, help='CPU threads.')
-def main(folders: tuple[Path, ...], out: Path, limit: int, cache: Path | None,
-         config_file: Path | None, overrides: tuple[str, ...], minutes: float | None,
-         threads: int) -> None:
+def main(
+    folders: tuple[Path, ...],
+    out: Path,
+    limit: int,
+    cache: Path | None,
+    config_file: Path | None,
+    overrides: tuple[str, ...],
+    minutes: float | None,
+    threads: int,
+) -> None:
     """
     Train a small Segment Anything model from folders of photographs.
 
@@ -69,20 +103,25 @@ def main(folders: tuple[Path, ...], out: Path, limit: int, cache: Path | None,
         if trainer.resume():
             console.print(f'resumed at step {trainer.step}')
         number = sum(p.numel() for p in trainer.model.parameters())
-        console.print(f'{len(trainer.cutouts)} cut-outs and {len(trainer.held_back)} held back, '
-                      f'{number / 1e6:.2f} M parameters')
+        console.print(
+            f'{len(trainer.cutouts)} cut-outs and {len(trainer.held_back)} held back, '
+            f'{number / 1e6:.2f} M parameters'
+        )
         started = time.monotonic()
         shown: dict[str, float] = {}
-        task = progress.add_task('training', total=config['steps'], completed=trainer.step,
-                                 note='')
+        task = progress.add_task(
+            'training', total=config['steps'], completed=trainer.step, note=''
+        )
 
         def on_step(row: dict[str, float]) -> bool:
             for name, value in row.items():
                 old = shown.get(name, value)
                 shown[name] = value if name.startswith('iou_') else 0.97 * old + 0.03 * value
-            note = ' '.join(f'{name} {shown[name]:.3f}' for name in
-                            ('loss', 'dice', 'iou_coarse', 'iou_tracker', 'iou_box', 'iou_click')
-                            if name in shown)
+            note = ' '.join(
+                f'{name} {shown[name]:.3f}'
+                for name in ('loss', 'dice', 'iou_coarse', 'iou_tracker', 'iou_box', 'iou_click')
+                if name in shown
+            )
             progress.update(task, completed=trainer.step, note=note)
             if trainer.step % 50 == 0:
                 plot_curves(trainer.history, out / 'curves.png')

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Objects cut out of photographs, without any labels: by clean backgrounds or by GrabCut."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ import zlib
 import cv2
 import numpy as np
 
-_LEAST, _MOST = 0.06, 0.75     # accepted share of the photograph
+_LEAST, _MOST = 0.06, 0.75  # accepted share of the photograph
 
 
 def cut_out(image: np.ndarray, method: str) -> np.ndarray | None:
@@ -41,8 +42,14 @@ def cut_out(image: np.ndarray, method: str) -> np.ndarray | None:
 
 
 def _border(image: np.ndarray) -> np.ndarray:
-    return np.concatenate([image[:3].reshape(-1, 3), image[-3:].reshape(-1, 3),
-                           image[:, :3].reshape(-1, 3), image[:, -3:].reshape(-1, 3)])
+    return np.concatenate(
+        [
+            image[:3].reshape(-1, 3),
+            image[-3:].reshape(-1, 3),
+            image[:, :3].reshape(-1, 3),
+            image[:, -3:].reshape(-1, 3),
+        ]
+    )
 
 
 def _largest(mask: np.ndarray) -> np.ndarray | None:
@@ -67,8 +74,9 @@ def _from_clean_background(image: np.ndarray) -> np.ndarray | None:
         return None
     differs = np.abs(image.astype(np.float32) - colour).max(2) > 18
     # background is what is like the border and connected to it; enclosed holes are kept
-    outside = cv2.copyMakeBorder((~differs).astype(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT,
-                                 value=1)
+    outside = cv2.copyMakeBorder(
+        (~differs).astype(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=1
+    )
     _, parts = cv2.connectedComponents(outside, connectivity=4)
     return _largest(parts[1:-1, 1:-1] != parts[0, 0])
 
@@ -83,8 +91,9 @@ def _from_grabcut(image: np.ndarray) -> np.ndarray | None:
         mask[:dy] = mask[-dy:] = cv2.GC_BGD
         mask[:, :dx] = mask[:, -dx:] = cv2.GC_BGD
         cv2.setRNGSeed(0)
-        cv2.grabCut(image, mask, None, np.zeros((1, 65)), np.zeros((1, 65)), 3,
-                    cv2.GC_INIT_WITH_MASK)
+        cv2.grabCut(
+            image, mask, None, np.zeros((1, 65)), np.zeros((1, 65)), 3, cv2.GC_INIT_WITH_MASK
+        )
         kept = _largest((mask == cv2.GC_FGD) | (mask == cv2.GC_PR_FGD))
         if kept is None:
             return None
@@ -139,11 +148,15 @@ class Cutouts:
 
     def __init__(self, cache: Path, held_back: bool = False) -> None:
         # by name, so that a cache that grows does not move any from one side to the other
-        self._files = [path.read_bytes() for path in sorted(cache.glob('*.png'))
-                       if (zlib.crc32(path.name.encode()) % 20 == 0) == held_back]
+        self._files = [
+            path.read_bytes()
+            for path in sorted(cache.glob('*.png'))
+            if (zlib.crc32(path.name.encode()) % 20 == 0) == held_back
+        ]
         if not self._files:
-            raise FileNotFoundError(f'no cut-outs in {cache}; give more photographs, or raise '
-                                    '--cutouts')
+            raise FileNotFoundError(
+                f'no cut-outs in {cache}; give more photographs, or raise --cutouts'
+            )
 
     def __len__(self) -> int:
         return len(self._files)

@@ -8,6 +8,7 @@ alive from configure to cleanup, owns the engine. The main thread waits for sign
 loaded inside the configure transition, which occupies one executor thread; the others go on
 answering (get_state says "configuring" meanwhile).
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -98,24 +99,36 @@ class TrackerNode(LifecycleNodeMixin, Node):
         self._latest: tuple[Any, ...] = ()
 
         parameters.declare(self, *parameters.NODES['tracker'])
-        self._table = {item.name: item
-                       for item in parameters.parameters(*parameters.NODES['tracker'])}
+        self._table = {
+            item.name: item for item in parameters.parameters(*parameters.NODES['tracker'])
+        }
         self.add_on_set_parameters_callback(self._check_parameters)
         self.add_post_set_parameters_callback(self._parameters_changed)
-        for kind, name, callback in ((SeedMask, 'seed_mask', self._seed_mask),
-                                     (RemoveObject, 'remove_object', self._remove_object),
-                                     (Trigger, 'reset', self._reset)):
+        for kind, name, callback in (
+            (SeedMask, 'seed_mask', self._seed_mask),
+            (RemoveObject, 'remove_object', self._remove_object),
+            (Trigger, 'reset', self._reset),
+        ):
             self.create_service(kind, f'~/{name}', callback, callback_group=self._services_group)
         self._optimize = OptimizeAction(
-            self, lambda: ((self._tracker, self._mailbox) if self._tracker is not None
-                           else self._not_configured()),
-            lambda: self._active, self._services_group)
+            self,
+            lambda: (
+                (self._tracker, self._mailbox)
+                if self._tracker is not None
+                else self._not_configured()
+            ),
+            lambda: self._active,
+            self._services_group,
+        )
         self._prompts = PromptServices(self, self, self._services_group)
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
         # steady: diagnostics go on when simulated time stands still
         self._timer = self.create_timer(
-            self.get_parameter('diagnostics_period').value, self._publish_diagnostics,
-            callback_group=self._services_group, clock=Clock(clock_type=ClockType.STEADY_TIME))
+            self.get_parameter('diagnostics_period').value,
+            self._publish_diagnostics,
+            callback_group=self._services_group,
+            clock=Clock(clock_type=ClockType.STEADY_TIME),
+        )
 
     # -- parameters ---------------------------------------------------------------------------
 
@@ -129,11 +142,15 @@ class TrackerNode(LifecycleNodeMixin, Node):
             if reason:
                 pass
             elif item.applies == 'configure' and self._tracker is not None:
-                reason = (f'{item.name} takes effect when the node is configured: call cleanup, '
-                          'set it, then configure')
+                reason = (
+                    f'{item.name} takes effect when the node is configured: call cleanup, '
+                    'set it, then configure'
+                )
             elif item.applies == 'activate' and self._active:
-                reason = (f'{item.name} takes effect when the node is activated: call '
-                          'deactivate, set it, then activate')
+                reason = (
+                    f'{item.name} takes effect when the node is activated: call '
+                    'deactivate, set it, then activate'
+                )
             else:
                 continue
             return SetParametersResult(successful=False, reason=reason)
@@ -141,8 +158,7 @@ class TrackerNode(LifecycleNodeMixin, Node):
 
     def _parameters_changed(self, changes: Sequence[Any]) -> None:
         if any(change.name == 'diagnostics_period' for change in changes):
-            self._timer.timer_period_ns = int(
-                self.get_parameter('diagnostics_period').value * 1e9)
+            self._timer.timer_period_ns = int(self.get_parameter('diagnostics_period').value * 1e9)
         if self._active:
             self._settings = parameters.read(self, NodeConfig)
 
@@ -156,6 +172,7 @@ class TrackerNode(LifecycleNodeMixin, Node):
             config = parameters.read(self, TrackerConfig)
             start = time.monotonic()
             from drift_ros.engine.tracker import Tracker  # imports torch
+
             # In a thread that ends: torch keeps threads for each thread that ever used it, and
             # once there are more than processors, those that wait for work fall asleep at once.
             with ThreadPoolExecutor(1) as loader:
@@ -163,6 +180,7 @@ class TrackerNode(LifecycleNodeMixin, Node):
                     Tracker, self._settings.model or None, config, device=self._settings.device
                 ).result()
             from drift_ros.diffusion.checkpoint import resolve_device
+
             self._device = str(resolve_device(self._settings.device))
         except Exception as error:
             if not isinstance(error, (ValueError, OSError, ImportError)):
@@ -178,14 +196,22 @@ class TrackerNode(LifecycleNodeMixin, Node):
             self._outputs = {
                 name: self.create_lifecycle_publisher(kind, f'~/{name}', qos)
                 for name, kind, qos in (
-                    ('mask', Image, 10), ('detections', Detection2DArray, 10),
-                    ('tracks', TrackArray, 10), ('overlay', Image, 2),
-                    ('label_info', LabelInfo, latched), ('seeds', Image, 10))}
+                    ('mask', Image, 10),
+                    ('detections', Detection2DArray, 10),
+                    ('tracks', TrackArray, 10),
+                    ('overlay', Image, 2),
+                    ('label_info', LabelInfo, latched),
+                    ('seeds', Image, 10),
+                )
+            }
         self._worker = threading.Thread(
-            target=self._work, args=(self._tracker, self._mailbox), name='tracking', daemon=True)
+            target=self._work, args=(self._tracker, self._mailbox), name='tracking', daemon=True
+        )
         self._worker.start()
-        self.get_logger().info(f'configured in {time.monotonic() - start:.1f} s: model '
-                               f'{self._model_name()}, device {self._device}')
+        self.get_logger().info(
+            f'configured in {time.monotonic() - start:.1f} s: model '
+            f'{self._model_name()}, device {self._device}'
+        )
         return super().on_configure(state)
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -199,19 +225,24 @@ class TrackerNode(LifecycleNodeMixin, Node):
             self._active = True
         self._publish_names()
         if settings.replay:
-            qos = QoSProfile(history=HistoryPolicy.KEEP_ALL,
-                             reliability=ReliabilityPolicy.RELIABLE)
+            qos = QoSProfile(
+                history=HistoryPolicy.KEEP_ALL, reliability=ReliabilityPolicy.RELIABLE
+            )
         else:
             qos = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
         compressed = settings.image_transport == 'compressed'
         # as image_transport does: the base topic is remapped, the transport's name follows it
         topic = self.resolve_topic_name('image') + ('/compressed' if compressed else '')
         self._subscription = self.create_subscription(
-            CompressedImage if compressed else Image, topic, self._receive, qos,
+            CompressedImage if compressed else Image,
+            topic,
+            self._receive,
+            qos,
             callback_group=self._images_group,
             event_callbacks=SubscriptionEventCallbacks(
-                message_lost=lambda info: self._statistics.count(
-                    'lost', info.total_count_change)))
+                message_lost=lambda info: self._statistics.count('lost', info.total_count_change)
+            ),
+        )
         self.get_logger().info(f'tracking on {topic}')
         return result
 
@@ -276,21 +307,28 @@ class TrackerNode(LifecycleNodeMixin, Node):
 
     def _receive(self, message: Image | CompressedImage) -> None:
         """Take a frame from the middleware; decoding is the worker's."""
-        frame = Frame(self._sequence, stamp_of(message.header), message, len(message.data),
-                      time.monotonic())
+        frame = Frame(
+            self._sequence, stamp_of(message.header), message, len(message.data), time.monotonic()
+        )
         self._sequence += 1
         self._statistics.receive()
         if self._buffer.add(frame):
             self._statistics.count('jumps')
-            self.get_logger().warning('time jumped back: buffered frames of later stamps are '
-                                      'forgotten, tracking goes on', throttle_duration_sec=5.0)
+            self.get_logger().warning(
+                'time jumped back: buffered frames of later stamps are '
+                'forgotten, tracking goes on',
+                throttle_duration_sec=5.0,
+            )
         dropped = self._mailbox.put(frame)
         if dropped is not None and dropped is not frame:
             self._statistics.count('dropped')
 
     def _decode(self, message: Image | CompressedImage) -> np.ndarray:
-        return (conversions.compressed_to_rgb(message) if isinstance(message, CompressedImage)
-                else conversions.image_to_rgb(message))
+        return (
+            conversions.compressed_to_rgb(message)
+            if isinstance(message, CompressedImage)
+            else conversions.image_to_rgb(message)
+        )
 
     def _work(self, tracker: Tracker, mailbox: Mailbox) -> None:
         """Worker thread: the only one that uses the engine's network and memory."""
@@ -318,15 +356,19 @@ class TrackerNode(LifecycleNodeMixin, Node):
 
     def _publish(self, frame: Frame, image: np.ndarray, result: TrackResult) -> None:
         header = frame.message.header
-        messages = {'mask': conversions.labels_to_image(result.labels, header),
-                    'detections': conversions.detections(result.objects, header)}
+        messages = {
+            'mask': conversions.labels_to_image(result.labels, header),
+            'detections': conversions.detections(result.objects, header),
+        }
         with self._publish_lock:
-            wanted = (self._active and
-                      self._outputs['overlay'].get_subscription_count() > 0)
+            wanted = self._active and self._outputs['overlay'].get_subscription_count() > 0
         if wanted:
             messages['overlay'] = conversions.rgb_to_image(
-                overlay.draw(image, result.labels, result.objects,
-                             opacity=self._settings.overlay_opacity), header)
+                overlay.draw(
+                    image, result.labels, result.objects, opacity=self._settings.overlay_opacity
+                ),
+                header,
+            )
         latency = self.get_clock().now().nanoseconds - frame.stamp
         messages['tracks'] = conversions.tracks(result.objects, result.timings, latency, header)
         with self._publish_lock:
@@ -343,14 +385,16 @@ class TrackerNode(LifecycleNodeMixin, Node):
             if tracker is None or not self._active:
                 return
             header = Header(stamp=self.get_clock().now().to_msg())
-            self._outputs['label_info'].publish(conversions.label_info(
-                {item.id: item.name for item in tracker.objects}, header))
+            self._outputs['label_info'].publish(
+                conversions.label_info({item.id: item.name for item in tracker.objects}, header)
+            )
 
     # -- services -----------------------------------------------------------------------------
 
     def _not_configured(self) -> str:
         return 'the node is not configured: call its configure transition first' + (
-            f' (the last attempt failed: {self._failure})' if self._failure else '')
+            f' (the last attempt failed: {self._failure})' if self._failure else ''
+        )
 
     def engine(self) -> tuple[Tracker, Mailbox] | str:
         """Give the engine and the worker's mailbox, or why there is none."""
@@ -376,10 +420,12 @@ class TrackerNode(LifecycleNodeMixin, Node):
         with self._publish_lock:
             if self._active:
                 self._outputs['seeds'].publish(
-                    conversions.labels_to_image(labels.astype(kind), header))
+                    conversions.labels_to_image(labels.astype(kind), header)
+                )
 
-    def _seed_mask(self, request: SeedMask.Request,
-                   response: SeedMask.Response) -> SeedMask.Response:
+    def _seed_mask(
+        self, request: SeedMask.Request, response: SeedMask.Response
+    ) -> SeedMask.Response:
         """Check a seed and answer; the worker carries it out before the next frame."""
         tracker, mailbox = self._tracker, self._mailbox
         if tracker is None:
@@ -406,20 +452,24 @@ class TrackerNode(LifecycleNodeMixin, Node):
             tracker.apply_seed(seed)
             ids = np.zeros(max(seed.labels) + 1, np.int32)
             ids[list(seed.labels)] = seed.object_ids
-            self.seeded(ids[np.where(np.isin(seed.mask, seed.labels), seed.mask, 0)],
-                        picture.header)
+            self.seeded(
+                ids[np.where(np.isin(seed.mask, seed.labels), seed.mask, 0)], picture.header
+            )
 
         mailbox.submit(Job(apply, picture.after))
         response.success = True
         response.labels = list(seed.labels)
         response.object_ids = list(seed.object_ids)
         response.errors = [''] * len(seed.labels)
-        self.get_logger().info('seeded ' + ', '.join(
-            f'{number} ({name})' for number, name in zip(seed.object_ids, seed.names)))
+        self.get_logger().info(
+            'seeded '
+            + ', '.join(f'{number} ({name})' for number, name in zip(seed.object_ids, seed.names))
+        )
         return response
 
-    def _remove_object(self, request: RemoveObject.Request,
-                       response: RemoveObject.Response) -> RemoveObject.Response:
+    def _remove_object(
+        self, request: RemoveObject.Request, response: RemoveObject.Response
+    ) -> RemoveObject.Response:
         tracker, number = self._tracker, request.object_id
         if tracker is None:
             response.message = self._not_configured()
@@ -479,12 +529,16 @@ class TrackerNode(LifecycleNodeMixin, Node):
         if not self._active:
             return _OK, 'configured, not active'
         if numbers['refused_recently']:
-            return _ERROR, (f'{numbers["refused_recently"]} frames or requests failed lately: '
-                            f'{self._statistics.last_error}')
+            return _ERROR, (
+                f'{numbers["refused_recently"]} frames or requests failed lately: '
+                f'{self._statistics.last_error}'
+            )
         if numbers['silence'] > self._settings.input_timeout:
             topic = self._subscription.topic_name if self._subscription is not None else ''
-            return _WARN, (f'no frames for {numbers["silence"]:.0f} s on {topic}: check the '
-                           'topic, its publisher and its QoS')
+            return _WARN, (
+                f'no frames for {numbers["silence"]:.0f} s on {topic}: check the '
+                'topic, its publisher and its QoS'
+            )
         if self._settings.replay and numbers['lost']:
             return _ERROR, f'{numbers["lost"]} frames were lost before they arrived'
         lost = [item.name or str(item.id) for item in self._latest if item.state.name == 'LOST']
@@ -497,14 +551,19 @@ class TrackerNode(LifecycleNodeMixin, Node):
         level, message = self._health(numbers)
         tracker = self._tracker
         values: dict[str, object] = {
-            'model': self._model_name(), 'device': self._device,
+            'model': self._model_name(),
+            'device': self._device,
             'mode': 'replay' if self._settings.replay else 'live',
-            'frames received': numbers['received'], 'frames tracked': numbers['tracked'],
-            'frames dropped': numbers['dropped'], 'frames refused': numbers['refused'],
+            'frames received': numbers['received'],
+            'frames tracked': numbers['tracked'],
+            'frames dropped': numbers['dropped'],
+            'frames refused': numbers['refused'],
             'frames lost by the middleware': numbers['lost'],
-            'frames waiting': self._mailbox.waiting, 'frames buffered': len(self._buffer),
+            'frames waiting': self._mailbox.waiting,
+            'frames buffered': len(self._buffer),
             'frame size': self._size,
-            'rate in (Hz)': numbers['rate_in'], 'rate out (Hz)': numbers['rate_out'],
+            'rate in (Hz)': numbers['rate_in'],
+            'rate out (Hz)': numbers['rate_out'],
             'latency median (ms)': numbers['latency_median'],
             'latency 95th percentile (ms)': numbers['latency_95'],
             'time jumps': numbers['jumps'],
@@ -513,14 +572,21 @@ class TrackerNode(LifecycleNodeMixin, Node):
             'objects': len(self._latest),
         }
         for item in self._latest:
-            values[f'object {item.id}'] = (f'{item.name}: {item.state.name}, confidence '
-                                           f'{item.confidence:.2f}')
+            values[f'object {item.id}'] = (
+                f'{item.name}: {item.state.name}, confidence {item.confidence:.2f}'
+            )
         values['last error'] = self._statistics.last_error or self._failure
         array = DiagnosticArray()
         array.header.stamp = self.get_clock().now().to_msg()
-        array.status = [conversions.diagnostic(
-            f'{self.get_fully_qualified_name().lstrip("/")}: tracking',
-            self.resolve_topic_name('image'), level, message, values)]
+        array.status = [
+            conversions.diagnostic(
+                f'{self.get_fully_qualified_name().lstrip("/")}: tracking',
+                self.resolve_topic_name('image'),
+                level,
+                message,
+                values,
+            )
+        ]
         self._diagnostics.publish(array)
 
 

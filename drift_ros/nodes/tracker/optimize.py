@@ -6,6 +6,7 @@ The worker thread, which owns the engine, takes single steps of learning between
 executor's thread that runs the goal only waits for what they give, publishes it and looks for a
 cancellation. One goal runs at a time.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
@@ -34,8 +35,13 @@ _POLL = 0.05
 class OptimizeAction:
     """Serves ``~/optimize`` for a node."""
 
-    def __init__(self, node: Any, engine: Callable[[], tuple[Tracker, Mailbox] | str],
-                 is_active: Callable[[], bool], group: ReentrantCallbackGroup) -> None:
+    def __init__(
+        self,
+        node: Any,
+        engine: Callable[[], tuple[Tracker, Mailbox] | str],
+        is_active: Callable[[], bool],
+        group: ReentrantCallbackGroup,
+    ) -> None:
         """
         Create the action server.
 
@@ -46,9 +52,14 @@ class OptimizeAction:
         self._running = threading.Lock()
         # goals are accepted always: only a result can carry the reason of a refusal
         self._server = ActionServer(
-            node, Optimize, '~/optimize', self._execute, callback_group=group,
+            node,
+            Optimize,
+            '~/optimize',
+            self._execute,
+            callback_group=group,
             goal_callback=lambda goal: GoalResponse.ACCEPT,
-            cancel_callback=lambda handle: CancelResponse.ACCEPT)
+            cancel_callback=lambda handle: CancelResponse.ACCEPT,
+        )
 
     def destroy(self) -> None:
         """Take the server down."""
@@ -62,14 +73,16 @@ class OptimizeAction:
             if isinstance(engine, str):
                 return self._refuse(handle, engine)
             if not self._is_active():
-                return self._refuse(handle, 'the node is not active: call its activate '
-                                            'transition first')
+                return self._refuse(
+                    handle, 'the node is not active: call its activate transition first'
+                )
             tracker, mailbox = engine
             request = handle.request
             try:
                 budget = float(request.budget)
-                steps = tracker.optimize(list(request.object_ids),
-                                         budget if math.isfinite(budget) else -1.0)
+                steps = tracker.optimize(
+                    list(request.object_ids), budget if math.isfinite(budget) else -1.0
+                )
             except DriftRosError as error:
                 return self._refuse(handle, str(error))
             return self._follow(handle, Learning(steps, mailbox), mailbox)
@@ -95,14 +108,16 @@ class OptimizeAction:
             result.success = True
             handle.succeed()
             self._node.get_logger().info(
-                f'learnt prompt tokens of {len(ids)} objects in {learning.seconds:.1f} s')
+                f'learnt prompt tokens of {len(ids)} objects in {learning.seconds:.1f} s'
+            )
             return result
         if handle.is_cancel_requested:
             result.message = 'cancelled: the tracker goes on without learnt tokens'
             handle.canceled()
             return result
-        result.message = learning.error or ('the node was deactivated: activate it and send the '
-                                            'goal again')
+        result.message = learning.error or (
+            'the node was deactivated: activate it and send the goal again'
+        )
         self._node.get_logger().warning(f'optimize: {result.message}')
         if not mailbox.closed:
             handle.abort()
@@ -110,9 +125,15 @@ class OptimizeAction:
 
     def _publish(self, handle: Any, progress: OptimizeStep) -> None:
         for number, loss in progress.loss.items():
-            handle.publish_feedback(Optimize.Feedback(
-                object_id=number, step=progress.step, steps=progress.steps, loss=loss,
-                agreement=progress.agreement[number]))
+            handle.publish_feedback(
+                Optimize.Feedback(
+                    object_id=number,
+                    step=progress.step,
+                    steps=progress.steps,
+                    loss=loss,
+                    agreement=progress.agreement[number],
+                )
+            )
 
     def _refuse(self, handle: Any, reason: str) -> Optimize.Result:
         self._node.get_logger().warning(f'optimize refused: {reason}')
@@ -123,8 +144,9 @@ class OptimizeAction:
 class Learning:
     """Steps of learning, as jobs of the worker; started and watched from another thread."""
 
-    def __init__(self, steps: Generator[OptimizeStep, None, OptimizeResult],
-                 mailbox: Mailbox) -> None:
+    def __init__(
+        self, steps: Generator[OptimizeStep, None, OptimizeResult], mailbox: Mailbox
+    ) -> None:
         self._generator, self._mailbox = steps, mailbox
         self._cancelled = threading.Event()
         self._done = threading.Event()

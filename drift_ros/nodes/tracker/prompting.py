@@ -6,6 +6,7 @@ A mask takes a network pass, and only the worker thread uses networks. So the ex
 request checks it, hands a job to the worker and waits. At most :data:`LIMIT` requests may wait,
 so that threads remain for all other services; one more is refused.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
@@ -63,8 +64,9 @@ class PromptServices:
         self._places = threading.BoundedSemaphore(LIMIT)
         node.create_service(Segment, '~/segment', self._segment, callback_group=group)
         node.create_service(SeedPrompt, '~/seed_prompt', self._seed_prompt, callback_group=group)
-        node.create_subscription(PointStamped, '~/seed_point', self._seed_point, 10,
-                                 callback_group=group)
+        node.create_subscription(
+            PointStamped, '~/seed_point', self._seed_point, 10, callback_group=group
+        )
 
     def _segment(self, request: Segment.Request, response: Segment.Response) -> Segment.Response:
         def work(tracker: Tracker, picture: Picture, prompts: list[Prompt]) -> None:
@@ -75,8 +77,9 @@ class PromptServices:
 
         return self._serve(request, response, work)
 
-    def _seed_prompt(self, request: SeedPrompt.Request,
-                     response: SeedPrompt.Response) -> SeedPrompt.Response:
+    def _seed_prompt(
+        self, request: SeedPrompt.Request, response: SeedPrompt.Response
+    ) -> SeedPrompt.Response:
         def work(tracker: Tracker, picture: Picture, prompts: list[Prompt]) -> None:
             from drift_ros.prompts.segmenter import label_image
 
@@ -89,15 +92,17 @@ class PromptServices:
         response.object_ids = [0] * len(request.prompts)
         return self._serve(request, response, work)
 
-    def _describe(self, response: Any, found: list[Segmentation], labels: np.ndarray,
-                  picture: Picture) -> None:
+    def _describe(
+        self, response: Any, found: list[Segmentation], labels: np.ndarray, picture: Picture
+    ) -> None:
         kind = np.uint16 if labels.max() > 255 else np.uint8
         response.mask = conversions.labels_to_image(labels.astype(kind), picture.header)
         response.scores = [segmentation.score for segmentation in found]
         response.success = True
 
-    def _serve(self, request: Any, response: Any,
-               work: Callable[[Tracker, Picture, list[Prompt]], None]) -> Any:
+    def _serve(
+        self, request: Any, response: Any, work: Callable[[Tracker, Picture, list[Prompt]], None]
+    ) -> Any:
         """Check a request, let the worker do it, and wait."""
         count = len(request.prompts)
         response.scores, response.errors = [0.0] * count, [''] * count
@@ -106,8 +111,10 @@ class PromptServices:
             response.message = engine
             return response
         if not self._places.acquire(blocking=False):
-            response.message = (f'{LIMIT} requests for masks are being worked on: wait for their '
-                                'answers, or put several prompts into one request')
+            response.message = (
+                f'{LIMIT} requests for masks are being worked on: wait for their '
+                'answers, or put several prompts into one request'
+            )
             return response
         try:
             from drift_ros.prompts.segmenter import check_prompts
@@ -126,8 +133,9 @@ class PromptServices:
         return response
 
     @staticmethod
-    def _wait(engine: tuple[Tracker, Mailbox], work: Callable[[Tracker], None],
-              after: int) -> None:
+    def _wait(
+        engine: tuple[Tracker, Mailbox], work: Callable[[Tracker], None], after: int
+    ) -> None:
         """Have the worker do something, and raise here what it raises."""
         tracker, mailbox = engine
         done = threading.Event()
@@ -192,13 +200,19 @@ def read_prompts(messages: Iterable[PromptMessage]) -> list[Prompt]:
     prompts, reasons = [], {}
     for index, message in enumerate(messages):
         if len(message.box) not in (0, 4):
-            reasons[index] = (f'the box has {len(message.box)} numbers; it needs x_min, y_min, '
-                              'x_max, y_max, or none')
+            reasons[index] = (
+                f'the box has {len(message.box)} numbers; it needs x_min, y_min, '
+                'x_max, y_max, or none'
+            )
             continue
         box = (*map(float, message.box),)
-        prompts.append(Prompt(
-            (box[0], box[1], box[2], box[3]) if box else None,
-            tuple((point.x, point.y, point.positive) for point in message.points), message.name))
+        prompts.append(
+            Prompt(
+                (box[0], box[1], box[2], box[3]) if box else None,
+                tuple((point.x, point.y, point.positive) for point in message.points),
+                message.name,
+            )
+        )
     if reasons:
         raise PromptError.of(reasons)
     return prompts

@@ -5,6 +5,7 @@ What lies between the threads that receive and the one thread that tracks. No RO
 :class:`Mailbox` hands frames and jobs to the worker, :class:`FrameBuffer` keeps recent frames for
 masks that arrive later, :class:`Statistics` counts. All of them are thread safe.
 """
+
 from __future__ import annotations
 
 from collections import deque, OrderedDict
@@ -85,8 +86,13 @@ class Mailbox:
         with self._condition:
             dropped = None
             if self._replay:
-                self._condition.wait_for(lambda: not self._accepting or not self._frames
-                                         or self._bytes + frame.size <= self._limit)
+                self._condition.wait_for(
+                    lambda: (
+                        not self._accepting
+                        or not self._frames
+                        or self._bytes + frame.size <= self._limit
+                    )
+                )
             elif self._frames and self._accepting:
                 dropped = self._frames.popleft()
                 self._bytes -= dropped.size
@@ -107,8 +113,9 @@ class Mailbox:
         """Wait for the next thing to do; None when the mailbox is closed."""
         with self._condition:
             while not self._closed:
-                if self._jobs and (not self._replay or not self._frames
-                                   or self._jobs[0].after <= self._taken):
+                if self._jobs and (
+                    not self._replay or not self._frames or self._jobs[0].after <= self._taken
+                ):
                     return self._jobs.popleft()
                 if self._background and not (self._frames and self._frames_turn):
                     self._frames_turn = True
@@ -178,8 +185,9 @@ class FrameBuffer:
                 jump = jump or stamp > frame.stamp
             self._frames[frame.stamp] = frame
             self._size += frame.size
-            while len(self._frames) > 1 and (len(self._frames) > self._limit
-                                             or self._size > self._size_limit):
+            while len(self._frames) > 1 and (
+                len(self._frames) > self._limit or self._size > self._size_limit
+            ):
                 self._size -= self._frames.popitem(last=False)[1].size
             return jump
 
@@ -191,8 +199,10 @@ class FrameBuffer:
         """
         with self._lock:
             if not self._frames:
-                raise LookupError('no frames have been received yet: check the image topic and '
-                                  'that the node is active, or send the image along')
+                raise LookupError(
+                    'no frames have been received yet: check the image topic and '
+                    'that the node is active, or send the image along'
+                )
             if stamp == 0:
                 return next(reversed(self._frames.values()))
             if stamp in self._frames:
@@ -201,7 +211,8 @@ class FrameBuffer:
             raise LookupError(
                 f'no frame with stamp {seconds(stamp)} is buffered; the {len(self._frames)} '
                 f'buffered ones have stamps {seconds(first)} to {seconds(last)}: use one of '
-                'them, send the image along, or raise buffer_frames and buffer_mb')
+                'them, send the image along, or raise buffer_frames and buffer_mb'
+            )
 
     def clear(self) -> None:
         """Forget all frames."""
@@ -226,8 +237,7 @@ class Statistics:
     Latency is the time from reception of a frame to the publication of its mask.
     """
 
-    def __init__(self, window: float = 10.0,
-                 clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, window: float = 10.0, clock: Callable[[], float] = time.monotonic) -> None:
         self._lock = threading.Lock()
         self._window, self._clock = window, clock
         self.reset()
@@ -236,8 +246,14 @@ class Statistics:
         """Start again."""
         with self._lock:
             self._start = self._clock()
-            self._counts = {'received': 0, 'tracked': 0, 'dropped': 0, 'refused': 0, 'lost': 0,
-                            'jumps': 0}
+            self._counts = {
+                'received': 0,
+                'tracked': 0,
+                'dropped': 0,
+                'refused': 0,
+                'lost': 0,
+                'jumps': 0,
+            }
             self._arrivals: deque[float] = deque(maxlen=10_000)
             self._results: deque[tuple[float, float]] = deque(maxlen=10_000)
             self._refusals: deque[float] = deque(maxlen=10_000)
@@ -286,10 +302,18 @@ class Statistics:
                 self._results.popleft()
             span = max(min(self._window, now - self._start), 1e-3)
             latencies = [1e3 * latency for _, latency in self._results]
-            median, high = (np.percentile(latencies, [50, 95]).tolist() if latencies
-                            else (float('nan'), float('nan')))
+            median, high = (
+                np.percentile(latencies, [50, 95]).tolist()
+                if latencies
+                else (float('nan'), float('nan'))
+            )
             last = self._start if self._last_arrival is None else self._last_arrival
-            return {**self._counts, 'rate_in': len(self._arrivals) / span,
-                    'rate_out': len(self._results) / span, 'latency_median': median,
-                    'latency_95': high, 'refused_recently': len(self._refusals),
-                    'silence': now - last}
+            return {
+                **self._counts,
+                'rate_in': len(self._arrivals) / span,
+                'rate_out': len(self._results) / span,
+                'latency_median': median,
+                'latency_95': high,
+                'refused_recently': len(self._refusals),
+                'silence': now - last,
+            }
