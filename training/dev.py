@@ -69,7 +69,9 @@ def dev_score(
 def model_config(model: Path | None) -> TrackerConfig:
     """Return the tracker's defaults with the layer the model was trained for, no refinement."""
     notes = json.loads(((model or EMBEDDED) / 'drift_ros.json').read_text())
-    return TrackerConfig(layers=(notes['attention_layer'],), refinement='none')
+    return TrackerConfig.of(
+        {'features.layers': (notes['attention_layer'],), 'refinement.method': 'none'}
+    )
 
 
 def model_score(

@@ -86,7 +86,10 @@ def main(
     checkpoint = load_checkpoint(model)
     config = model_config(model)
     last = DiffusionFeatures(
-        checkpoint, layers=config.layers, timestep=config.timestep, resolution=config.resolution
+        checkpoint,
+        layers=config.features.layers,
+        timestep=config.features.timestep,
+        resolution=config.features.resolution,
     )
     captured = last.layers[0]
     many = max(
@@ -94,7 +97,10 @@ def main(
         key=lambda name: checkpoint.unet.get_submodule(name).heads,
     )
     coarse = DiffusionFeatures(
-        checkpoint, layers=(many,), timestep=config.timestep, resolution=config.resolution
+        checkpoint,
+        layers=(many,),
+        timestep=config.features.timestep,
+        resolution=config.features.resolution,
     )
     hidden = hidden_features(model, config, 1.0)
     pairs = [

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 import contextlib
-import dataclasses
 import os
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from drift_ros.engine.config import TrackerConfig
+from drift_ros.engine.config import OPTIONS
 from drift_ros.evaluation.baselines import (
     ENGINES,
     EngineSpec,
@@ -28,9 +27,9 @@ from drift_ros.evaluation.baselines import (
 def _tracker_options() -> str:
     """Help for all tracker options, made from their declaration."""
     lines = []
-    for item in dataclasses.fields(TrackerConfig):
+    for item in OPTIONS.values():
         default = ','.join(item.default) if isinstance(item.default, tuple) else item.default
-        lines.append(f'  {item.name}={default}  {item.metadata["help"]}')
+        lines.append(f'  {item.name}={default}  {item.help}')
     return '\b\nTracker options for --set, with their defaults:\n' + '\n'.join(lines)
 
 

@@ -79,8 +79,8 @@ class DiffusionFeatures:
         layers: Sequence[str] = (),
         timestep: int = -1,
         resolution: int = 240,
-        noise: str = 'inversion',
-        inversion_steps: int = 0,
+        noise: str = 'none',
+        inversion_steps: int = 1,
         noise_samples: int = 1,
         noise_seed: int = 0,
         colour_share: float = 0.0,
@@ -101,7 +101,8 @@ class DiffusionFeatures:
         resolution : int
             The frame's shorter side is resized to about this many pixels.
         noise, inversion_steps, noise_samples, noise_seed
-            How latents get to the noise level, see :class:`drift_ros.TrackerConfig`.
+            How latents get to the noise level, see
+            :class:`drift_ros.engine.config.FeatureOptions`.
         colour_share : float
             Of raw colour in queries and keys, see :func:`with_colour`.
 
@@ -121,7 +122,7 @@ class DiffusionFeatures:
         self.timestep = timestep
         self.prompt = checkpoint.prompt
         """(1, tokens, cross-attention width): what the U-Net is conditioned on."""
-        self._ddim = DDIM(checkpoint.scheduler) if inversion_steps else None
+        self._ddim = DDIM(checkpoint.scheduler) if noise == 'inversion' else None
         self._steps = inversion_steps
         self._samples = noise_samples if noise == 'random' else 0
         self._noise_seed = noise_seed
@@ -186,7 +187,7 @@ class DiffusionFeatures:
 
     def noisy(self, latents: Tensor) -> Tensor:
         """Take clean latents (1, channels, h, w) to the noise level: (samples, channels, h, w)."""
-        if self._ddim is not None and self.inverts:
+        if self._ddim is not None:
             with torch.inference_mode():
                 return self._ddim.invert(latents, self.timestep, self._steps, self.run_unet)
         alpha = float(self.checkpoint.scheduler.alphas_cumprod[self.timestep])
@@ -212,7 +213,7 @@ class DiffusionFeatures:
     @property
     def inverts(self) -> bool:
         """Whether whole passes of the network take the latents to the noise level."""
-        return self._ddim is not None and not self._samples
+        return self._ddim is not None
 
     def run_unet(
         self, latents: Tensor, timestep: int | None = None, prompt: Tensor | None = None

@@ -52,7 +52,7 @@ class DDIM:
         if self.kind not in _KINDS:
             raise CheckpointError(
                 f'the scheduler says prediction_type {self.kind!r}; DDIM inversion knows '
-                f'{", ".join(_KINDS)}: set inversion_steps to 0'
+                f'{", ".join(_KINDS)}: set features.noise to none'
             )
         # Element -1, the last, is the clean end.
         self._alphas = torch.cat([scheduler.alphas_cumprod, scheduler.final_alpha_cumprod[None]])

@@ -113,10 +113,12 @@ class HeadWeighting:
 
     def _reach(self, features: FrameFeatures) -> int:
         """Tokens of the finest grid from which a label can come to a token; 0: any number."""
-        if not self._config.radius:
+        if not self._config.kernel.radius:
             return 0
         steps = [-(-features.grid[0] // layer.query.shape[1]) for layer in features.layers]
-        return self._config.radius + 2 * max(steps)  # windows and interpolation are rounded up
+        return self._config.kernel.radius + 2 * max(
+            steps
+        )  # windows and interpolation are rounded up
 
     def remove(self, object_id: int) -> None:
         """Leave an object out from now on."""
@@ -224,7 +226,7 @@ def propagate_by_head(
             layer.key,
             resize_labels(labels[None], size, 'area')[0],
             (rows, columns),
-            math.ceil(config.radius * size[0] / grid[0]) or max(size),
+            math.ceil(config.kernel.radius * size[0] / grid[0]) or max(size),
             [look.exclude for look in looks],
             config,
         )
@@ -281,12 +283,12 @@ def _attend_alone(
         ],
         dim=1,
     )
-    scale = key.shape[-1] ** -0.5 / config.temperature
+    scale = key.shape[-1] ** -0.5 / config.kernel.temperature
     query = torch.cat([each.flatten(1, 2)[:, tokens] for each in queries], dim=2) * scale
     keys = key.flatten(1, 2).index_select(1, window.flatten()).unflatten(1, window.shape)
     logits = query.float() @ keys.float().transpose(2, 3)
     logits.masked_fill_(hidden, float('-inf'))  # (heads, n, looks * a * b, m)
-    kept = min(config.top_k or logits.shape[-1], logits.shape[-1])
+    kept = min(config.kernel.top_k or logits.shape[-1], logits.shape[-1])
     best, place = logits.topk(kept, dim=-1, sorted=False)
     seen = window[None, :, None].expand(*logits.shape[:3], -1).gather(-1, place)
     attended = torch.einsum('hnqk,hnqkc->hnqc', best.softmax(dim=-1), labels.flatten(0, 1)[seen])

@@ -57,7 +57,7 @@ class ReferenceMemory:
         self.object_ids: list[int] = []
         self.pinned: list[Reference] = []
         self.recent: deque[Reference] = deque()
-        self.older: deque[Reference] = deque(maxlen=config.older_frames)
+        self.older: deque[Reference] = deque(maxlen=config.memory.older)
         self._pushed = 0
         self.head_weights: tuple[Tensor, ...] | None = None
         """Weight of each head, (heads,) a layer, sum over all of them 1. None: uniform."""
@@ -79,8 +79,8 @@ class ReferenceMemory:
         """
         seeds = [self._aligned(seed) for seed in self.pinned]
         earlier = [*self.older, *self.recent]
-        radii = [self._config.seed_radius or None] * len(seeds)
-        radii += [self._config.radius or None] * len(earlier)
+        radii = [self._config.kernel.seed_radius or None] * len(seeds)
+        radii += [self._config.kernel.radius or None] * len(earlier)
         return self._attend(features, [*seeds, *earlier], radii)
 
     def search(self, features: FrameFeatures) -> Tensor:
@@ -90,14 +90,14 @@ class ReferenceMemory:
     def push(self, features: FrameFeatures, labels: Tensor) -> None:
         """Remember a frame with labels (h, w, 1 + objects); others make room."""
         objects = labels[..., 1:]
-        objects = objects.masked_fill(objects < self._config.label_floor, 0.0)
+        objects = objects.masked_fill(objects < self._config.experimental.label_floor, 0.0)
         background = 1.0 - objects.sum(dim=-1, keepdim=True)
         kept = torch.cat([background, objects], dim=-1)
         self.recent.append(Reference(_half(features), kept, set()))
         self._pushed += 1
-        if len(self.recent) > self._config.memory_frames:
+        if len(self.recent) > self._config.memory.recent:
             leaving = self.recent.popleft()
-            if self._pushed % self._config.older_interval == 0:
+            if self._pushed % self._config.memory.older_interval == 0:
                 self.older.append(leaving)
 
     def pin(self, features: FrameFeatures, masks: Tensor, object_ids: Sequence[int]) -> None:
@@ -122,7 +122,9 @@ class ReferenceMemory:
         for reference in self.pinned:
             _add_objects(reference, self._match_anywhere(reference.features, [seed])[..., new])
         for reference in (*self.older, *self.recent):
-            found = self._attend(reference.features, [seed], [self._config.seed_radius or None])
+            found = self._attend(
+                reference.features, [seed], [self._config.kernel.seed_radius or None]
+            )
             _add_objects(reference, found[..., new])
         self.pinned.append(seed)
         self.object_ids.extend(object_ids)
@@ -202,8 +204,8 @@ class ReferenceMemory:
                 [reference.features.layers[index].key for reference in references],
                 resize_labels(labels, size, 'area'),
                 radius=[radius and math.ceil(radius * scale) for radius in radii],
-                top_k=self._config.top_k,
-                temperature=self._config.temperature,
+                top_k=self._config.kernel.top_k,
+                temperature=self._config.kernel.temperature,
                 head_weights=weights / share,
             )
             total += share * resize_labels(propagated[None], grid, 'bilinear')[0]
@@ -232,7 +234,7 @@ class ReferenceMemory:
             return seed
         zoom = (mass_then / mass_now.clamp_min(1.0)).sqrt().clamp(1 / _ZOOM, _ZOOM)  # (objects,)
         # each place moves with the object nearest to it
-        reach = self._config.radius or max(height, width)
+        reach = self._config.kernel.radius or max(height, width)
         around = now.permute(2, 0, 1) * known[:, None, None]
         around = F.avg_pool2d(around, (2 * reach + 1, 1), 1, (reach, 0))
         around = F.avg_pool2d(around, (1, 2 * reach + 1), 1, (0, reach))

@@ -138,9 +138,13 @@ class ObjectRegistry:
             named = _names(labels.tolist(), names)
             self._check_room(len(labels))
             # A token of a stride-4 grid covers this many pixels of the frame.
-            least = max(round((4 * min(label_mask.shape) / self._config.resolution) ** 2), 1)
+            least = max(
+                round((4 * min(label_mask.shape) / self._config.features.resolution) ** 2), 1
+            )
             reasons = {
-                int(label): f'{area} pixels; at resolution {self._config.resolution} an object '
+                int(
+                    label
+                ): f'{area} pixels; at resolution {self._config.features.resolution} an object '
                 f'needs {least}: mark more of it, or raise the resolution'
                 for label, area in zip(labels, areas, strict=True)
                 if area < least
@@ -201,17 +205,17 @@ class ObjectRegistry:
 
     def _check_room(self, count: int) -> None:
         config = self._config
-        room = config.max_objects - len(self._objects)
+        room = config.states.max_objects - len(self._objects)
         if count > room:
             raise SeedError(
-                f'{count} objects in the mask and room for {room} (max_objects is '
-                f'{config.max_objects}); remove objects, mark fewer, or raise max_objects'
+                f'{count} objects in the mask and room for {room} (states.max_objects is '
+                f'{config.states.max_objects}); remove objects, mark fewer, or raise it'
             )
-        if self._objects and self._seed_frames >= config.max_seed_frames:
+        if self._objects and self._seed_frames >= config.memory.seed_frames:
             raise SeedError(
-                f'{self._seed_frames} seed frames are kept (max_seed_frames is '
-                f'{config.max_seed_frames}); seed several objects in one mask, remove objects, or '
-                'raise max_seed_frames'
+                f'{self._seed_frames} seed frames are kept (memory.seed_frames is '
+                f'{config.memory.seed_frames}); seed several objects in one mask, remove '
+                'objects, or raise memory.seed_frames'
             )
 
 

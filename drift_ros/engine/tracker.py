@@ -263,7 +263,7 @@ class Tracker:
 
     def _weigh_heads(self, features: FrameFeatures, shares: Tensor, ids: Sequence[int]) -> None:
         """Choose head weights anew, now that the objects of a seed frame joined."""
-        if self.config.head_weighting == 'adaptive':
+        if self.config.experimental.head_weighting == 'adaptive':
             again = getattr(self._features, 'extract_resized', None)
             self._weighting.add(features, shares, ids, again)
             self._memory.head_weights = self._weighting.solve()
@@ -296,7 +296,9 @@ class Tracker:
 
         """
         self.check_optimize(object_ids, budget)
-        return self._optimize(tuple(object_ids), budget or self.config.optimize_budget)
+        return self._optimize(
+            tuple(object_ids), budget or self.config.experimental.optimize_budget
+        )
 
     def check_optimize(self, object_ids: Sequence[int] = (), budget: float = 0.0) -> None:
         """Raise what :meth:`optimize` would raise at once; from any thread."""
@@ -310,7 +312,7 @@ class Tracker:
             raise OptimizeError(
                 'tokens would have no effect: the network reads no prompt before the last '
                 'attention layer the tracker looks at. Choose later layers (option layers, for '
-                'instance up_blocks), inversion_steps of 1 or more, or another model'
+                'instance up_blocks), features.noise: inversion, or another model'
             )
 
     def _optimize(
@@ -332,10 +334,10 @@ class Tracker:
             features,
             seeds,
             self._tokens,
-            tokens=config.prompt_tokens,
-            steps=config.optimize_steps,
+            tokens=config.experimental.prompt_tokens,
+            steps=config.experimental.optimize_steps,
             budget=budget,
-            rate=config.optimize_rate,
+            rate=config.experimental.optimize_rate,
         )
         steps = learning.run()
         while True:
@@ -430,8 +432,6 @@ class Tracker:
         coarse = self._compete(soft)
         refined = self._refiner.refine(frame, coarse) if coarse else None
         labels = self._assign(refined, tuple(coarse), frame.shape[:2])
-        if refined is not None and self.config.memory_labels == 'refined':
-            soft = self._sharpen(soft, refined, confidences)
         self._memory.push(features, soft)
         objects = tuple(
             _estimate(entry, confidences[object_id], labels)
@@ -451,7 +451,7 @@ class Tracker:
                 (
                     candidate
                     for candidate in (soft[..., channel], found[..., channel])
-                    if _confidence(candidate) >= self.config.recovery_threshold
+                    if _confidence(candidate) >= self.config.states.recovery
                 ),
                 key=lambda candidate: float(candidate.square().sum()),
                 default=torch.zeros_like(soft[..., channel]),
@@ -468,11 +468,11 @@ class Tracker:
         confidences = {}
         for channel, object_id in enumerate(self._memory.object_ids, start=1):
             confidence = _confidence(soft[..., channel])
-            found = confidence >= self.config.confidence_threshold
+            found = confidence >= self.config.states.confidence
             if not found:
                 soft[..., 0] += soft[..., channel]
                 soft[..., channel] = 0.0
-            self._tracked[object_id].update(found, self.config.lost_after)
+            self._tracked[object_id].update(found, self.config.states.lost_after)
             confidences[object_id] = confidence
         return confidences
 
@@ -487,7 +487,7 @@ class Tracker:
         }
         if len(shown) == 1:
             return {}
-        if self.config.normalize:
+        if self.config.experimental.normalize:
             shown = {number: _stretch(channel) for number, channel in shown.items()}
         total = np.maximum(sum(shown.values()), 1e-6)
         return {number: channel / total for number, channel in shown.items() if number}
@@ -511,24 +511,6 @@ class Tracker:
         labels[best <= background] = 0
         return labels
 
-    def _sharpen(self, soft: Tensor, refined: Refined, confidences: dict[int, float]) -> Tensor:
-        """Put refined masks into the labels to remember, where gate and confidence allow."""
-        chosen = {
-            channel: object_id
-            for channel, object_id in enumerate(self._memory.object_ids, start=1)
-            if object_id in refined.accepted
-            and confidences[object_id] >= self.config.memory_confidence
-        }
-        if not chosen:
-            return soft
-        masks = np.stack([refined.probability(number) for number in chosen.values()], axis=-1)
-        objects = soft[..., 1:].clone()
-        shares = _token_shares(masks, (soft.shape[0], soft.shape[1])).to(soft.device)
-        objects[..., [channel - 1 for channel in chosen]] = shares
-        total = objects.sum(dim=-1, keepdim=True)
-        objects /= total.clamp_min(1.0)
-        return torch.cat([(1.0 - total).clamp_min(0.0), objects], dim=-1)
-
 
 def diffusion_features(
     checkpoint: str | Path | None, config: TrackerConfig, device: str | torch.device
@@ -537,15 +519,15 @@ def diffusion_features(
     from drift_ros.diffusion.checkpoint import load_checkpoint
 
     return DiffusionFeatures(
-        load_checkpoint(checkpoint, device=device, prompt=config.prompt),
-        layers=config.layers,
-        timestep=config.timestep,
-        resolution=config.resolution,
-        noise=config.noise,
-        inversion_steps=config.inversion_steps,
-        noise_samples=config.noise_samples,
-        noise_seed=config.noise_seed,
-        colour_share=config.colour_share,
+        load_checkpoint(checkpoint, device=device, prompt=config.features.prompt),
+        layers=config.features.layers,
+        timestep=config.features.timestep,
+        resolution=config.features.resolution,
+        noise=config.features.noise,
+        inversion_steps=config.features.inversion_steps,
+        noise_samples=config.experimental.noise_samples,
+        noise_seed=config.experimental.noise_seed,
+        colour_share=config.experimental.colour_share,
     )
 
 

@@ -9,7 +9,6 @@ propagation on raw colour patches in place of a diffusion model's queries and ke
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-import dataclasses
 from dataclasses import dataclass, field
 import time
 from typing import Any, Protocol
@@ -17,7 +16,7 @@ from typing import Any, Protocol
 import cv2
 import numpy as np
 
-from drift_ros.engine.config import TrackerConfig
+from drift_ros.engine.config import find_option, OPTIONS, RENAMED, TrackerConfig
 
 
 class Result(Protocol):
@@ -253,15 +252,13 @@ _COLOUR: dict[str, dict[str, Any]] = {
         'stride': 4,
         'cells': 5,
         'colour_temperature': 0.015,
-        'radius': 9,
-        'top_k': 15,
+        'kernel.radius': 9,
     },
     'colour8': {
         'stride': 8,
         'cells': 3,
         'colour_temperature': 0.015,
-        'radius': 5,
-        'top_k': 15,
+        'kernel.radius': 5,
     },
 }
 _COLOUR_OPTIONS = {'stride': int, 'cells': int, 'colour_temperature': float}
@@ -290,8 +287,7 @@ class EngineSpec:
     @property
     def config(self) -> TrackerConfig:
         """The tracker's options."""
-        names = {item.name for item in dataclasses.fields(TrackerConfig)}
-        return TrackerConfig(**{k: v for k, v in self.options.items() if k in names})
+        return TrackerConfig.of({k: v for k, v in self.options.items() if k in OPTIONS})
 
     def make(self) -> Engine:
         """Build the engine; loads the model where one is needed."""
@@ -317,7 +313,7 @@ class EngineSpec:
             self.options['stride'],
             self.options['cells'],
             self.options['colour_temperature'],
-            config.resolution,
+            config.features.resolution,
         )
         return Tracker(config=config, device=self.device, features=extractor)
 
@@ -344,7 +340,7 @@ def parse_engine(
     ``settings`` are tracker options for all engines of the run; those in ``text`` come on top.
     For colour patches, window and temperature are their own and only changed in ``text``.
 
-    >>> parse_engine('wide=colour4:radius=16,top_k=15').options['radius']
+    >>> parse_engine('wide=colour4:kernel.radius=16').options['kernel.radius']
     16
 
     Raises ValueError that names the unknown engine or option, or the value out of range.
@@ -360,42 +356,14 @@ def parse_engine(
         if own:
             raise ValueError(f'the engine {name} has no options, got {", ".join(own)}')
         return EngineSpec(label, name, {})
-    values: dict[str, Any] = {
-        item.name: item.default for item in dataclasses.fields(TrackerConfig)
-    }
-    values.update(settings or {})
+    values = {**TrackerConfig().flat(), **(settings or {})}
     values.update(_COLOUR.get(name, {}))
     extra = _EXTRA.get(name, {})
     for key, value in own.items():
-        values[key] = extra[key](value) if key in extra else parse_option(key, value)
+        values[key] = extra[key](value) if key in extra else find_option(key).parse(value)
     checked = {key: value for key, value in values.items() if key not in extra}
-    TrackerConfig(**checked).validate()
+    TrackerConfig.of(checked)
     return EngineSpec(label, name, values, model if name in NETWORKS else None, device)
-
-
-def parse_option(name: str, text: str) -> Any:
-    """
-    Turn the text of a tracker option into its value, by the type of the option's default.
-
-    Raises ValueError naming the option, the text and what is expected.
-    """
-    by_name = {item.name: item for item in dataclasses.fields(TrackerConfig)}
-    if name not in by_name:
-        raise ValueError(f'there is no tracker option {name!r}; there are {", ".join(by_name)}')
-    default: Any = by_name[name].default
-    if isinstance(default, bool):
-        words = {'true': True, 'yes': True, '1': True, 'false': False, 'no': False, '0': False}
-        if text.lower() not in words:
-            raise ValueError(f'{name} is {text!r}; it must be true or false')
-        return words[text.lower()]
-    if isinstance(default, tuple):
-        return tuple(part.strip() for part in text.split(',') if part.strip())
-    try:
-        return type(default)(text)
-    except ValueError:
-        raise ValueError(
-            f'{name} is {text!r}; it must be of type {type(default).__name__}'
-        ) from None
 
 
 def load_params_file(path: str) -> dict[str, Any]:
@@ -409,15 +377,16 @@ def load_params_file(path: str) -> dict[str, Any]:
 
     import yaml
 
-    names = {item.name: item for item in dataclasses.fields(TrackerConfig)}
     try:
         data = yaml.safe_load(Path(path).read_text())
     except (OSError, yaml.YAMLError) as error:
         raise ValueError(f'cannot read the parameter file {path}: {error}') from None
     found: dict[str, Any] = {}
     for key, value in _ros_parameters(data):
-        if key in names:
-            wanted: type = type(names[key].default)
+        if key in RENAMED:
+            find_option(key)  # says the present name
+        if key in OPTIONS:
+            wanted: type = type(OPTIONS[key].default)
             if wanted is tuple:  # ROS has no empty list without a type: [''] stands for it
                 value = tuple(item for item in value if item)
             found[key] = float(value) if wanted is float else value
@@ -433,9 +402,18 @@ def _ros_parameters(data: Any) -> Iterator[tuple[str, Any]]:
     """Give all parameters below any ``ros__parameters``, however deep the nodes are nested."""
     for key, value in data.items() if isinstance(data, dict) else ():
         if key == 'ros__parameters' and isinstance(value, dict):
-            yield from value.items()
+            yield from _dotted(value)
         else:
             yield from _ros_parameters(value)
+
+
+def _dotted(values: Mapping[str, Any], prefix: str = '') -> Iterator[tuple[str, Any]]:
+    """Give parameters, which may be nested in groups, by dotted name."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _dotted(value, f'{prefix}{key}.')
+        else:
+            yield prefix + key, value
 
 
 def split_settings(pairs: Sequence[str]) -> dict[str, Any]:
@@ -445,7 +423,7 @@ def split_settings(pairs: Sequence[str]) -> dict[str, Any]:
         key, equals, text = pair.partition('=')
         if not equals:
             raise ValueError(f'--set {pair}: expected option=value')
-        values[key.strip()] = parse_option(key.strip(), text.strip())
+        values[key.strip()] = find_option(key.strip()).parse(text.strip())
     return values
 
 

@@ -19,7 +19,7 @@ from typing import Any, TYPE_CHECKING
 
 import numpy as np
 
-from drift_ros.engine.config import TrackerConfig
+from drift_ros.engine.config import OPTIONS
 from drift_ros.engine.errors import DriftRosError
 from drift_ros.evaluation.bags import BagError, BagSequence
 from drift_ros.evaluation.baselines import EngineSpec
@@ -104,8 +104,7 @@ def run_live_job(
     from drift_ros.ros.replay import replay
 
     label = live_label(spec.label, rate)
-    fields = [item.name for item in dataclasses.fields(TrackerConfig)]
-    parameters = {name: spec.options[name] for name in fields if spec.options[name] != ''}
+    parameters = {name: spec.options[name] for name in OPTIONS if spec.options[name] != ''}
     parameters['device'] = spec.device
     if spec.model:
         parameters['model'] = spec.model

@@ -21,7 +21,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 import csv
-import dataclasses
 from dataclasses import dataclass, field
 import itertools
 import json
@@ -44,7 +43,7 @@ from rich.progress import (
 from rich.table import Table
 
 from drift_ros.commands.evaluate import user_errors
-from drift_ros.engine.config import TrackerConfig
+from drift_ros.engine.config import RENAMED, TrackerConfig
 from drift_ros.evaluation import run as runner
 from drift_ros.evaluation.baselines import EngineSpec, load_params_file, split_settings
 
@@ -60,19 +59,24 @@ PARTS = {
 """Parts by name, with what their rows have in common."""
 _TEMPERATURES = (0.02, 0.03, 0.05, 0.1)
 _ENSEMBLE = 4
-QUALITY: dict[str, Any] = {'resolution': 320, 'radius': 11, 'seed_radius': 21, 'older_frames': 6}
+QUALITY: dict[str, Any] = {
+    'features.resolution': 320,
+    'kernel.radius': 11,
+    'kernel.seed_radius': 21,
+    'memory.older': 6,
+}
 """Options of ``config/quality.yaml``: radii reach as far in the picture as by default."""
 # What decides on a frame's features.
 _FEATURES = (
-    'resolution',
-    'timestep',
-    'noise',
-    'inversion_steps',
-    'noise_samples',
-    'noise_seed',
-    'prompt',
-    'layers',
-    'colour_share',
+    'features.resolution',
+    'features.timestep',
+    'features.noise',
+    'features.inversion_steps',
+    'experimental.noise_samples',
+    'experimental.noise_seed',
+    'features.prompt',
+    'features.layers',
+    'experimental.colour_share',
 )
 
 
@@ -97,14 +101,11 @@ class Row:
         self, sequence: str, base: Mapping[str, Any], model: str | None, device: str
     ) -> AblationSpec:
         """Make the engine for a sequence; raises ValueError where an option is out of range."""
-        values: dict[str, Any] = {
-            item.name: item.default for item in dataclasses.fields(TrackerConfig)
-        }
-        values.update(base)
+        values = {**TrackerConfig().flat(), **base}
         extra = {key: value for key, value in self.options.items() if key not in values}
         values.update({key: value for key, value in self.options.items() if key in values})
-        values['prompt'] = values['prompt'].format(name=category(sequence))
-        TrackerConfig(**values).validate()
+        values['features.prompt'] = values['features.prompt'].format(name=category(sequence))
+        TrackerConfig.of(values)
         return AblationSpec(
             f'{self.part}.{self.label}',
             self.engine,
@@ -241,7 +242,7 @@ def make_rows(
     """
     rows = []
     # Diffuse kernels are compared too: no object is given up for its low confidence.
-    attention: dict[str, Any] = {'refinement': 'none', 'confidence_threshold': 0.0}
+    attention: dict[str, Any] = {'refinement.method': 'none', 'states.confidence': 0.0}
 
     def add(
         part: str,
@@ -252,7 +253,8 @@ def make_rows(
         **options: Any,
     ) -> None:
         if part in parts:
-            rows.append(Row(part, label, text, options, engine, learn))
+            named = {RENAMED.get(key, key): value for key, value in options.items()}
+            rows.append(Row(part, label, text, named, engine, learn))
 
     add('kernel', 'attention', 'attention of Q and K', **attention)
     for value in _TEMPERATURES:
@@ -266,13 +268,13 @@ def make_rows(
         )
 
     for tau in timesteps:
-        options: dict[str, Any] = {**attention, 'timestep': tau}
+        options: dict[str, Any] = {**attention, 'features.timestep': tau}
         add('noise', f'scaled-{tau}', f'tau {tau}, noise-free', **options)
         add(
             'noise',
             f'inversion-{tau}',
             f'tau {tau}, DDIM inversion, 1 step',
-            inversion_steps=1,
+            noise='inversion',
             **options,
         )
         add('noise', f'random-{tau}', f'tau {tau}, random noise', noise='random', **options)
@@ -285,7 +287,7 @@ def make_rows(
             **options,
         )
 
-    many: dict[str, Any] = {**attention, 'layers': tuple(every)}
+    many: dict[str, Any] = {**attention, 'features.layers': tuple(every)}
     add('heads', 'uniform', 'many layers, all heads alike', **many)
     add(
         'heads',
@@ -297,8 +299,8 @@ def make_rows(
     # Before the tracker's own layer of the embedded model the network reads no prompt; on the
     # way of an inversion it does.
     for name, title, where in (
-        ('prompt', 'later layer', {**attention, 'layers': (late,)}),
-        ('inverted', 'own layer, DDIM inversion', {**attention, 'inversion_steps': 1}),
+        ('prompt', 'later layer', {**attention, 'features.layers': (late,)}),
+        ('inverted', 'own layer, DDIM inversion', {**attention, 'features.noise': 'inversion'}),
     ):
         add('heads', f'{name}-null', f'{title}, null prompt', **where)
         add(
@@ -311,10 +313,10 @@ def make_rows(
         add('heads', f'{name}-learnt', f'{title}, learnt tokens', learn=budget, **where)
 
     paper: dict[str, Any] = {
-        'layers': tuple(every),
-        'inversion_steps': 1,
-        'head_weighting': 'adaptive',
-        'confidence_threshold': 0.0,
+        'features.layers': tuple(every),
+        'features.noise': 'inversion',
+        'experimental.head_weighting': 'adaptive',
+        'states.confidence': 0.0,
     }
     add('paper', 'paper', "the paper's three, many layers", learn=budget, **paper)
     add(
@@ -322,21 +324,23 @@ def make_rows(
         'no-inversion',
         'the same without DDIM inversion',
         learn=budget,
-        **{**paper, 'inversion_steps': 0},
+        **{**paper, 'features.noise': 'none'},
     )
     add(
         'paper',
         'no-weights',
         'the same without head weights',
         learn=budget,
-        **{**paper, 'head_weighting': 'uniform'},
+        **{**paper, 'experimental.head_weighting': 'uniform'},
     )
     add('paper', 'no-tokens', 'the same without learnt tokens', **paper)
     add('paper', 'none', 'none of the three, own layer', confidence_threshold=0.0)
 
     defaults = TrackerConfig()
     # Windows are counted in tokens: as far in the picture as by default.
-    finer = {key: QUALITY[key] for key in ('resolution', 'radius', 'seed_radius')}
+    finer = {
+        key: QUALITY[key] for key in ('features.resolution', 'kernel.radius', 'kernel.seed_radius')
+    }
     add('parts', 'shipped', 'the defaults')
     add('parts', 'no-refinement', 'without refinement', refinement='none')
     add('parts', 'sam', 'refined by Segment Anything (the embedded small one)', refinement='sam')
@@ -354,23 +358,29 @@ def make_rows(
         memory_frames=0,
     )
     add('parts', 'no-align', 'without seed windows that follow the objects', align=False)
-    add('parts', 'narrow', "seed windows as wide as the others'", seed_radius=defaults.radius)
+    add(
+        'parts',
+        'narrow',
+        "seed windows as wide as the others'",
+        seed_radius=defaults.kernel.radius,
+    )
     add('parts', 'all-matches', 'all matches in place of the best', top_k=0)
     add('parts', 'no-floor', 'without the floor under remembered labels', label_floor=0.0)
     add('parts', 'older-6', 'six older references', older_frames=6)
     add('parts', 'wide', 'seed windows of radius 24', seed_radius=24)
-    add('parts', 'finer', f'resolution {QUALITY["resolution"]}', **finer)
+    add('parts', 'finer', f'resolution {QUALITY["features.resolution"]}', **finer)
     add(
         'parts',
         'quality',
-        f'resolution {QUALITY["resolution"]}, six older references (config/quality.yaml)',
+        f'resolution {QUALITY["features.resolution"]}, six older references (config/quality.yaml)',
         **QUALITY,
     )
     add(
         'parts',
         'finer-wide',
-        f'resolution {QUALITY["resolution"]}, six older references, seed windows of radius 32',
-        **{**QUALITY, 'seed_radius': 32},
+        f'resolution {QUALITY["features.resolution"]}, six older references, seed windows of '
+        'radius 32',
+        **{**QUALITY, 'kernel.seed_radius': 32},
     )
     return rows
 
@@ -537,7 +547,9 @@ def _choose_layers(
     from drift_ros.diffusion.features import select_layers, self_attention_layers
 
     checkpoint = load_checkpoint(model, device=device)
-    used = select_layers(checkpoint.unet, tuple(base.get('layers', ())) or checkpoint.layers)
+    used = select_layers(
+        checkpoint.unet, tuple(base.get('features.layers', ())) or checkpoint.layers
+    )
     (late,) = select_layers(checkpoint.unet, ())
     available = self_attention_layers(checkpoint.unet)
     reached = available[: available.index(late) + 1]
@@ -869,7 +881,7 @@ def _draw_noise(
     for row, found in _summaries(rows, results):
         if row.part == 'noise':
             curves.setdefault(row.label.rpartition('-')[0], []).append(
-                (row.options['timestep'], 100 * found['j_and_f'])
+                (row.options['features.timestep'], 100 * found['j_and_f'])
             )
     if not curves:
         return False

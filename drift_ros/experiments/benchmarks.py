@@ -221,7 +221,7 @@ def run_random(size: int) -> dict[str, Any]:
     start = time.perf_counter()
     checkpoint = random_checkpoint(SD_1_5)
     built = time.perf_counter() - start
-    config = TrackerConfig(resolution=size, confidence_threshold=0.0)
+    config = TrackerConfig.of({'features.resolution': size, 'states.confidence': 0.0})
     features = DiffusionFeatures(checkpoint, resolution=size)
     tracker = Tracker(config=config, features=features)
     frame = np.random.default_rng(0).integers(0, 256, (size, size, 3), np.uint8)
@@ -355,7 +355,7 @@ def refiners(
             )
         cells = {}
         for name in names:
-            tracker = Tracker(config=TrackerConfig(refinement=name))
+            tracker = Tracker(config=TrackerConfig.of({'refinement.method': name}))
             tracker.seed(frames[0], read_label_image(mask))
             for index, frame in enumerate(frames[1:], start=1):
                 labels = tracker.step(frame).labels
@@ -416,7 +416,7 @@ def time_heads(
     from drift_ros.engine.head_weights import choose_cells, HeadWeighting, Look, propagate_by_head
     from drift_ros.engine.memory import ReferenceMemory
 
-    config = TrackerConfig(radius=radius)
+    config = TrackerConfig.of({'kernel.radius': radius})
     generator = torch.Generator().manual_seed(0)
     mask = torch.zeros(rows, columns, 1)
     mask[rows // 4 : rows // 4 + rows // 3, columns // 4 : columns // 4 + columns // 3] = 1

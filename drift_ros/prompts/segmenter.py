@@ -12,10 +12,11 @@ import torch
 from drift_ros.engine.config import TrackerConfig
 from drift_ros.engine.errors import PromptError
 from drift_ros.engine.table import check_frame
-from drift_ros.prompts.grabcut import foreground, grab_cut, reduced_part
+from drift_ros.prompts.grabcut import foreground, grab_cut
 from drift_ros.refinement.colour import ColourSolver, crop, paste
 from drift_ros.refinement.mask_prompts import stack_points
 from drift_ros.refinement.sam import sam_predictor, SamPredictor, stability
+from drift_ros.refinement.window import reduced_part
 
 
 @dataclass(frozen=True)
@@ -103,9 +104,9 @@ def make_segmenter(config: TrackerConfig, device: str | torch.device = 'auto') -
         ``sam_checkpoint`` cannot be used; the message says what to do.
 
     """
-    if config.segmenter == 'grabcut':
+    if config.refinement.prompts == 'grabcut':
         return Segmenter(GrabCutSegmenter())
-    return Segmenter(SamSegmenter(sam_predictor(config.sam_checkpoint, device)))
+    return Segmenter(SamSegmenter(sam_predictor(config.refinement.sam_checkpoint, device)))
 
 
 def label_image(found: Sequence[Segmentation]) -> np.ndarray:

@@ -11,10 +11,7 @@ from typing import Protocol, TYPE_CHECKING
 
 import numpy as np
 
-from drift_ros.prompts.grabcut import GrabCut
 from drift_ros.refinement.bilateral import (
-    BilateralSolver,
-    GuidedFilter,
     OnTop,
     Smoother,
     Upsampling,
@@ -104,21 +101,14 @@ def make_refiner(config: 'TrackerConfig', device: 'str | torch.device' = 'auto')
         ``sam_checkpoint`` cannot be used; the message says what to do.
 
     """
-    if config.refinement == 'none':
+    if config.refinement.method == 'none':
         return Upsampling()
-    if config.refinement == 'guided':
-        return GuidedFilter()
-    if config.refinement == 'bilateral':
-        return BilateralSolver()
     smooth = ColourSolver()
-    if config.refinement == 'colour':
+    if config.refinement.method == 'colour':
         return smooth
-    refiner: Refiner
-    if config.refinement == 'grabcut':
-        refiner = GrabCut(smooth, gate=config.refinement_gate)
-    else:
-        from drift_ros.refinement.sam import sam_predictor, SamRefiner
+    from drift_ros.refinement.sam import sam_predictor, SamRefiner
 
-        predictor = sam_predictor(config.sam_checkpoint, device)
-        refiner = SamRefiner(predictor, smooth, gate=config.refinement_gate)
-    return Every(refiner, smooth, config.refine_every) if config.refine_every > 1 else refiner
+    predictor = sam_predictor(config.refinement.sam_checkpoint, device)
+    refiner = SamRefiner(predictor, smooth, gate=config.refinement.gate)
+    every = config.refinement.every
+    return Every(refiner, smooth, every) if every > 1 else refiner

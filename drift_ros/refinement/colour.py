@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 from scipy import ndimage
 
-from drift_ros.prompts.grabcut import object_window
 from drift_ros.refinement.bilateral import BilateralGrid, Smoothed
+from drift_ros.refinement.window import object_window
 
 # Bins of luma and of the two chroma channels; chroma beyond 64..192 goes to the outer bins.
 _BINS = (16, 24, 24)

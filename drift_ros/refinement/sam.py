@@ -12,10 +12,10 @@ from segment_anything.modeling import Sam
 import torch
 from torch import Tensor
 
-from drift_ros.prompts.grabcut import object_window
 from drift_ros.refinement.bilateral import OnTop, Smoothed, Smoother
 from drift_ros.refinement.mask_prompts import read_prompt, stack_points
 from drift_ros.refinement.sam_weights import EMBEDDED, load_sam
+from drift_ros.refinement.window import object_window
 
 # Segment Anything's mask input is the logits of an earlier prediction. Ours come from
 # probabilities, whose logits have no bound.

@@ -13,14 +13,14 @@ latter two again::
 from __future__ import annotations
 
 import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 import sys
-from typing import Any, get_args, get_origin, get_type_hints, TypeVar
+from typing import Any, get_args, get_type_hints, TypeVar
 
-from drift_ros.engine.config import TrackerConfig
+from drift_ros.engine.config import Option, option, options_of, TrackerConfig
 
 _MODES = {
     'configure': 'configure',
@@ -30,77 +30,68 @@ _MODES = {
 }
 
 
-def _parameter(
-    default: Any,
-    help: str,
-    applies: str,
-    *,
-    low: float | None = None,  # noqa: A002
-    high: float | None = None,
-    choices: tuple[str, ...] = (),
-) -> Any:
-    return dataclasses.field(
-        default=default,
-        metadata={'help': help, 'min': low, 'max': high, 'choices': choices, 'applies': applies},
-    )
-
-
 @dataclass(frozen=True)
 class NodeConfig:
     """Parameters of the tracker node besides the engine's."""
 
-    model: str = _parameter(
-        '', 'Folder or hub id of a diffusers checkpoint. Empty: the embedded model.', 'configure'
+    model: str = option(
+        '',
+        'Folder or hub id of a diffusers checkpoint. Empty: the embedded model.',
+        applies='configure',
     )
-    device: str = _parameter(
-        'auto', 'Where the network runs: auto, cpu, cuda or cuda:N.', 'configure'
+    device: str = option(
+        'auto', 'Where the network runs: auto, cpu, cuda or cuda:N.', applies='configure'
     )
-    image_transport: str = _parameter(
+    image_transport: str = option(
         'raw',
         'raw: sensor_msgs/Image on image; compressed: sensor_msgs/CompressedImage on '
         'image/compressed.',
-        'activate',
+        applies='activate',
         choices=('raw', 'compressed'),
     )
-    replay: bool = _parameter(
+    replay: bool = option(
         False,
         'Subscribe reliably, drop no frame and keep their order, instead of taking the '
         'newest frame only.',
-        'activate',
+        applies='activate',
     )
-    replay_queue_mb: int = _parameter(
+    replay_queue_mb: int = option(
         256,
         'Replay: megabytes of frames that may wait before reception is held back.',
-        'activate',
+        applies='activate',
         low=1,
         high=65536,
     )
-    buffer_frames: int = _parameter(
+    buffer_frames: int = option(
         30,
         'Received frames kept for masks that refer to them by stamp.',
-        'activate',
+        applies='activate',
         low=1,
         high=10000,
     )
-    buffer_mb: int = _parameter(
+    buffer_mb: int = option(
         128,
         'Megabytes those frames may take; the newest is always kept.',
-        'activate',
+        applies='activate',
         low=1,
         high=65536,
     )
-    overlay_opacity: float = _parameter(
+    overlay_opacity: float = option(
         0.5,
         'Opacity of the masks in the overlay; 0 draws outlines only.',
-        'now',
+        applies='now',
         low=0.0,
         high=1.0,
     )
-    diagnostics_period: float = _parameter(
-        1.0, 'Seconds between two messages on /diagnostics.', 'now', low=0.1, high=60.0
+    diagnostics_period: float = option(
+        1.0, 'Seconds between two messages on /diagnostics.', applies='now', low=0.1, high=60.0
     )
-    input_timeout: float = _parameter(
-        5.0, 'Seconds without a frame after which diagnostics warn.', 'now', low=0.1, high=3600.0
+    input_timeout: float = option(
+        5.0,
+        'Seconds without a frame after which diagnostics warn.',
+        applies='now',
+        low=0.1,
+        high=3600.0,
     )
 
 
@@ -108,46 +99,52 @@ class NodeConfig:
 class PlayerConfig:
     """Parameters of the player node."""
 
-    source: str = _parameter(
-        '', 'Video file, folder of images or DAVIS sequence to publish.', 'start'
+    source: str = option(
+        '', 'Video file, folder of images or DAVIS sequence to publish.', applies='start'
     )
-    start: int = _parameter(0, 'Frames to leave out at the beginning.', 'start', low=0, high=10**9)
-    count: int = _parameter(0, 'Frames to publish at most; 0: all.', 'start', low=0, high=10**9)
-    rate: float = _parameter(
-        0.0, "Frames per second; 0: the source's own rate.", 'start', low=0.0, high=1000.0
+    start: int = option(
+        0, 'Frames to leave out at the beginning.', applies='start', low=0, high=10**9
     )
-    loop: bool = _parameter(False, 'Start again at the end; stamps go on ascending.', 'start')
-    frame_id: str = _parameter('camera', 'frame_id of the headers.', 'start')
-    image_transport: str = _parameter(
+    count: int = option(
+        0, 'Frames to publish at most; 0: all.', applies='start', low=0, high=10**9
+    )
+    rate: float = option(
+        0.0, "Frames per second; 0: the source's own rate.", applies='start', low=0.0, high=1000.0
+    )
+    loop: bool = option(False, 'Start again at the end; stamps go on ascending.', applies='start')
+    frame_id: str = option('camera', 'frame_id of the headers.', applies='start')
+    image_transport: str = option(
         'raw',
         'raw: sensor_msgs/Image on image; compressed: JPEG on image/compressed.',
-        'start',
+        applies='start',
         choices=('raw', 'compressed'),
     )
-    wait_for_subscribers: int = _parameter(
-        1, 'Subscribers to wait for before the first frame.', 'start', low=0, high=100
+    wait_for_subscribers: int = option(
+        1, 'Subscribers to wait for before the first frame.', applies='start', low=0, high=100
     )
-    lockstep: bool = _parameter(
+    lockstep: bool = option(
         False,
         'Publish a frame only after an image with the stamp of the one before arrived on '
         'answer (remap it to a mask topic): nothing is ever dropped.',
-        'start',
+        applies='start',
     )
-    lockstep_timeout: float = _parameter(
+    lockstep_timeout: float = option(
         30.0,
         'Lockstep: seconds to wait for the answer before giving up.',
-        'start',
+        applies='start',
         low=0.1,
         high=3600.0,
     )
-    stamps: str = _parameter(
+    stamps: str = option(
         'regular',
         'regular: one frame period apart, whatever the pace; now: the time of publication.',
-        'start',
+        applies='start',
         choices=('regular', 'now'),
     )
-    hold_at: tuple[int, ...] = _parameter(
-        (), 'Indices of published frames after which to pause until ~/resume is called.', 'start'
+    hold_at: tuple[int, ...] = option(
+        (),
+        'Indices of published frames after which to pause until ~/resume is called.',
+        applies='start',
     )
 
 
@@ -155,9 +152,11 @@ class PlayerConfig:
 class RecorderConfig:
     """Parameters of the recorder node."""
 
-    output: str = _parameter('', 'Folder of the bag to write; it must not exist yet.', 'start')
-    topics: tuple[str, ...] = _parameter(
-        (), 'Topics to record; relative names are resolved in the namespace of the node.', 'start'
+    output: str = option('', 'Folder of the bag to write; it must not exist yet.', applies='start')
+    topics: tuple[str, ...] = option(
+        (),
+        'Topics to record; relative names are resolved in the namespace of the node.',
+        applies='start',
     )
 
 
@@ -170,18 +169,12 @@ NODES: dict[str, tuple[type, ...]] = {
 
 
 @dataclass(frozen=True)
-class Parameter:
-    """One parameter: what a field of one of the dataclasses says."""
+class Parameter(Option):
+    """One parameter: an option of one of the dataclasses, and when a value takes effect."""
 
-    name: str
-    kind: str
+    kind: str = ''
     """bool, int, float, str, list[int] or list[str]."""
-    default: Any
-    help: str
-    low: float | None
-    high: float | None
-    choices: tuple[str, ...]
-    applies: str
+    applies: str = 'configure'
     """When a value takes effect: configure, activate, now, start."""
 
     def range_text(self) -> str:
@@ -201,42 +194,37 @@ class Parameter:
                 type(entry) is item for entry in value
             ):
                 return f'{self.name} is {value!r}; it must be a {self.kind}'
-        if self.choices and value not in self.choices:
-            return f'{self.name} is {value!r}; choose from {", ".join(self.choices)}'
-        if self.kind in ('int', 'float'):
-            if (self.low is not None and not value >= self.low) or (
-                self.high is not None and not value <= self.high
-            ):
-                return f'{self.name} is {value}; it must lie in [{self.low}, {self.high}]'
-        return ''
+            value = tuple(value)
+        return super().check(value)
 
 
-def parameters(*configs: type) -> tuple[Parameter, ...]:
-    """List the parameters that the fields of dataclasses declare."""
-    result = []
-    for config in configs:
-        hints = get_type_hints(config)
-        for field in dataclasses.fields(config):
-            hint = hints[field.name]
-            kind = (
-                f'list[{get_args(hint)[0].__name__}]'
-                if get_origin(hint) is tuple
-                else hint.__name__
-            )
-            meta = field.metadata
-            result.append(
-                Parameter(
-                    field.name,
-                    kind,
-                    field.default,
-                    meta['help'],
-                    meta['min'],
-                    meta['max'],
-                    tuple(meta['choices']),
-                    meta.get('applies', 'configure'),
-                )
-            )
-    return tuple(result)
+def parameters(*configs: type, experimental: bool = True) -> tuple[Parameter, ...]:
+    """List the parameters that dataclasses declare; without the experimental ones if asked."""
+    return tuple(
+        Parameter(
+            **{item.name: getattr(declared, item.name) for item in dataclasses.fields(Option)},
+            kind=_kind(declared.default, hint),
+            applies=applies,
+        )
+        for config in configs
+        for declared, hint, applies in _declared(config)
+        if experimental or not declared.name.startswith('experimental.')
+    )
+
+
+def _declared(config: type) -> Iterator[tuple[Option, Any, str]]:
+    """Give every option of a dataclass with its type hint and when it takes effect."""
+    for name, declared in options_of(config).items():
+        group = config
+        *path, last = name.split('.')
+        for step in path:
+            group = get_type_hints(group)[step]
+        (field,) = (item for item in dataclasses.fields(group) if item.name == last)
+        yield declared, get_type_hints(group)[last], field.metadata.get('applies', 'configure')
+
+
+def _kind(default: Any, hint: Any) -> str:
+    return f'list[{get_args(hint)[0].__name__}]' if type(default) is tuple else hint.__name__
 
 
 Config = TypeVar('Config')
@@ -329,15 +317,21 @@ def tracker_yaml() -> str:
         '  tracker:',
         '    ros__parameters:',
     ]
-    for item in parameters(*NODES['tracker']):
+    group = ''
+    for item in parameters(*NODES['tracker'], experimental=False):
+        here, _, name = item.name.rpartition('.')
+        if here != group:
+            group = here
+            lines.append(f'      {group}:')
+        indent = ' ' * (8 if group else 6)
         allowed = item.range_text()
         text = item.help + (f' Allowed: {allowed}.' if allowed else '')
-        lines += [f'      # {line}' for line in textwrap.wrap(text, 88)]
+        lines += [f'{indent}# {line}' for line in textwrap.wrap(text, 94 - len(indent))]
         value = _yaml_value(item.default)
         if item.default == ():  # an empty list has no type in a parameter file
-            lines.append(f"      # {item.name}: ['...']")
+            lines.append(f"{indent}# {name}: ['...']")
         else:
-            lines.append(f'      {item.name}: {value}')
+            lines.append(f'{indent}{name}: {value}')
     return '\n'.join(lines) + '\n'
 
 

@@ -71,9 +71,9 @@ def test_every_part_on_a_stable_diffusion_folder(davis, model, tmp_path, monkeyp
         '--timesteps',
         '300',
         '--set',
-        'resolution=64',
+        'features.resolution=64',
         '--set',
-        'confidence_threshold=0',
+        'states.confidence=0',
         '--budget',
         '0.2',
         '--threads',
@@ -124,7 +124,7 @@ def test_unknown_part(davis):
 
 def test_rows_differ_in_what_they_are_about():
     rows = ablation.make_rows(tuple(ablation.PARTS), 'late', ['a', 'late'], [10], 5.0)
-    specs = [row.spec('car-shadow', {'resolution': 96}, None, 'cpu') for row in rows]
+    specs = [row.spec('car-shadow', {'features.resolution': 96}, None, 'cpu') for row in rows]
     for part in ablation.PARTS:
         ours = [spec for spec in specs if spec.label.startswith(f'{part}.')]
         assert (
@@ -135,10 +135,12 @@ def test_rows_differ_in_what_they_are_about():
             > 3
         )
     by_label = {spec.label: spec for spec in specs}
-    assert by_label['heads.prompt-category'].options['prompt'] == 'a photo of car shadow'
+    assert by_label['heads.prompt-category'].options['features.prompt'] == 'a photo of car shadow'
     assert by_label['heads.prompt-learnt'].options['learn'] == 5.0
     larger = {'parts.finer', 'parts.quality', 'parts.finer-wide'}
-    assert all((spec.options['resolution'] == 96) == (spec.label not in larger) for spec in specs)
+    assert all(
+        (spec.options['features.resolution'] == 96) == (spec.label not in larger) for spec in specs
+    )
 
 
 def test_the_quality_preset_is_a_row():
@@ -150,7 +152,7 @@ def test_the_quality_preset_is_a_row():
     assert load_params_file(str(preset)) == quality.options
 
 
-OPTIONS = {'resolution': 64, 'confidence_threshold': 0.0}
+OPTIONS = {'features.resolution': 64, 'states.confidence': 0.0}
 
 
 def specs_of(labels, model=None):
@@ -221,7 +223,12 @@ def test_windows_that_stay_lose_an_object_that_moves_far():
     found = {}
     for label in ('parts.shipped', 'parts.no-align'):
         (spec,) = specs_of((label,))
-        values = {**spec.options, 'resolution': 96, 'seed_radius': 3, 'radius': 3}
+        values = {
+            **spec.options,
+            'features.resolution': 96,
+            'kernel.seed_radius': 3,
+            'kernel.radius': 3,
+        }
         spec = dataclasses.replace(spec, options=values)
         tracker = spec.make(ColourFeatures())
         tracker.seed(scene((8, 16, 16, RED)), square_mask((8, 16, 16)))
@@ -246,7 +253,7 @@ def test_several_processes(davis, model, tmp_path):
         '--frames',
         'kernel=4',
         '--set',
-        'resolution=64',
+        'features.resolution=64',
         '--model',
         str(model),
         '--threads',
@@ -279,7 +286,9 @@ def test_cosine_is_the_cosine_of_the_layers_input(model):
     tokens, size = flat.shape
     logits = layer.query.view(tokens, size) @ layer.key.view(tokens, size).T / size**0.5
     torch.testing.assert_close(logits, flat @ flat.T / 0.1, atol=1e-4, rtol=1e-4)
-    spec = parse_engine('cosine:cosine_temperature=0.05', {'resolution': 64}, str(model), 'cpu')
+    spec = parse_engine(
+        'cosine:cosine_temperature=0.05', {'features.resolution': 64}, str(model), 'cpu'
+    )
     assert spec.options['cosine_temperature'] == 0.05 and runner.model_digest(spec)
     spec.make().seed(frame, np.pad(np.ones((32, 32), np.uint8), 16))
 
@@ -321,12 +330,14 @@ def test_presets_are_parameter_files():
 
     folder = Path(__file__).resolve().parents[2] / 'config'
     for name in ('quality', 'stable_diffusion_1_5'):
-        TrackerConfig(**load_params_file(str(folder / f'{name}.yaml'))).validate()
+        TrackerConfig.of(load_params_file(str(folder / f'{name}.yaml'))).validate()
 
 
 def test_steps_are_timed_stage_by_stage(davis):
     (sequence,) = find_sequences(davis, names=['one'], max_frames=5)
-    row = time_steps(parse_engine('colour8:refinement=none,resolution=64'), sequence)
+    row = time_steps(
+        parse_engine('colour8:refinement.method=none,features.resolution=64'), sequence
+    )
     assert set(row) == set(STAGES)
     assert row['total'] >= max(row[stage] for stage in STAGES if stage != 'total') > 0
     with pytest.raises(ValueError, match='flow has no stages'):
@@ -342,7 +353,7 @@ def test_steps_are_timed_stage_by_stage(davis):
             '--frames',
             '4',
             '-e',
-            'colour8:resolution=64',
+            'colour8:features.resolution=64',
         ],
     )
     assert told.exit_code == 0 and 'propagation' in told.output

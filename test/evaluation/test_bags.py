@@ -64,7 +64,7 @@ def entries(stamps=None, truth_shift=0):
 @pytest.mark.parametrize('compressed', [False, True])
 def test_numbers_equal_the_dataset_s(davis, tmp_path, storage, compressed):
     """Frames, truth, masks and scores are those of the folder, bit for bit."""
-    spec = parse_engine('colour8:resolution=64')
+    spec = parse_engine('colour8:features.resolution=64')
     for source in find_sequences(davis):
         bag = bags.bag_from_davis(
             source, tmp_path / 'bags' / source.name, storage=storage, compressed=compressed

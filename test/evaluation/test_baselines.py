@@ -78,7 +78,7 @@ def test_colour_features_are_cosines_over_temperature():
 def test_colour_engine_tracks_a_square():
     """With the real tracker, raw colour follows a square of another colour."""
     frames, labels = scene(1)
-    engine = parse_engine('colour4:resolution=64,refinement=none').make()
+    engine = parse_engine('colour4:features.resolution=64,refinement.method=none').make()
     (item,) = engine.seed(frames[0], labels[0])
     for frame in frames[1:]:
         result = engine.step(frame)
@@ -93,7 +93,14 @@ def test_boxes_take_the_place_of_masks():
     image[30:50, 90:110] = (30, 220, 30)
     labels = np.zeros((96, 128), np.uint8)
     labels[20:60, 30:70], labels[30:50, 90:110] = 4, 9
-    config = TrackerConfig(resolution=96, radius=6, segmenter='grabcut', refinement='none')
+    config = TrackerConfig.of(
+        {
+            'features.resolution': 96,
+            'kernel.radius': 6,
+            'refinement.prompts': 'grabcut',
+            'refinement.method': 'none',
+        }
+    )
     engine = BoxSeeded(Tracker(config=config, features=ColourPatches(resolution=96)))
     corners = np.where(labels == 4, 4, 0)
     corners[21:59, 31:69] = 0  # as large a box, another mask
@@ -107,12 +114,13 @@ def test_boxes_take_the_place_of_masks():
 def test_engine_options_are_complete_and_layered():
     """Settings of the run hold for all engines, an engine's own come on top."""
     spec = parse_engine(
-        'wide=colour4:radius=16,layers=a,b,top_k=15', {'radius': 3, 'temperature': 0.5}
+        'wide=colour4:kernel.radius=16,features.layers=a,b,kernel.top_k=15',
+        {'kernel.radius': 3, 'kernel.temperature': 0.5},
     )
     assert spec.label == 'wide' and spec.name == 'colour4'
-    assert spec.options['radius'] == 16 and spec.options['top_k'] == 15
-    assert spec.options['layers'] == ('a', 'b')
-    assert spec.options['temperature'] == 0.5
+    assert spec.options['kernel.radius'] == 16 and spec.options['kernel.top_k'] == 15
+    assert spec.options['features.layers'] == ('a', 'b')
+    assert spec.options['kernel.temperature'] == 0.5
     assert {item.name for item in dataclasses.fields(TrackerConfig)} <= set(spec.options)
     assert parse_engine('flow').options == {}
 
@@ -122,12 +130,12 @@ def test_engine_options_are_complete_and_layered():
     [
         ('magic', "no engine 'magic'.*tracker, boxes, cosine, first-mask"),
         ('tracker:radios=3', "no tracker option 'radios'.*radius"),
-        ('tracker:radius=far', "radius is 'far'.*int"),
+        ('tracker:kernel.radius=far', "radius is 'far'.*int"),
         ('tracker:radius=-1', 'radius is -1.*lie in'),
-        ('tracker:normalize=maybe', 'true or false'),
-        ('tracker:refinement=magic', 'choose from'),
+        ('tracker:experimental.normalize=maybe', 'true or false'),
+        ('tracker:refinement.method=magic', 'choose from'),
         ('tracker:3', 'expected option=value'),
-        ('flow:radius=3', 'has no options'),
+        ('flow:kernel.radius=3', 'has no options'),
     ],
 )
 def test_bad_engines(text, message):
@@ -138,21 +146,28 @@ def test_bad_engines(text, message):
 
 def test_settings():
     """Values take the type of the option's default."""
-    assert split_settings(['radius=7', 'temperature=1', 'normalize=false', 'layers=a,b']) == {
-        'radius': 7,
-        'temperature': 1.0,
-        'normalize': False,
-        'layers': ('a', 'b'),
+    assert split_settings(
+        [
+            'kernel.radius=7',
+            'kernel.temperature=1',
+            'experimental.normalize=false',
+            'features.layers=a,b',
+        ]
+    ) == {
+        'kernel.radius': 7,
+        'kernel.temperature': 1.0,
+        'experimental.normalize': False,
+        'features.layers': ('a', 'b'),
     }
     with pytest.raises(ValueError, match='option=value'):
-        split_settings(['radius'])
+        split_settings(['kernel.radius'])
 
 
 def test_params_file(tmp_path):
     """A node's parameter file configures the evaluation, too; what is not the engine's is left."""
     path = tmp_path / 'tracker.yaml'
     path.write_text('/**:\n  ros__parameters:\n    radius: 9\n    layers: [x]\n    replay: true\n')
-    assert load_params_file(path) == {'radius': 9, 'layers': ('x',)}
+    assert load_params_file(path) == {'kernel.radius': 9, 'features.layers': ('x',)}
     path.write_text('radius: 9\n')
     with pytest.raises(ValueError, match='no option of the tracker'):
         load_params_file(path)

@@ -133,8 +133,8 @@ def test_options_are_part_of_the_fingerprint(davis):
         runner.fingerprint(spec, sequence, options)
         for spec, options in (
             (parse_engine('colour8'), plain),
-            (parse_engine('colour8:radius=3'), plain),
-            (parse_engine('colour8', {'memory_frames': 5}), plain),
+            (parse_engine('colour8:kernel.radius=3'), plain),
+            (parse_engine('colour8', {'memory.recent': 5}), plain),
             (FLOW, plain),
             (FLOW, runner.RunOptions(late_objects=True)),
         )
@@ -160,12 +160,12 @@ def test_one_failure_does_not_end_the_others(davis, tmp_path):
 def test_written_files(davis, tmp_path):
     """JSON, CSV and what is loaded again tell the same, with configuration and versions."""
     sequences = find_sequences(davis)
-    specs = [FIRST, parse_engine('small=colour8:radius=3,resolution=64')]
+    specs = [FIRST, parse_engine('small=colour8:kernel.radius=3,features.resolution=64')]
     results, errors = runner.run(specs, sequences, tmp_path)
     description = runner.describe_run(specs, runner.RunOptions(), {'kind': 'davis'})
     runner.write_results(tmp_path, description, results, errors)
     data = json.loads((tmp_path / 'results.json').read_text())
-    assert data['run']['engines'][1]['options']['radius'] == 3
+    assert data['run']['engines'][1]['options']['kernel.radius'] == 3
     assert {'drift_ros', 'commit', 'source', 'numpy', 'torch'} <= set(data['run']['versions'])
     assert data['engines']['small']['objects'] == 3
     rows = list(csv.DictReader((tmp_path / 'results.csv').read_text().splitlines()))

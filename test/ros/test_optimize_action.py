@@ -14,12 +14,12 @@ DOMAIN = 47
 FRAME = scene((16, 16, 40, RED), (84, 40, 40, GREEN))
 MASK = square_mask((16, 16, 40), (84, 40, 40))
 SETTINGS = {
-    'resolution': 96,
-    'radius': 6,
-    'confidence_threshold': 0.0,
-    'lost_after': 1000,
-    'optimize_steps': 10000,
-    'optimize_budget': 600.0,
+    'features.resolution': 96,
+    'kernel.radius': 6,
+    'states.confidence': 0.0,
+    'states.lost_after': 1000,
+    'experimental.optimize_steps': 10000,
+    'experimental.optimize_budget': 600.0,
     'diagnostics_period': 0.2,
 }
 

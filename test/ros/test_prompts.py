@@ -23,11 +23,11 @@ FRAME = scene((16, 16, 32, RED), (80, 40, 36, GREEN))
 CUP, CAN = square_mask((16, 16, 32)) == 1, square_mask((80, 40, 36)) == 1
 CUP_BOX, CAN_BOX = [13.0, 13.0, 51.0, 51.0], [77.0, 37.0, 119.0, 79.0]
 PARAMETERS = {
-    'resolution': 96,
-    'radius': 6,
-    'confidence_threshold': 0.0,
-    'lost_after': 1000,
-    'segmenter': 'grabcut',
+    'features.resolution': 96,
+    'kernel.radius': 6,
+    'states.confidence': 0.0,
+    'states.lost_after': 1000,
+    'refinement.prompts': 'grabcut',
     'diagnostics_period': 0.2,
 }
 

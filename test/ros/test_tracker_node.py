@@ -21,7 +21,12 @@ FRAME = scene((*SQUARE, RED), (80, 40, 30, GREEN))
 MASK = square_mask(SQUARE)
 OTHER = square_mask((80, 40, 30))
 # found whatever the weights: what is tested here is the node, with a network of random weights
-FAST = {'resolution': 96, 'radius': 6, 'confidence_threshold': 0.0, 'lost_after': 1000}
+FAST = {
+    'features.resolution': 96,
+    'kernel.radius': 6,
+    'states.confidence': 0.0,
+    'states.lost_after': 1000,
+}
 
 
 @pytest.fixture(scope='module')
@@ -149,7 +154,9 @@ def test_bad_parameter_values_are_refused_with_a_reason(tracker):
 
 
 def test_a_bad_value_at_start_ends_the_process_with_the_reason(tmp_path):
-    node = NodeProcess('tracker', DOMAIN + 1, tmp_path / 'log', parameters={'radius': 100000})
+    node = NodeProcess(
+        'tracker', DOMAIN + 1, tmp_path / 'log', parameters={'kernel.radius': 100000}
+    )
     try:
         assert node.process.wait(TIMEOUT) == 1
         assert 'radius' in node.output and 'Traceback' not in node.output
@@ -520,7 +527,7 @@ def test_a_seed_in_replay_takes_its_turn(tracker):
 @pytest.mark.parametrize('when', ['unconfigured', 'configuring', 'active', 'busy'])
 def test_sigint_ends_the_process_cleanly(checkpoint, tmp_path, when):
     domain = DOMAIN + 2
-    options = {**FAST, 'resolution': 480} if when == 'busy' else FAST
+    options = {**FAST, 'features.resolution': 480} if when == 'busy' else FAST
     node = NodeProcess(
         'tracker',
         domain,

@@ -4,7 +4,7 @@
 import cv2
 import numpy as np
 import pytest
-from scenes import ColourFeatures, overlap, RED, scene, square_mask
+from scenes import ColourFeatures, configure, overlap, RED, scene, square_mask
 from scipy.optimize import minimize
 from tiny_models import save_checkpoint
 import torch
@@ -104,8 +104,8 @@ class ManyHeads:
 
 
 def make(**options):
-    config = {'resolution': 96, 'radius': 6, 'refinement': 'none', **options}
-    return Tracker(config=TrackerConfig(**config), features=ManyHeads())
+    config = {'resolution': 96, 'radius': 6, 'method': 'none', **options}
+    return Tracker(config=configure(**config), features=ManyHeads())
 
 
 def test_a_useless_head_gets_no_weight_and_tracking_gains():
@@ -113,7 +113,7 @@ def test_a_useless_head_gets_no_weight_and_tracking_gains():
     moved, truth = scene((28, 20, 24, RED)), square_mask((28, 20, 24)) == 1
     scores = {}
     for weighting in ('uniform', 'adaptive'):
-        tracker = make(head_weighting=weighting, confidence_threshold=0.0)
+        tracker = make(head_weighting=weighting, confidence=0.0)
         tracker.seed(first, mask)
         scores[weighting] = overlap(tracker.step(moved).labels == 1, truth)
     weights = torch.cat(tracker._memory.head_weights)
@@ -135,7 +135,7 @@ class ChannelHeads:
 
 
 def test_weights_follow_the_objects():
-    config = TrackerConfig(resolution=96, radius=6, refinement='none', head_weighting='adaptive')
+    config = configure(resolution=96, radius=6, method='none', head_weighting='adaptive')
     tracker = Tracker(config=config, features=ChannelHeads())
     frame = scene((16, 16, 24, (220, 100, 100)), (80, 40, 20, (100, 220, 100)))
 
@@ -183,7 +183,7 @@ def test_each_head_alone_brings_what_the_tracker_gets_from_it(radius, top_k):
     sizes = ((15, 20), (8, 10), (4, 5))
     reference, first, second = (random_features(*sizes, seed=seed) for seed in range(3))
     labels = torch.rand(15, 20, 3, generator=torch.Generator().manual_seed(3))
-    config = TrackerConfig(radius=radius, top_k=top_k)
+    config = configure(radius=radius, top_k=top_k)
     cells = all_cells(15, 20)
     got = propagate_by_head([looks_at(first), looks_at(second)], reference, labels, cells, config)
     assert got.shape == (6, 2, len(cells), 2, 2, 3)
@@ -218,7 +218,7 @@ def test_a_frame_does_not_recognise_itself():
     features = FrameFeatures((LayerFeatures(vectors, vectors),))
     mask = torch.zeros(height, width, 1)
     mask[3:8, 4:10] = 1
-    config = TrackerConfig(top_k=0, radius=6)
+    config = configure(top_k=0, radius=6)
     cells = all_cells(height, width)
     seen, hidden = propagate_by_head(
         [looks_at(features), looks_at(features, 1)], features, mask, cells, config
@@ -235,7 +235,7 @@ def test_near_tokens_are_hidden():
     features = random_features((10, 10), heads=1)
     labels = torch.zeros(10, 10, 1)
     labels[4, 4] = 1.0
-    config = TrackerConfig(top_k=0, radius=3)
+    config = configure(top_k=0, radius=3)
     cells = all_cells(10, 10)
     found = propagate_by_head([looks_at(features, 1)], features, labels, cells, config)
     for (row, column), values in zip(cells, found[0, 0, ..., 0], strict=True):
@@ -322,7 +322,7 @@ def test_with_a_diffusion_model(tmp_path):
     """Every layer and head of a U-Net, with the altered copies."""
     tracker = Tracker(
         save_checkpoint(tmp_path, 'sd2'),
-        TrackerConfig(resolution=96, head_weighting='adaptive', layers=('up_blocks', 'mid_block')),
+        configure(resolution=96, head_weighting='adaptive', layers=('up_blocks', 'mid_block')),
         device='cpu',
     )
     tracker.seed(scene((16, 16, 24, RED)), square_mask((16, 16, 24)))

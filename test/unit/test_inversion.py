@@ -4,10 +4,11 @@
 from diffusers import DDIMInverseScheduler, DDIMScheduler
 import numpy as np
 import pytest
+from scenes import configure
 from tiny_models import save_checkpoint
 import torch
 
-from drift_ros import Tracker, TrackerConfig
+from drift_ros import Tracker
 from drift_ros.diffusion.checkpoint import load_checkpoint
 from drift_ros.diffusion.features import DiffusionFeatures
 from drift_ros.diffusion.inversion import DDIM
@@ -134,7 +135,7 @@ def test_zero_terminal_snr():
 def test_unknown_prediction_type():
     scheduler = make('epsilon')
     scheduler.register_to_config(prediction_type='flow')
-    with pytest.raises(CheckpointError, match="'flow'.*inversion_steps to 0"):
+    with pytest.raises(CheckpointError, match="'flow'.*features.noise to none"):
         DDIM(scheduler)
 
 
@@ -152,7 +153,7 @@ def test_noise_options_change_features_and_are_deterministic(checkpoint):
     found = {}
     for name, options in {
         'none': {},
-        'inverted': {'inversion_steps': 3},
+        'inverted': {'noise': 'inversion', 'inversion_steps': 3},
         'random': {'noise': 'random'},
         'other': {'noise': 'random', 'noise_seed': 5},
         'ensemble': {'noise': 'random', 'noise_samples': 3},
@@ -189,9 +190,11 @@ def test_random_noise_has_the_levels_strength(checkpoint):
 
 def test_the_tracker_passes_its_options_on(tmp_path):
     folder = save_checkpoint(tmp_path, 'sd1')
-    plain = Tracker(folder, TrackerConfig(resolution=64), device='cpu')
-    inverted = Tracker(folder, TrackerConfig(resolution=64, inversion_steps=2), device='cpu')
+    plain = Tracker(folder, configure(resolution=64), device='cpu')
+    inverted = Tracker(
+        folder, configure(resolution=64, noise='inversion', inversion_steps=2), device='cpu'
+    )
     first, second = (t._features.extract(frame()).layers[0].query for t in (plain, inverted))
     assert not torch.allclose(first, second, atol=1e-3)
-    prompted = Tracker(folder, TrackerConfig(resolution=64, prompt='a b'), device='cpu')
+    prompted = Tracker(folder, configure(resolution=64, prompt='a b'), device='cpu')
     assert not torch.allclose(prompted._features.prompt, plain._features.prompt)

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PUBLISHED = dict(
     re.findall(
         r"\('(\w+)', (Image|Detection2DArray|TrackArray|LabelInfo), ",
-        (ROOT / 'drift_ros' / 'nodes' / 'tracker.py').read_text(),
+        (ROOT / 'drift_ros' / 'nodes' / 'tracker' / 'node.py').read_text(),
     )
 )
 

@@ -2,7 +2,7 @@
 """What the reference memory keeps, and how it looks at seed frames."""
 
 import pytest
-from scenes import BLUE, ColourFeatures, GREEN, RED, scene
+from scenes import BLUE, ColourFeatures, configure, GREEN, RED, scene
 import torch
 
 from drift_ros import TrackerConfig
@@ -20,7 +20,7 @@ def labels_of(*boxes, grid=(24, 32)):
 
 def remembering(*boxes):
     """Seed one object a box in a frame of coloured squares."""
-    memory = ReferenceMemory(TrackerConfig(radius=3, seed_radius=3))
+    memory = ReferenceMemory(configure(radius=3, seed_radius=3))
     squares = [
         (4 * column, 4 * row, 4 * rows, colour)
         for (row, column, rows, _), colour in zip(boxes, (RED, GREEN, BLUE), strict=False)

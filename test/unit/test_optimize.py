@@ -3,12 +3,12 @@
 
 import numpy as np
 import pytest
-from scenes import ColourFeatures, GREEN, RED, scene, square_mask
+from scenes import ColourFeatures, configure, GREEN, RED, scene, square_mask
 from test_diffusion import RecordProbabilities
 from tiny_models import save_checkpoint
 import torch
 
-from drift_ros import Tracker, TrackerConfig, UnknownObjectError
+from drift_ros import Tracker, UnknownObjectError
 from drift_ros.diffusion.checkpoint import load_checkpoint
 from drift_ros.diffusion.features import DiffusionFeatures
 from drift_ros.diffusion.textual_inversion import _key, join_prompt, prompt_reaches
@@ -16,7 +16,7 @@ from drift_ros.engine.errors import OptimizeError
 
 FRAME = scene((16, 16, 40, RED), (84, 40, 40, GREEN))
 MASK = square_mask((16, 16, 40), (84, 40, 40))
-FAST = {'resolution': 96, 'radius': 6, 'confidence_threshold': 0.0, 'refinement': 'none'}
+FAST = {'resolution': 96, 'radius': 6, 'confidence': 0.0, 'method': 'none'}
 
 
 @pytest.fixture(scope='module', params=['sd1', 'sdxl'])
@@ -30,9 +30,7 @@ def sd1(tmp_path_factory):
 
 
 def make(folder, **options):
-    return Tracker(
-        folder, TrackerConfig(**{**FAST, 'optimize_steps': 60, **options}), device='cpu'
-    )
+    return Tracker(folder, configure(**{**FAST, 'optimize_steps': 60, **options}), device='cpu')
 
 
 def finish(steps):
@@ -129,7 +127,7 @@ def test_objects_learn_apart_and_are_used_together(sd1):
 
 def test_with_inversion(sd1):
     """Passes that take the latents to the noise level are whole, also while learning."""
-    tracker = make(sd1, optimize_steps=60, inversion_steps=2)
+    tracker = make(sd1, optimize_steps=60, noise='inversion', inversion_steps=2)
     tracker.seed(FRAME, MASK)
     _, result = finish(tracker.optimize())
     assert result.steps == 60 and [e.id for e in tracker.step(FRAME).objects] == [1, 2]
@@ -169,7 +167,7 @@ def test_refusals(sd1):
     tracker.remove(2)
     with pytest.raises(OptimizeError, match='object 2 has been removed'):
         list(steps)
-    tracker = Tracker(config=TrackerConfig(resolution=96), features=ColourFeatures())
+    tracker = Tracker(config=configure(resolution=96), features=ColourFeatures())
     tracker.seed(FRAME, MASK)
     with pytest.raises(OptimizeError, match='tokens would have no effect'):
         tracker.optimize()
@@ -179,8 +177,8 @@ def test_refusals(sd1):
     ('options', 'reaches'),
     [
         ({'layers': ('down_blocks.0',)}, False),
-        ({'layers': ('down_blocks.0',), 'inversion_steps': 1}, True),
-        ({'layers': ('down_blocks.0',), 'inversion_steps': 1, 'noise': 'random'}, False),
+        ({'layers': ('down_blocks.0',), 'noise': 'inversion'}, True),
+        ({'layers': ('down_blocks.0',), 'noise': 'random'}, False),
         ({'layers': ('down_blocks.0', 'mid_block')}, True),
         ({}, True),
     ],
@@ -202,7 +200,7 @@ def test_the_embedded_model_says_where_a_prompt_has_no_effect():
         with pytest.raises(OptimizeError, match='Choose later layers'):
             tracker.optimize()
     layer = ('up_blocks.0.attentions.0',)
-    tracker = Tracker(config=TrackerConfig(layers=layer, optimize_steps=150), device='cpu')
+    tracker = Tracker(config=configure(layers=layer, optimize_steps=150), device='cpu')
     tracker.seed(FRAME, MASK)
     _, result = finish(tracker.optimize(budget=60))
     assert all(result.after[k] > result.before[k] + 0.1 for k in (1, 2))

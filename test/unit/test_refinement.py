@@ -5,7 +5,7 @@ import cv2
 import numpy as np
 import pytest
 from sam_models import OFFICIAL, random_sam, save_folder, save_official, SMALL
-from scenes import BLUE, ColourFeatures, GREEN, overlap, RED, scene, square_mask
+from scenes import BLUE, ColourFeatures, configure, GREEN, overlap, RED, scene, square_mask
 from scipy import sparse
 from scipy.sparse.linalg import cg
 from segment_anything.modeling import Sam
@@ -440,7 +440,7 @@ def test_mobile_sam_with_its_package(tmp_path, monkeypatch):
 
 def track(frames, mask, **options):
     defaults = {'resolution': 96, 'radius': 6}
-    tracker = Tracker(config=TrackerConfig(**{**defaults, **options}), features=ColourFeatures())
+    tracker = Tracker(config=configure(**{**defaults, **options}), features=ColourFeatures())
     tracker.seed(frames[0], mask)
     return tracker, [tracker.step(frame) for frame in frames[1:]]
 
@@ -452,7 +452,7 @@ SEED = square_mask((16, 16, 32), (90, 50, 30))
 @pytest.mark.parametrize('refinement', ['none', 'guided', 'bilateral', 'colour', 'grabcut'])
 @pytest.mark.parametrize('memory_labels', ['coarse', 'refined'])
 def test_every_refiner_tracks(refinement, memory_labels):
-    _, results = track(MOVING, SEED, refinement=refinement, memory_labels=memory_labels)
+    _, results = track(MOVING, SEED, method=refinement, memory_labels=memory_labels)
     truth = square_mask((36, 16, 32), (90, 50, 30))
     for number in (1, 2):
         assert overlap(results[-1].labels == number, truth == number) > 0.85
@@ -464,11 +464,11 @@ def test_random_weights_track_as_the_filter_does(tmp_path):
     sam = track(
         MOVING,
         SEED,
-        refinement='sam',
+        method='sam',
         memory_labels='refined',
         sam_checkpoint=str(save_folder(tmp_path / 'sam')),
     )[1]
-    smooth = track(MOVING, SEED, refinement='colour')[1]
+    smooth = track(MOVING, SEED, method='colour')[1]
     for first, second in zip(sam, smooth):
         assert np.array_equal(first.labels, second.labels)
 
@@ -477,23 +477,23 @@ def test_refined_masks_are_remembered_only_when_confident():
     sharp, _ = track(
         MOVING[:2],
         SEED,
-        refinement='grabcut',
+        method='grabcut',
         memory_labels='refined',
-        refinement_gate=0.3,
+        gate=0.3,
         memory_confidence=0.0,
     )
     for options in (
         {'memory_confidence': 1.0},
-        {'refinement_gate': 1.0},
+        {'gate': 1.0},
         {'memory_labels': 'coarse'},
     ):
         blurred, _ = track(
             MOVING[:2],
             SEED,
             **{
-                'refinement': 'grabcut',
+                'method': 'grabcut',
                 'memory_labels': 'refined',
-                'refinement_gate': 0.3,
+                'gate': 0.3,
                 'memory_confidence': 0.0,
                 **options,
             },
@@ -519,7 +519,7 @@ def test_what_seeds_showed_is_forgotten_with_the_objects():
 @pytest.mark.parametrize('refinement', ['grabcut', 'sam'])
 def test_refiners_on_top_hand_seeds_down(refinement, tmp_path):
     config = TrackerConfig(
-        refinement=refinement, refine_every=2, sam_checkpoint=str(save_folder(tmp_path / 'sam'))
+        method=refinement, every=2, sam_checkpoint=str(save_folder(tmp_path / 'sam'))
     )
     refiner = make_refiner(config, 'cpu')
     refiner.remember(FRAME, {5: TRUTH})
@@ -529,10 +529,10 @@ def test_refiners_on_top_hand_seeds_down(refinement, tmp_path):
 
 
 def test_a_wrong_checkpoint_is_told_at_start(tmp_path):
-    config = TrackerConfig(refinement='sam', sam_checkpoint=str(tmp_path / 'none.pth'))
+    config = configure(method='sam', sam_checkpoint=str(tmp_path / 'none.pth'))
     with pytest.raises(CheckpointError, match='none.pth'):
         Tracker(config=config, features=ColourFeatures())
-    assert isinstance(make_refiner(TrackerConfig(refinement='none')), Upsampling)
+    assert isinstance(make_refiner(configure(method='none')), Upsampling)
 
 
 def test_conjugate_gradients_are_those_of_scipy():

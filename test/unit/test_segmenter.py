@@ -4,10 +4,10 @@
 import numpy as np
 import pytest
 from sam_models import random_sam, save_folder
-from scenes import BLUE, ColourFeatures, GREEN, overlap, RED, scene, square_mask
+from scenes import BLUE, ColourFeatures, configure, GREEN, overlap, RED, scene, square_mask
 import torch
 
-from drift_ros import Prompt, PromptError, SeedError, Tracker, TrackerConfig
+from drift_ros import Prompt, PromptError, SeedError, Tracker
 from drift_ros.prompts.segmenter import (
     _second_opinion,
     check_prompts,
@@ -24,8 +24,8 @@ RED_BOX, GREEN_BOX = (13, 13, 51, 51), (77, 37, 119, 79)
 
 
 def make(**options):
-    defaults = {'resolution': 96, 'radius': 6, 'segmenter': 'grabcut', 'refinement': 'none'}
-    return Tracker(config=TrackerConfig(**{**defaults, **options}), features=ColourFeatures())
+    defaults = {'resolution': 96, 'radius': 6, 'prompts': 'grabcut', 'method': 'none'}
+    return Tracker(config=configure(**{**defaults, **options}), features=ColourFeatures())
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_boxes_are_looked_at_closely():
 
 
 def test_random_weights_answer_or_say_why(tmp_path):
-    tracker = make(segmenter='sam', sam_checkpoint=str(save_folder(tmp_path / 'sam')))
+    tracker = make(prompts='sam', sam_checkpoint=str(save_folder(tmp_path / 'sam')))
     try:
         (found,) = tracker.segment(scene((16, 16, 32, BLUE)), [Prompt(box=RED_BOX)])
     except PromptError as error:

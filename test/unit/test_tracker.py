@@ -6,7 +6,7 @@ import threading
 
 import numpy as np
 import pytest
-from scenes import BLUE, ColourFeatures, GREEN, overlap, RED, scene, square_mask
+from scenes import BLUE, ColourFeatures, configure, GREEN, overlap, RED, scene, square_mask
 import torch
 
 from drift_ros import (
@@ -17,11 +17,12 @@ from drift_ros import (
     TrackerConfig,
     UnknownObjectError,
 )
+from drift_ros.engine.config import OPTIONS, RENAMED
 
 
 def make(**options):
-    defaults = {'resolution': 96, 'radius': 6, 'refinement': 'none', 'lost_after': 3}
-    return Tracker(config=TrackerConfig(**{**defaults, **options}), features=ColourFeatures())
+    defaults = {'resolution': 96, 'radius': 6, 'method': 'none', 'lost_after': 3}
+    return Tracker(config=configure(**{**defaults, **options}), features=ColourFeatures())
 
 
 def test_follows_a_moving_object():
@@ -56,7 +57,7 @@ def test_objects_join_while_others_are_tracked():
 
 def test_a_seed_may_lie_in_an_earlier_frame():
     """References older than the seed must not vote the new object away."""
-    tracker = make(memory_frames=4)
+    tracker = make(recent=4)
     frames = [scene((16, 16, 24, RED), (70 + 2 * i, 40, 20, GREEN)) for i in range(8)]
     tracker.seed(frames[0], square_mask((16, 16, 24)))
     for frame in frames[1:5]:
@@ -75,7 +76,7 @@ def test_labels_of_any_value_and_names_by_label():
 
 
 def test_probabilities():
-    tracker = make(refinement='guided')
+    tracker = make(method='colour')
     frame = scene((16, 16, 24, RED), (60, 40, 20, BLUE))
     tracker.seed(frame, square_mask((16, 16, 24), (60, 40, 20)))
     result = tracker.step(frame)
@@ -92,11 +93,11 @@ def test_refinement_sharpens_edges():
     mask = square_mask((18, 18, 25))
     frame = scene((18, 18, 25, RED))
     scores = {}
-    for refinement in ('none', 'guided'):
-        tracker = make(refinement=refinement)
+    for refinement in ('none', 'colour'):
+        tracker = make(method=refinement)
         tracker.seed(frame, mask)
         scores[refinement] = overlap(tracker.step(frame).labels == 1, mask == 1)
-    assert scores['guided'] > scores['none']
+    assert scores['colour'] > scores['none']
 
 
 def test_occluded_then_lost_then_found_elsewhere():
@@ -147,7 +148,7 @@ def test_remove_and_ids_never_reused():
 
 
 def test_memory_does_not_grow_with_the_video():
-    tracker = make(memory_frames=2, older_frames=2, older_interval=3)
+    tracker = make(recent=2, older=2, older_interval=3)
     frame = scene((16, 16, 24, RED))
     tracker.seed(frame, square_mask((16, 16, 24)))
     one = tracker.memory_bytes
@@ -160,7 +161,7 @@ def test_memory_does_not_grow_with_the_video():
 
 def test_after_a_reset_all_is_as_at_the_start():
     frames = [scene((16 + 3 * step, 16, 24, RED)) for step in range(11)]
-    tracker, runs = make(memory_frames=1, older_interval=4), []
+    tracker, runs = make(recent=1, older_interval=4), []
     for _ in range(2):
         tracker.seed(frames[0], square_mask((16, 16, 24)))
         tracker.step(frames[1])
@@ -172,7 +173,7 @@ def test_after_a_reset_all_is_as_at_the_start():
 
 def test_older_frames_are_spaced():
     """The newest frames are all there; before them every third of those that left."""
-    tracker = make(memory_frames=1, older_frames=2, older_interval=3)
+    tracker = make(recent=1, older=2, older_interval=3)
     tracker.seed(scene((16, 16, 24, RED)), square_mask((16, 16, 24)))
     for step in range(12):
         tracker.step(scene((16 + 2 * step, 16, 24, RED)))
@@ -187,18 +188,18 @@ def test_older_frames_are_spaced():
 
 
 def test_seed_frames_are_bounded_and_removal_makes_room():
-    tracker = make(max_seed_frames=2)
+    tracker = make(seed_frames=2)
     frame = scene((16, 16, 24, RED))
     tracker.seed(frame, square_mask((16, 16, 24)))
     tracker.seed(frame, square_mask((60, 16, 24)))
-    with pytest.raises(SeedError, match='2 seed frames are kept.*raise max_seed_frames'):
+    with pytest.raises(SeedError, match='2 seed frames are kept.*raise memory.seed_frames'):
         tracker.seed(frame, square_mask((60, 60, 24)))
     tracker.remove(1)
     assert tracker.seed(frame, square_mask((60, 60, 24))) == [3]
 
 
 def test_sixteen_bits_past_255_ids():
-    tracker = make(max_seed_frames=64)
+    tracker = make(seed_frames=64)
     frame = scene((16, 16, 24, RED), (60, 40, 20, GREEN))
     while tracker.seed(frame, square_mask((16, 16, 24)))[0] < 255:
         assert tracker.step(frame).labels.dtype == np.uint8
@@ -245,7 +246,7 @@ def many_labels():
         (np.ones((96, 128, 3), np.uint8), None, 'one channel of integer labels'),
         (-square_mask((60, 40, 20)).astype(np.int16), None, 'negative label'),
         (square_mask((60, 40, 2)), None, 'label 1: 4 pixels.* needs 16: mark more'),
-        (many_labels(), None, '300 objects in the mask and room for 63.*raise max_objects'),
+        (many_labels(), None, '300 objects in the mask and room for 63.*raise it'),
         (square_mask((60, 40, 20)), ['a', 'b'], 'does not name the 1 objects'),
         (square_mask((60, 40, 20)), 'a', 'does not name'),
     ],
@@ -355,9 +356,9 @@ def test_a_seed_that_fails_inside_the_network_reserves_nothing():
 @pytest.mark.parametrize(
     ('option', 'value', 'message'),
     [
-        ('radius', -1, r'radius is -1; it must lie in \[0, 512\]'),
+        ('radius', -1, r'kernel.radius is -1; it must lie in \[0, 512\]'),
         ('temperature', 0.0, 'temperature is 0.0'),
-        ('refinement', 'magic', "refinement is 'magic'; choose from sam"),
+        ('method', 'magic', "refinement.method is 'magic'; choose from colour"),
         ('resolution', 1.5, 'resolution is 1.5; it must be of type int'),
         ('normalize', 1, 'normalize is 1; it must be of type bool'),
         ('temperature', float('nan'), 'temperature is nan'),
@@ -369,6 +370,32 @@ def test_bad_options_are_refused_with_a_reason(option, value, message):
 
 
 def test_every_option_is_described():
-    for field in dataclasses.fields(TrackerConfig):
-        assert field.metadata['help'].endswith('.')
+    assert all(option.help.endswith('.') for option in OPTIONS.values())
     TrackerConfig().validate()
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        ({'recovery': 0.2, 'confidence': 0.4}, 'found again and lost at once'),
+        ({'inversion_steps': 3}, 'no effect unless features.noise is inversion'),
+        ({'noise_samples': 2, 'noise': 'inversion'}, 'no effect unless features.noise is random'),
+        ({'every': 4}, 'no effect unless refinement.method is sam'),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        configure(**options)
+
+
+def test_old_names_are_refused_with_the_new_one():
+    assert set(RENAMED.values()) <= set(OPTIONS) and not set(RENAMED) & set(OPTIONS)
+    with pytest.raises(ValueError, match=r'max_seed_frames is now called memory\.seed_frames'):
+        TrackerConfig.of({'max_seed_frames': 3})
+    with pytest.raises(ValueError, match='memory_labels any more'):
+        TrackerConfig.of({'memory_labels': 'coarse'})
+
+
+def test_options_survive_the_way_to_names_and_back():
+    config = configure(radius=3, layers=('a', 'b'), noise='inversion', inversion_steps=4)
+    assert TrackerConfig.of(config.flat()) == config
