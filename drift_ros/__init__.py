@@ -16,6 +16,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # the same names, for type checkers and editors
+    from drift_ros.api import Tracker
     from drift_ros.engine.config import TrackerConfig
     from drift_ros.engine.errors import (
         CheckpointError,
@@ -25,24 +26,25 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
         SeedError,
         UnknownObjectError,
     )
-    from drift_ros.engine.table import ObjectEstimate, ObjectInfo, ObjectState, SeedRequest
-    from drift_ros.engine.tracker import Tracker, TrackResult
+    from drift_ros.engine.results import ObjectEstimate, TrackResult
+    from drift_ros.engine.seeds import SeedRequest
+    from drift_ros.engine.table import ObjectInfo, ObjectState
     from drift_ros.prompts.segmenter import Prompt, Segmentation
 
 _EXPORTS = {
     'CheckpointError': 'engine.errors',
     'DriftRosError': 'engine.errors',
     'FrameError': 'engine.errors',
-    'ObjectEstimate': 'engine.table',
+    'ObjectEstimate': 'engine.results',
     'ObjectInfo': 'engine.table',
     'ObjectState': 'engine.table',
     'Prompt': 'prompts.segmenter',
     'PromptError': 'engine.errors',
     'SeedError': 'engine.errors',
-    'SeedRequest': 'engine.table',
+    'SeedRequest': 'engine.seeds',
     'Segmentation': 'prompts.segmenter',
-    'TrackResult': 'engine.tracker',
-    'Tracker': 'engine.tracker',
+    'TrackResult': 'engine.results',
+    'Tracker': 'api',
     'TrackerConfig': 'engine.config',
     'UnknownObjectError': 'engine.errors',
 }

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from drift_ros.diffusion.checkpoint import load_checkpoint
-from drift_ros.diffusion.features import DiffusionFeatures, LayerFeatures, self_attention_layers
+from drift_ros.diffusion.features import DiffusionFeatures, self_attention_layers
+from drift_ros.engine.features import LayerFeatures
 from drift_ros.media.video import VideoReader
 
 from .dev import hidden_features, model_config

@@ -3,9 +3,10 @@
 
 from collections.abc import Iterator
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 import json
 from pathlib import Path
+import threading
 from typing import Any
 
 import torch
@@ -51,6 +52,8 @@ class Checkpoint:
     added_conditions: dict[str, Tensor]
     layers: tuple[str, ...] = ()
     timestep: int = _DIFT_TIMESTEP
+    lock: threading.RLock = field(default_factory=threading.RLock, repr=False, compare=False)
+    """Held during a pass: extractors that share a checkpoint put their own processors in."""
 
     @property
     def device(self) -> torch.device:

@@ -3,7 +3,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
-from dataclasses import dataclass
+import copy
 from functools import partial
 from typing import Any
 
@@ -16,52 +16,12 @@ from drift_ros.diffusion.checkpoint import Checkpoint
 from drift_ros.diffusion.colour_patches import colour_patches
 from drift_ros.diffusion.inversion import DDIM
 from drift_ros.engine.errors import CheckpointError
+from drift_ros.engine.features import FrameFeatures, LayerFeatures
 
 # Colour patches are blocks of 3 x 3 tokens; their cosine is divided by this to stand beside
 # attention logits.
 _PATCH = 3
 _COLOUR_TEMPERATURE = 0.009
-
-
-@dataclass(frozen=True)
-class LayerFeatures:
-    """
-    One self-attention layer's view of a frame.
-
-    Attributes
-    ----------
-    query, key : Tensor
-        (heads, h, w, d) floating point on the token grid h x w. ``query @ key^T / sqrt(d)`` are
-        the network's own attention logits, unless colour has been added.
-
-    """
-
-    query: Tensor
-    key: Tensor
-
-
-@dataclass(frozen=True)
-class FrameFeatures:
-    """
-    What is known of one frame.
-
-    Attributes
-    ----------
-    layers : tuple of LayerFeatures
-        The captured layers, in the order of the U-Net's forward pass.
-    image : np.ndarray, optional
-        (h, w, 3) uint8 RGB, the frame as the network saw it; lets the same frame be looked at
-        again, see :meth:`DiffusionFeatures.extract_resized`.
-
-    """
-
-    layers: tuple[LayerFeatures, ...]
-    image: np.ndarray | None = None
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of the finest layer."""
-        return max(tuple(layer.query.shape[1:3]) for layer in self.layers)
 
 
 class DiffusionFeatures:
@@ -122,12 +82,31 @@ class DiffusionFeatures:
         self.timestep = timestep
         self.prompt = checkpoint.prompt
         """(1, tokens, cross-attention width): what the U-Net is conditioned on."""
+        self.tokens: dict[int, Tensor] = {}
+        """Prompt tokens (n, width) learnt for objects, by id; they are part of the prompt."""
         self._ddim = DDIM(checkpoint.scheduler) if noise == 'inversion' else None
         self._steps = inversion_steps
         self._samples = noise_samples if noise == 'random' else 0
         self._noise_seed = noise_seed
         self._colour_share = colour_share
         self.layers = select_layers(checkpoint.unet, layers or checkpoint.layers)
+
+    def conditioned(self, prompt: Tensor, tokens: Mapping[int, Tensor]) -> 'DiffusionFeatures':
+        """
+        Give the same extractor under another prompt; this one stays as it is.
+
+        Parameters
+        ----------
+        prompt : Tensor
+            (1, tokens, cross-attention width).
+        tokens : mapping of int to Tensor
+            What of it was learnt for objects, (n, width) by id.
+
+        """
+        other = copy.copy(self)
+        other.prompt = prompt.to(self.checkpoint.dtype)
+        other.tokens = dict(tokens)
+        return other
 
     def extract(self, frame: np.ndarray) -> FrameFeatures:
         """
@@ -159,8 +138,8 @@ class DiffusionFeatures:
             name: partial(AttentionReader, read=partial(read, name), last=name == self.layers[-1])
             for name in self.layers
         }
-        with torch.inference_mode(), capturing(self.checkpoint.unet, processors):
-            with contextlib.suppress(PassEnded):
+        with self.checkpoint.lock, torch.inference_mode():
+            with capturing(self.checkpoint.unet, processors), contextlib.suppress(PassEnded):
                 self.run_unet(latents)
         attention = FrameFeatures(tuple(captured[name] for name in self.layers), image)
         return with_colour(attention, self._colour_share)

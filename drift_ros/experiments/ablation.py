@@ -129,7 +129,7 @@ class AblationSpec(EngineSpec):
 
     def make(self, features: SharedFeatures | None = None) -> Any:
         """Build the engine, on features of its own or shared ones."""
-        from drift_ros.engine.tracker import Tracker
+        from drift_ros.api import Tracker
 
         engine: Any = (
             super().make()
@@ -146,7 +146,8 @@ class AblationSpec(EngineSpec):
 
 def _unaligned(config: TrackerConfig) -> Any:
     """Make a memory in which windows on a seed frame stay where its objects were then."""
-    from drift_ros.engine.memory import Reference, ReferenceMemory
+    from drift_ros.engine.memory import ReferenceMemory
+    from drift_ros.engine.reference import Reference
 
     class Unaligned(ReferenceMemory):
         def _aligned(self, seed: Reference) -> Reference:
@@ -651,7 +652,7 @@ def run_group(
     progress: runner.Progress,
 ) -> list[runner.JobResult]:
     """Run rows of one :attr:`AblationSpec.features_key` on a sequence, in lock-step."""
-    from drift_ros.engine.tracker import diffusion_features
+    from drift_ros.api import diffusion_features
 
     first = specs[0]
     shared = None

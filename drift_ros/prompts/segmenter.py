@@ -11,7 +11,7 @@ import torch
 
 from drift_ros.engine.config import TrackerConfig
 from drift_ros.engine.errors import PromptError
-from drift_ros.engine.table import check_frame
+from drift_ros.engine.seeds import check_frame
 from drift_ros.prompts.grabcut import foreground, grab_cut
 from drift_ros.refinement.colour import ColourSolver, crop, paste
 from drift_ros.refinement.mask_prompts import stack_points
@@ -32,12 +32,15 @@ class Prompt:
         Pixels; positive ones are on the object, the others are not. Without a box at least one
         is positive.
     name : str
+    object_id : int
+        Of a live object that is corrected. 0: a new object.
 
     """
 
     box: tuple[float, float, float, float] | None = None
     points: tuple[tuple[float, float, bool], ...] = ()
     name: str = ''
+    object_id: int = 0
 
 
 @dataclass(frozen=True)
