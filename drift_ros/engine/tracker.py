@@ -41,7 +41,7 @@ from drift_ros.prompts.segmenter import (
     Segmentation,
     Segmenter,
 )
-from drift_ros.refinement import make_refiner, Refined
+from drift_ros.refinement import make_refiner, Refined, SeedLook
 
 
 class FeatureExtractor(Protocol):
@@ -133,6 +133,8 @@ class Tracker:
         self._registry = ObjectRegistry(self.config)
         self._tracked: dict[int, TrackedObject] = {}
         self._tokens: dict[int, Tensor] = {}
+        self._looks: dict[int, SeedLook] = {}
+        self._number = 0
 
     @property
     def objects(self) -> tuple[ObjectInfo, ...]:
@@ -259,7 +261,9 @@ class Tracker:
             self.cancel_seed(request)
             raise
         self._tracked.update({info.id: TrackedObject(info) for _, info in chosen})
-        self._refiner.remember(request.frame, dict(zip(ids, np.moveaxis(masks, -1, 0))))
+        self._looks |= self._refiner.remember(
+            request.frame, dict(zip(ids, np.moveaxis(masks, -1, 0), strict=True))
+        )
 
     def _weigh_heads(self, features: FrameFeatures, shares: Tensor, ids: Sequence[int]) -> None:
         """Choose head weights anew, now that the objects of a seed frame joined."""
@@ -380,7 +384,7 @@ class Tracker:
         self._registry.check(object_id)
         self._registry.drop(object_id)
         if self._tracked.pop(object_id, None):
-            self._refiner.forget([object_id])
+            self._looks.pop(object_id, None)
             self._memory.remove(object_id)
             self._weighting.remove(object_id)
             self._memory.head_weights = self._weighting.solve()
@@ -392,7 +396,7 @@ class Tracker:
         self._weighting.clear()
         if self._tokens:
             self._condition({})
-        self._refiner.forget(self._tracked)
+        self._looks.clear()
         self._tracked.clear()
         self._registry.clear()
 
@@ -430,7 +434,10 @@ class Tracker:
         clock.lap('propagation')
 
         coarse = self._compete(soft)
-        refined = self._refiner.refine(frame, coarse) if coarse else None
+        refined = None
+        if coarse:
+            refined = self._refiner.refine(frame, coarse, self._looks, self._number)
+        self._number += 1
         labels = self._assign(refined, tuple(coarse), frame.shape[:2])
         self._memory.push(features, soft)
         objects = tuple(
