@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Refinement by what the objects look like: colour models on top of the bilateral solver."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 from scipy import ndimage
 
-from drift_ros.refinement.bilateral import BilateralGrid, Smoothed
-from drift_ros.refinement.window import object_window
+from drift_ros.refinement.bilateral import BilateralGrid
+from drift_ros.refinement.refiner import Interpolated, SeedLook
+from drift_ros.refinement.window import Window
 
 # Bins of luma and of the two chroma channels; chroma beyond 64..192 goes to the outer bins.
 _BINS = (16, 24, 24)
@@ -19,12 +20,28 @@ _LEAST = 16.0
 
 
 @dataclass(frozen=True)
-class _Seen:
-    """An object as its seed showed it: colours in and around it, and whether in one piece."""
+class Surroundings:
+    """
+    The surroundings of objects in one frame, reduced, as the solver needs them.
 
-    inside: np.ndarray
-    around: np.ndarray
-    whole: bool
+    Attributes
+    ----------
+    window : Window
+    grid : BilateralGrid
+    bins : np.ndarray
+        (h, w) int, number of each pixel's colour.
+
+    """
+
+    window: Window
+    grid: BilateralGrid
+    bins: np.ndarray
+
+    @classmethod
+    def of(cls, frame: np.ndarray, window: Window) -> 'Surroundings':
+        """Look at a window of a frame (H, W, 3) uint8 RGB."""
+        part = window.crop(frame)
+        return cls(window, BilateralGrid(part), colour_bins(part))
 
 
 class ColourSolver:
@@ -66,63 +83,59 @@ class ColourSolver:
             After the first one the histograms are those of the mask found so far.
 
         """
-        self._pixels = pixels
+        self.pixels = pixels
         self._weight, self._limit = weight, limit
         self._seed_share = seed_share
         self._rounds = rounds
-        self._seen: dict[int, _Seen] = {}
 
-    def remember(self, frame: np.ndarray, masks: Mapping[int, np.ndarray]) -> None:
+    def remember(self, frame: np.ndarray, masks: Mapping[int, np.ndarray]) -> dict[int, SeedLook]:
         """Look at new objects in their seed frame; see :class:`drift_ros.refinement.Refiner`."""
+        looks = {}
         for object_id, mask in masks.items():
-            window = object_window(mask, mask.shape)
+            window = self.window(mask, frame.shape)
             if window is None:
                 continue
-            small = self._reduce(frame, window)
-            inside = crop(mask.astype(np.float32), window, small.shape[1::-1])
-            bins = _colour_bins(small)
+            bins, inside = colour_bins(window.crop(frame)), window.crop(mask.astype(np.float32))
             stats = cv2.connectedComponentsWithStats(mask.astype(np.uint8))[2]
             areas = np.sort(stats[1:, cv2.CC_STAT_AREA])
-            self._seen[object_id] = _Seen(
+            looks[object_id] = SeedLook(
                 _histogram(bins, inside),
                 _histogram(bins, 1.0 - inside),
                 whole=len(areas) == 1 or bool(areas[-2] < 0.01 * areas[-1]),
             )
+        return looks
 
-    def forget(self, object_ids: Iterable[int]) -> None:
-        """Forget what the seeds of these objects showed; unknown ids are passed over."""
-        for object_id in list(object_ids):
-            self._seen.pop(object_id, None)
-
-    def refine(self, frame: np.ndarray, coarse: Mapping[int, np.ndarray]) -> Smoothed:
+    def refine(
+        self,
+        frame: np.ndarray,
+        coarse: Mapping[int, np.ndarray],
+        looks: Mapping[int, SeedLook],
+        number: int,
+    ) -> Interpolated:
         """Build the grid of the objects' surroundings once for all of them."""
-        size = frame.shape[:2]
-        window = object_window(np.maximum.reduce(list(coarse.values())) > 0.2, size)
+        window = self.window(np.maximum.reduce(list(coarse.values())) > 0.2, frame.shape)
         if window is None:
-            return Smoothed(size, coarse)
-        return _Coloured(size, coarse, window, self.look(frame, window), self)
+            return Interpolated(frame.shape, coarse)
+        return Coloured(coarse, Surroundings.of(frame, window), looks, self)
 
-    def look(
-        self, frame: np.ndarray, window: tuple[int, int, int, int]
-    ) -> tuple[BilateralGrid, np.ndarray]:
-        """Give the grid of a window of a frame, reduced, and its colours' numbers (h, w)."""
-        small = self._reduce(frame, window)
-        return BilateralGrid(small), _colour_bins(small)
+    def window(self, mask: np.ndarray, frame: tuple[int, ...]) -> Window | None:
+        """Give the surroundings of a mask (h, w) bool on any grid over a frame (H, W)."""
+        window = Window.around(mask, frame)
+        return None if window is None else window.reduced_to_pixels(self.pixels)
 
     def solve(
-        self, grid: BilateralGrid, bins: np.ndarray, prior: np.ndarray, object_id: int = 0
+        self, seen: Surroundings, prior: np.ndarray, look: SeedLook | None = None
     ) -> np.ndarray:
         """
-        Find an object's mask in what :meth:`look` gave.
+        Find an object's mask.
 
         Parameters
         ----------
-        grid : BilateralGrid
-        bins : np.ndarray
+        seen : Surroundings
         prior : np.ndarray
             (h, w) float32 in [0, 1], probability of the object from elsewhere.
-        object_id : int
-            Whose seed to take into account. 0: none.
+        look : SeedLook, optional
+            The seed to take into account.
 
         Returns
         -------
@@ -134,27 +147,23 @@ class ColourSolver:
         odds = np.log(clear / (1.0 - clear))
         solved = prior
         for _ in range(self._rounds):
-            evidence = self.evidence(object_id, solved, bins)
-            solved = grid.smooth(1.0 / (1.0 + np.exp(-odds - evidence)))
+            evidence = self.evidence(solved, seen.bins, look)
+            solved = seen.grid.smooth(1.0 / (1.0 + np.exp(-odds - evidence)))
         return solved
 
-    def _reduce(self, frame: np.ndarray, window: tuple[int, int, int, int]) -> np.ndarray:
-        x0, y0, x1, y1 = window
-        scale = min((self._pixels / ((x1 - x0) * (y1 - y0))) ** 0.5, 1.0)
-        size = (max(round(scale * (x1 - x0)), 8), max(round(scale * (y1 - y0)), 8))
-        return cv2.resize(frame[y0:y1, x0:x1], size, interpolation=cv2.INTER_AREA)
-
-    def evidence(self, object_id: int, probability: np.ndarray, bins: np.ndarray) -> np.ndarray:
+    def evidence(
+        self, probability: np.ndarray, bins: np.ndarray, look: SeedLook | None
+    ) -> np.ndarray:
         """
         Say how much each pixel's colour speaks for an object.
 
         Parameters
         ----------
-        object_id : int
         probability : np.ndarray
             (h, w) float32 in [0, 1], the mask as far as it is known.
         bins : np.ndarray
-            (h, w) int, as :func:`_colour_bins` gives them.
+            (h, w) int, as :func:`colour_bins` gives them.
+        look : SeedLook or None
 
         Returns
         -------
@@ -168,67 +177,45 @@ class ColourSolver:
         if min(float(sure.sum()), float(sure_not.sum())) < _LEAST:
             return np.zeros_like(probability)
         inside, around = _histogram(bins, sure), _histogram(bins, sure_not)
-        seen = self._seen.get(object_id)
-        if seen is not None:
-            inside += self._seed_share * (seen.inside - inside)
-            around += self._seed_share * (seen.around - around)
+        if look is not None:
+            inside += self._seed_share * (look.inside - inside)
+            around += self._seed_share * (look.around - around)
         apart = 0.5 * float(np.abs(inside - around).sum())
         # a colour as rare as a third of an even share says nothing
         rare = 0.3 / _COLOURS
         ratio = apart * np.log((inside + rare) / (around + rare))
         return self._weight * np.clip(ratio, -self._limit, self._limit)[bins]
 
-    def whole(self, object_id: int) -> bool:
-        """Whether an object's seed was in one piece."""
-        return object_id in self._seen and self._seen[object_id].whole
 
-
-class _Coloured(Smoothed):
+class Coloured(Interpolated):
     """The surroundings of the objects, solved; nothing lies outside."""
 
     def __init__(
         self,
-        size: tuple[int, ...],
         coarse: Mapping[int, np.ndarray],
-        window: tuple[int, int, int, int],
-        seen: tuple[BilateralGrid, np.ndarray],
-        models: ColourSolver,
+        seen: Surroundings,
+        looks: Mapping[int, SeedLook],
+        solver: ColourSolver,
     ) -> None:
-        super().__init__(size, coarse)
-        self._window, self._models = window, models
-        self._grid, self._bins = seen
+        super().__init__(seen.window.frame, coarse)
+        self._seen, self._looks, self._solver = seen, looks, solver
 
     def probability(self, object_id: int) -> np.ndarray:
-        coarse = crop(self.enlarged(object_id), self._window, self._grid.size)
-        solved = self._models.solve(self._grid, self._bins, coarse, object_id)
-        if self._models.whole(object_id):
+        """Render an object: (H, W) float32 in [0, 1]."""
+        window, look = self._seen.window, self._looks.get(object_id)
+        coarse = window.crop(super().probability(object_id))
+        solved = self._solver.solve(self._seen, coarse, look)
+        if look is not None and look.whole:
             solved = _without_strays(solved)
-        return paste(_without_pinholes(solved), self._window, self.size)
+        return window.paste(_without_pinholes(solved))
 
     def smooth(self, probability: np.ndarray) -> np.ndarray:
-        solved = self._grid.smooth(crop(probability, self._window, self._grid.size))
-        return paste(solved, self._window, self.size)
+        """Smooth any (H, W) float32 in [0, 1] along the frame's edges."""
+        window = self._seen.window
+        return window.paste(self._seen.grid.smooth(window.crop(probability)))
 
 
-def crop(
-    values: np.ndarray, window: tuple[int, int, int, int], size: tuple[int, ...]
-) -> np.ndarray:
-    """Reduce a window of (H, W) float32 values to a (width, height)."""
-    x0, y0, x1, y1 = window
-    return cv2.resize(values[y0:y1, x0:x1], (size[0], size[1]), interpolation=cv2.INTER_AREA)
-
-
-def paste(
-    values: np.ndarray, window: tuple[int, int, int, int], size: tuple[int, ...]
-) -> np.ndarray:
-    """Enlarge (h, w) float32 values to a window of a frame of a size (H, W); 0 outside it."""
-    x0, y0, x1, y1 = window
-    full = np.zeros(size[:2], np.float32)
-    full[y0:y1, x0:x1] = cv2.resize(values, (x1 - x0, y1 - y0), interpolation=cv2.INTER_LINEAR)
-    return full
-
-
-def _colour_bins(image: np.ndarray) -> np.ndarray:
+def colour_bins(image: np.ndarray) -> np.ndarray:
     """Number the colours of (h, w, 3) uint8 RGB: (h, w) int, below the number of bins."""
     colours = cv2.cvtColor(image, cv2.COLOR_RGB2YCrCb).astype(np.int32)
     luma, red, blue = _BINS
