@@ -19,7 +19,7 @@ from drift_ros.diffusion.textual_inversion import (
     TextualInversion,
 )
 from drift_ros.engine.config import TrackerConfig
-from drift_ros.engine.errors import OptimizeError, PromptError, SeedError
+from drift_ros.engine.errors import OptimizeError, PromptError
 from drift_ros.engine.features import FeatureExtractor
 from drift_ros.engine.tracker import OnlineTracker
 from drift_ros.prompts.segmenter import (
@@ -132,19 +132,12 @@ class Tracker(OnlineTracker):
         if hidden:
             raise PromptError.of(hidden)
         numbered = dict(enumerate(prompts, start=1))
-        try:
-            ids = self.seed(
-                frame,
-                labels,
-                {label: prompt.name for label, prompt in numbered.items()},
-                {label: prompt.object_id for label, prompt in numbered.items()},
-            )
-        except SeedError as error:
-            if error.reasons:  # labels count from 1, prompts from 0
-                raise PromptError.of(
-                    {key - 1: why for key, why in error.reasons.items()}
-                ) from None
-            raise
+        ids = self.seed(
+            frame,
+            labels,
+            {label: prompt.name for label, prompt in numbered.items()},
+            {label: prompt.object_id for label, prompt in numbered.items()},
+        )
         return ids, found
 
     def optimize(

@@ -123,7 +123,7 @@ class ReferenceMemory:
         Remember a seed frame for good.
 
         It adds new objects, or corrects known ones: what earlier frames say of these is found
-        anew from this frame, and only what a person marked stays.
+        anew from this frame. Of what a person marked before, looks stay that fit this one.
 
         Parameters
         ----------
@@ -139,7 +139,11 @@ class ReferenceMemory:
 
         """
         marked = [channels[number] for number in object_ids]
-        known = frozenset(owner for seed in self.pinned for owner in seed.owners)
+        fitting = tuple(
+            self._fitting(seed, features, masks, object_ids, channels, weights)
+            for seed in self.pinned
+        )
+        known = frozenset(owner for seed in fitting for owner in seed.owners)
         rest = 1.0 - masks.sum(dim=-1, keepdim=True)
         if self.references:
             before = without_channels(self.read(features, weights), marked)
@@ -159,7 +163,9 @@ class ReferenceMemory:
 
         reach = [self.config.kernel.seed_radius or None]
         pinned = tuple(
-            again(old, self._match_anywhere(old.features, [seed], weights)) for old in self.pinned
+            again(old, self._match_anywhere(old.features, [seed], weights))
+            for old in fitting
+            if old.owners
         )
         older, recent = (
             tuple(again(old, self._attend(old.features, [seed], reach, weights)) for old in frames)
@@ -167,6 +173,27 @@ class ReferenceMemory:
         )
         changed = dataclasses.replace(self, pinned=(*pinned, seed), older=older, recent=recent)
         return changed._bounded(channels)
+
+    def _fitting(
+        self,
+        seed: Reference,
+        features: FrameFeatures,
+        masks: Tensor,
+        object_ids: Sequence[int],
+        channels: Mapping[int, int],
+        weights: Weights | None,
+    ) -> Reference:
+        """Take corrected objects out of a seed frame that finds them elsewhere than marked."""
+        wrong = set()
+        if seed.owners & set(object_ids):
+            found = self._match_anywhere(features, [seed], weights)
+            for place, number in enumerate(object_ids):
+                if number in seed.owners:
+                    mass = found[..., channels[number]]
+                    inside = torch.minimum(mass, masks[..., place]).sum()
+                    if 2.0 * inside < mass.sum():
+                        wrong.add(number)
+        return dataclasses.replace(seed, owners=seed.owners - wrong, first=seed.first - wrong)
 
     def remove(self, object_id: int, channel: int) -> 'ReferenceMemory':
         """Give an object's labels to the background; seed frames of no other object go."""

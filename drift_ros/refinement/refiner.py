@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What refiners have in common: they turn blurred token-grid probabilities into masks at the image's edges.
+What refiners have in common: they turn blurred token-grid probabilities into crisp masks.
 
 Refiners hold no state. What a seed frame shows of its objects is handed out as
 :class:`SeedLook` and handed in again with every frame, so that whoever follows the objects

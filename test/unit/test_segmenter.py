@@ -182,3 +182,32 @@ def test_a_cut_is_completed_by_colour_and_place():
     window = Window.clipped((8, 4, 104, 92), truth.shape)
     found = complete_cut(frame.astype(np.uint8), window, (24, 16, 88, 80), half) > 0.5
     assert overlap(found, truth) > 0.9 > overlap(half > 0.5, truth)
+
+
+@pytest.mark.parametrize(
+    'boxes',
+    [
+        [(10, 10, 50, 50), (10, 10, 50, 50)],
+        [(10, 10, 50, 50), (10, 10, 30, 50), (30, 10, 50, 50)],
+    ],
+)
+def test_prompts_that_leave_one_no_pixel_of_its_own_are_refused(boxes, monkeypatch):
+    """Two equal masks, or one under smaller ones: as many objects as prompts, or none."""
+    tracker = make()
+    masks = []
+    for x0, y0, x1, y1 in boxes:
+        mask = np.zeros(FRAME.shape[:2], bool)
+        mask[y0:y1, x0:x1] = True
+        masks.append(Segmentation(mask, 1.0))
+    monkeypatch.setattr(tracker, 'segment', lambda frame, prompts: masks)
+    with pytest.raises(PromptError, match='wholly under that of another prompt') as caught:
+        tracker.seed_prompts(FRAME, [Prompt(box=box) for box in boxes])
+    assert list(caught.value.reasons) == [0] and tracker.objects == ()
+
+
+def test_a_prompt_corrects_a_live_object():
+    tracker = make()
+    (number,), _ = tracker.seed_prompts(FRAME, [Prompt(box=RED_BOX, name='cup')])
+    tracker.step(FRAME)
+    again, _ = tracker.seed_prompts(FRAME, [Prompt(box=RED_BOX, object_id=number)])
+    assert again == [number] and [item.name for item in tracker.objects] == ['cup']

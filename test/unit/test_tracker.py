@@ -394,9 +394,22 @@ def test_a_correction_keeps_the_id_and_replaces_what_is_known():
         (item,) = result.objects
         assert (item.id, item.name, item.state) == (1, 'cup', ObjectState.TRACKING)
         assert overlap(result.labels == 1, square_mask((72, 48, 24)) == 1) > 0.8
-    assert len(tracker.state.memory.pinned) == 2 and tracker.seed(
-        frames[-1], square_mask((30, 16, 24))
-    ) == [2]
+    assert len(tracker.state.memory.pinned) == 1, 'the look at the wrong one is gone'
+
+
+def test_looks_that_fit_a_correction_stay():
+    """Corrections are bounded: the oldest goes first, the first seed last."""
+    tracker = make(seed_frames=3)
+    frames = [scene((16 + 2 * i, 16, 24, RED)) for i in range(8)]
+    tracker.seed(frames[0], square_mask((16, 16, 24)))
+    kept = []
+    for index, frame in enumerate(frames[1:6], start=1):
+        tracker.step(frame)
+        tracker.correct(frame, square_mask((16 + 2 * index, 16, 24)), 1)
+        kept.append([bool(seed.first) for seed in tracker.state.memory.pinned])
+    assert kept == [[True, False], *[[True, False, False]] * 4]
+    seeds = [seed.labels[..., 1].sum(0) for seed in tracker.state.memory.pinned]
+    assert [int(mass.nonzero()[0]) for mass in seeds] == [4, 6, 6]
 
 
 def test_a_correction_finds_a_lost_object_again():
