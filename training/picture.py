@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from drift_ros.diffusion.attention import self_attention_layers
 from drift_ros.diffusion.checkpoint import load_checkpoint
-from drift_ros.diffusion.features import DiffusionFeatures, self_attention_layers
+from drift_ros.diffusion.features import DiffusionFeatures
 from drift_ros.engine.features import LayerFeatures
 from drift_ros.media.video import VideoReader
 

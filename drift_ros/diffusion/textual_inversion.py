@@ -33,15 +33,15 @@ import torch
 from torch import Tensor
 import torch.nn.functional as F
 
-from drift_ros.diffusion.features import (
+from drift_ros.diffusion.attention import (
     attention_layers,
     AttentionReader,
     capturing,
-    DiffusionFeatures,
     PassEnded,
     split_heads,
     token_grid,
 )
+from drift_ros.diffusion.features import DiffusionFeatures
 
 # Steps between two passes of the network.
 _ROUND = 50

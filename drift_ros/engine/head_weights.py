@@ -21,6 +21,7 @@ import math
 
 import cv2
 import numpy as np
+from scipy.optimize import nnls
 import torch
 from torch import Tensor
 import torch.nn.functional as F
@@ -35,6 +36,8 @@ _EXCLUDED = 1
 _SHIFT = (2, 3)
 # Side of a cell in tokens: its tokens share one window of keys.
 _CELL = 2
+# Weight of the equation that weights sum to 1.
+_SUM = 1e3
 # Cells sampled for all objects of a seed together, and for one of them at least.
 _CELLS, _LEAST = 32, 16
 
@@ -326,52 +329,20 @@ def least_squares_on_simplex(gram: np.ndarray, side: np.ndarray) -> np.ndarray:
 
     Notes
     -----
-    A primal active set method (Lawson and Hanson's idea for non-negative least squares, with the
-    sum as an equality): on the weights that are free, solve the equality-constrained problem; a
-    weight that would turn negative is fixed at 0, the fixed weight whose release helps most is
-    released, until none does. Equal heads make the problem singular; a ridge of 1e-10 of the mean
-    diagonal picks one solution.
+    With ``gram = A' A``, from its eigenvectors, this is the non-negative least-squares problem of
+    ``A w``, whose sum is one more equation, of so much weight that what is left of it goes in the
+    last digits. Dependent heads make it singular: directions below 1e-10 of the largest are left
+    out, and no more heads are used than there are others.
 
     """
-    count = len(side)
-    scale = float(np.trace(gram)) / count or 1.0
-    gram = np.asarray(gram, np.float64) / scale + 1e-10 * np.eye(count)
-    side = np.asarray(side, np.float64) / scale
-    weights = np.zeros(count)
-    weights[np.argmin(np.diag(gram) / 2 - side)] = 1.0
-    free = weights > 0
-    for _ in range(20 * count):
-        wanted, multiplier = _on_free(gram, side, free)
-        if wanted[free].min() >= 0:
-            weights = wanted
-            slack = gram @ weights - side + multiplier  # >= 0 on the fixed ones at the optimum
-            slack[free] = 0.0
-            if slack.min() >= -1e-10:
-                break
-            free[np.argmin(slack)] = True
-            continue
-        falling = free & (wanted < 0)
-        ratio = np.full(count, np.inf)
-        ratio[falling] = weights[falling] / (weights[falling] - wanted[falling])
-        first = int(np.argmin(ratio))
-        weights = weights + ratio[first] * (wanted - weights)
-        weights[first] = 0.0
-        free[first] = False
-    weights = np.maximum(weights, 0.0)
+    values, vectors = np.linalg.eigh(gram)
+    kept = values > 1e-10 * max(values[-1], 1e-300)
+    root = np.sqrt(values[kept]) / np.sqrt(values[-1] or 1.0)
+    matrix = root[:, None] * vectors[:, kept].T
+    wanted = vectors[:, kept].T @ side / (values[-1] or 1.0) / root
+    sums = np.full(len(side), _SUM)
+    weights, _ = nnls(np.vstack([matrix, sums]), np.append(wanted, _SUM), maxiter=50 * len(side))
     return weights / weights.sum()
-
-
-def _on_free(gram: np.ndarray, side: np.ndarray, free: np.ndarray) -> tuple[np.ndarray, float]:
-    """Solve for the free weights and the multiplier of their sum, the others being 0."""
-    index = np.flatnonzero(free)
-    size = len(index)
-    system = np.ones((size + 1, size + 1))
-    system[:size, :size] = gram[np.ix_(index, index)]
-    system[size, size] = 0.0
-    solution = np.linalg.solve(system, np.append(side[index], 1.0))
-    weights = np.zeros(len(side))
-    weights[index] = solution[:size]
-    return weights, float(solution[size])
 
 
 def _altered(

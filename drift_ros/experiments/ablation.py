@@ -544,8 +544,8 @@ def _choose_layers(
     model: str | None, base: Mapping[str, Any], device: str
 ) -> tuple[tuple[str, ...], str, list[str]]:
     """Choose the tracker's layers, one behind cross-attention, and those of head weighting."""
+    from drift_ros.diffusion.attention import select_layers, self_attention_layers
     from drift_ros.diffusion.checkpoint import load_checkpoint
-    from drift_ros.diffusion.features import select_layers, self_attention_layers
 
     checkpoint = load_checkpoint(model, device=device)
     used = select_layers(
