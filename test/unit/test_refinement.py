@@ -152,7 +152,7 @@ def test_the_bilateral_grid_solves_what_it_stands_for():
     value = grid.splat(certainty * target, grid.all)
     grid.relax(grid.splat(certainty, grid.all), value, solution, grid.all, iterations=500)
     want = dense_solution(frame, target, certainty)
-    np.testing.assert_allclose(grid.slice(solution, grid.all), want, atol=0.01)
+    np.testing.assert_allclose(grid.slice(solution, grid.all), want, atol=0.02)
 
 
 def test_a_part_of_the_grid_is_solved_as_if_all_else_were_absent():
