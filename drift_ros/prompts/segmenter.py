@@ -305,8 +305,8 @@ def complete_cut(
     caught by a large thing in the background.
     """
     solver = ColourSolver(weight=1.0, rounds=3)
-    window = window.reduced_to_pixels(solver.pixels)
-    width, height = window.size
+    seen = Surroundings.of(frame, [window], 40_000)
+    window, (width, height) = seen.window, seen.window.size
     x = window.left + (np.arange(width, dtype=np.float32) + 0.5) * (
         (window.right - window.left) / width
     )
@@ -319,7 +319,7 @@ def complete_cut(
     prior = 0.5 * np.clip(0.85 - 0.45 * (across**2 + down**2), 0.05, 0.95)
     prior += 0.5 * window.crop(cut)
     prior[(np.abs(across) > 1) | (np.abs(down) > 1)] = 0.0
-    return window.paste(solver.solve(Surroundings.of(frame, window), prior.astype(np.float32)))
+    return window.paste(solver.solve(seen, [prior.astype(np.float32)], [None])[0])
 
 
 def _edge_share(image: np.ndarray, mask: np.ndarray) -> float:

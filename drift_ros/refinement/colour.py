@@ -1,25 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
 """Refinement by what the objects look like: colour models on top of the bilateral solver."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
-from scipy import ndimage
 
-from drift_ros.refinement.bilateral import BilateralGrid
+from drift_ros.refinement.bilateral import BilateralGrid, Cells, compiled
 from drift_ros.refinement.refiner import Interpolated, SeedLook
 from drift_ros.refinement.window import Window
 
 # Bins of luma and of the two chroma channels; chroma beyond 64..192 goes to the outer bins.
 _BINS = (16, 24, 24)
 _COLOURS = int(np.prod(_BINS))
+_LUMA_BINS = (np.arange(256) * _BINS[0] // 256 * _BINS[1] * _BINS[2]).astype(np.uint16)
+_RED_BINS, _BLUE_BINS = (
+    (np.clip((np.arange(256) - 64) * count // 128, 0, count - 1) * step).astype(np.uint16)
+    for count, step in ((_BINS[1], _BINS[2]), (_BINS[2], 1))
+)
 # Pixels from which a histogram says something.
 _LEAST = 16.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Surroundings:
     """
     The surroundings of objects in one frame, reduced, as the solver needs them.
@@ -27,21 +31,57 @@ class Surroundings:
     Attributes
     ----------
     window : Window
+        Around all of them.
     grid : BilateralGrid
+        Of the window; only where the surroundings of an object are.
     bins : np.ndarray
-        (h, w) int, number of each pixel's colour.
+        (h, w) uint16, number of each pixel's colour.
+    parts : tuple of Cells
+        The surroundings of each object.
 
     """
 
     window: Window
     grid: BilateralGrid
     bins: np.ndarray
+    parts: tuple[Cells, ...]
 
     @classmethod
-    def of(cls, frame: np.ndarray, window: Window) -> 'Surroundings':
-        """Look at a window of a frame (H, W, 3) uint8 RGB."""
-        part = window.crop(frame)
-        return cls(window, BilateralGrid(part), colour_bins(part))
+    def of(cls, frame: np.ndarray, windows: Sequence[Window], pixels: int) -> 'Surroundings':
+        """
+        Look at windows of a frame.
+
+        Parameters
+        ----------
+        frame : np.ndarray
+            (H, W, 3) uint8 RGB.
+        windows : sequence of Window
+            Around each object; their scales do not matter.
+        pixels : int
+            They are reduced to so many pixels together, what lies between them not counted.
+
+        """
+        covered = np.zeros(frame.shape[:2], np.uint8)
+        for window in windows:
+            covered[window.slices] = 1
+        scale = min((pixels / cv2.countNonZero(covered)) ** 0.5, 1.0)
+        everything = replace(Window.around_all(windows), scale=scale)
+        part = everything.crop(frame)
+        limit = part.shape[1::-1] * 2
+        parts = tuple(
+            BilateralGrid.cells_of(
+                [
+                    min(place, most)
+                    for place, most in zip(everything.corners_to_part(window.box), limit)
+                ]
+            )
+            for window in windows
+        )
+        whole = BilateralGrid.cells_of((0, 0, *limit[:2]))
+        active = np.zeros((whole.bottom, whole.right), bool)
+        for cells in parts:
+            active[cells.slices] = True
+        return cls(everything, BilateralGrid(part, active), colour_bins(part), parts)
 
 
 class ColourSolver:
@@ -64,6 +104,7 @@ class ColourSolver:
         limit: float = 4.0,
         seed_share: float = 0.5,
         rounds: int = 2,
+        iterations: int = 20,
     ) -> None:
         """
         Set the solver.
@@ -81,20 +122,24 @@ class ColourSolver:
             Share of the seed frame's histograms in [0, 1].
         rounds : int
             After the first one the histograms are those of the mask found so far.
+        iterations : int
+            Of the solver in each round, at most.
 
         """
-        self.pixels = pixels
+        self._pixels = pixels
         self._weight, self._limit = weight, limit
         self._seed_share = seed_share
         self._rounds = rounds
+        self._iterations = iterations
 
     def remember(self, frame: np.ndarray, masks: Mapping[int, np.ndarray]) -> dict[int, SeedLook]:
         """Look at new objects in their seed frame; see :class:`drift_ros.refinement.Refiner`."""
         looks = {}
         for object_id, mask in masks.items():
-            window = self.window(mask, frame.shape)
+            window = Window.around(mask, frame.shape)
             if window is None:
                 continue
+            window = window.reduced_to_pixels(self._pixels)
             bins, inside = colour_bins(window.crop(frame)), window.crop(mask.astype(np.float32))
             stats = cv2.connectedComponentsWithStats(mask.astype(np.uint8))[2]
             areas = np.sort(stats[1:, cv2.CC_STAT_AREA])
@@ -112,70 +157,105 @@ class ColourSolver:
         looks: Mapping[int, SeedLook],
         number: int,
     ) -> Interpolated:
-        """Build the grid of the objects' surroundings once for all of them."""
-        window = self.window(np.maximum.reduce(list(coarse.values())) > 0.2, frame.shape)
-        if window is None:
+        """Solve for all objects in one go, each in its own surroundings."""
+        around = {key: Window.around(map_ > 0.2, frame.shape) for key, map_ in coarse.items()}
+        windows = {key: window for key, window in around.items() if window is not None}
+        if not windows:
             return Interpolated(frame.shape, coarse)
-        return Coloured(coarse, Surroundings.of(frame, window), looks, self)
-
-    def window(self, mask: np.ndarray, frame: tuple[int, ...]) -> Window | None:
-        """Give the surroundings of a mask (h, w) bool on any grid over a frame (H, W)."""
-        window = Window.around(mask, frame)
-        return None if window is None else window.reduced_to_pixels(self.pixels)
+        seen = Surroundings.of(frame, list(windows.values()), self._pixels)
+        priors = [
+            seen.window.read(coarse[key], seen.grid.pixels(cells))
+            for key, cells in zip(windows, seen.parts)
+        ]
+        solved = self.solve(seen, priors, [looks.get(key) for key in windows])
+        for index, key in enumerate(windows):
+            if key in looks and looks[key].whole:
+                solved[index] = _without_strays(solved[index])
+            solved[index] = _without_pinholes(solved[index])
+        return Coloured(coarse, seen, dict(zip(windows, zip(seen.parts, solved))))
 
     def solve(
-        self, seen: Surroundings, prior: np.ndarray, look: SeedLook | None = None
-    ) -> np.ndarray:
+        self,
+        seen: Surroundings,
+        priors: Sequence[np.ndarray],
+        looks: Sequence[SeedLook | None],
+    ) -> list[np.ndarray]:
         """
-        Find an object's mask.
+        Find objects' masks; the objects and the background compete for each pixel.
 
         Parameters
         ----------
         seen : Surroundings
-        prior : np.ndarray
-            (h, w) float32 in [0, 1], probability of the object from elsewhere.
-        look : SeedLook, optional
-            The seed to take into account.
+        priors : sequence of np.ndarray
+            For each of its parts (h, w) float32 in [0, 1], probability of the object from
+            elsewhere.
+        looks : sequence of SeedLook or None
+            The seeds to take into account.
 
         Returns
         -------
-        np.ndarray
-            (h, w) float32 in [0, 1].
+        list of np.ndarray
+            Like the priors.
 
         """
-        clear = np.clip(prior, 0.02, 0.98)
-        odds = np.log(clear / (1.0 - clear))
-        solved = prior
-        for _ in range(self._rounds):
-            evidence = self.evidence(solved, seen.bins, look)
-            solved = seen.grid.smooth(1.0 / (1.0 + np.exp(-odds - evidence)))
+        grid = seen.grid
+        pixels = [grid.pixels(cells) for cells in seen.parts]
+        background = np.ones(seen.bins.shape, np.float32)
+        for area, prior in zip(pixels, priors):
+            background[area] -= prior
+        np.clip(background, 0.02, 0.98, out=background)
+        odds = [np.clip(prior, 0.02, 0.98) for prior in priors]
+        bins = [np.ascontiguousarray(seen.bins[area]) for area in pixels]
+        solved, vertices = list(priors), []
+        for turn in range(self._rounds):
+            total = background.copy()
+            shares = []
+            for index, area in enumerate(pixels):
+                evidence = self.evidence(solved[index], bins[index], looks[index])
+                shares.append(odds[index] * evidence[bins[index]])
+                total[area] += shares[index]
+            best, second = background / total, np.zeros_like(total)
+            for area, share in zip(pixels, shares):
+                share /= total[area]
+                # the two largest of all so far
+                second[area] = np.maximum(second[area], np.minimum(best[area], share))
+                best[area] = np.maximum(best[area], share)
+            certainty = best - second
+            certainty *= certainty * certainty
+            weight = grid.splat(certainty, grid.all)
+            for index, (area, cells) in enumerate(zip(pixels, seen.parts)):
+                if not turn:
+                    vertices.append(grid.splat(shares[index], cells) / grid.mass)
+                value = grid.splat(certainty[area] * shares[index], cells)
+                grid.relax(weight, value, vertices[index], cells, self._iterations)
+                solved[index] = grid.slice(vertices[index], cells)
         return solved
 
     def evidence(
         self, probability: np.ndarray, bins: np.ndarray, look: SeedLook | None
     ) -> np.ndarray:
         """
-        Say how much each pixel's colour speaks for an object.
+        Say how much each colour speaks for an object.
 
         Parameters
         ----------
         probability : np.ndarray
             (h, w) float32 in [0, 1], the mask as far as it is known.
         bins : np.ndarray
-            (h, w) int, as :func:`colour_bins` gives them.
+            (h, w) uint16, as :func:`colour_bins` gives them.
         look : SeedLook or None
 
         Returns
         -------
         np.ndarray
-            (h, w) float32, to be added to log-odds.
+            (colours,) float32, by which odds are to be multiplied.
 
         """
         # from 0 at one half to 1 where the tracker is sure
         sure = np.clip((probability - 0.5) / 0.3, 0.0, 1.0)
         sure_not = np.clip((0.5 - probability) / 0.4, 0.0, 1.0)
         if min(float(sure.sum()), float(sure_not.sum())) < _LEAST:
-            return np.zeros_like(probability)
+            return np.ones(_COLOURS, np.float32)
         inside, around = _histogram(bins, sure), _histogram(bins, sure_not)
         if look is not None:
             inside += self._seed_share * (look.inside - inside)
@@ -184,7 +264,7 @@ class ColourSolver:
         # a colour as rare as a third of an even share says nothing
         rare = 0.3 / _COLOURS
         ratio = apart * np.log((inside + rare) / (around + rare))
-        return self._weight * np.clip(ratio, -self._limit, self._limit)[bins]
+        return np.exp(self._weight * np.clip(ratio, -self._limit, self._limit))
 
 
 class Coloured(Interpolated):
@@ -194,20 +274,18 @@ class Coloured(Interpolated):
         self,
         coarse: Mapping[int, np.ndarray],
         seen: Surroundings,
-        looks: Mapping[int, SeedLook],
-        solver: ColourSolver,
+        solved: Mapping[int, tuple[Cells, np.ndarray]],
     ) -> None:
         super().__init__(seen.window.frame, coarse)
-        self._seen, self._looks, self._solver = seen, looks, solver
+        self._seen, self._solved = seen, solved
 
     def probability(self, object_id: int) -> np.ndarray:
         """Render an object: (H, W) float32 in [0, 1]."""
-        window, look = self._seen.window, self._looks.get(object_id)
-        coarse = window.crop(super().probability(object_id))
-        solved = self._solver.solve(self._seen, coarse, look)
-        if look is not None and look.whole:
-            solved = _without_strays(solved)
-        return window.paste(_without_pinholes(solved))
+        if object_id not in self._solved:  # too faint anywhere
+            return super().probability(object_id)
+        cells, solved = self._solved[object_id]
+        rows, columns = self._seen.grid.pixels(cells)
+        return self._seen.window.paste(solved, columns.start, rows.start)
 
     def smooth(self, probability: np.ndarray) -> np.ndarray:
         """Smooth any (H, W) float32 in [0, 1] along the frame's edges."""
@@ -216,21 +294,52 @@ class Coloured(Interpolated):
 
 
 def colour_bins(image: np.ndarray) -> np.ndarray:
-    """Number the colours of (h, w, 3) uint8 RGB: (h, w) int, below the number of bins."""
-    colours = cv2.cvtColor(image, cv2.COLOR_RGB2YCrCb).astype(np.int32)
-    luma, red, blue = _BINS
-    place = colours[..., 0] * luma // 256
-    for channel, count in ((1, red), (2, blue)):
-        chroma = np.clip((colours[..., channel] - 64) * count // 128, 0, count - 1)
-        place = place * count + chroma
-    return place
+    """Number the colours of (h, w, 3) uint8 RGB: (h, w) uint16, below the number of bins."""
+    colours = cv2.cvtColor(image, cv2.COLOR_RGB2YCrCb)
+    luma, red, blue = (colours[..., channel] for channel in range(3))
+    return _LUMA_BINS[luma] + _RED_BINS[red] + _BLUE_BINS[blue]
 
 
 def _histogram(bins: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """Share of each colour among weighted pixels, somewhat smoothed: flat float32, sum 1."""
-    counts = np.bincount(bins.ravel(), weight.ravel(), _COLOURS).astype(np.float32)
-    smooth = ndimage.gaussian_filter(counts.reshape(_BINS), 0.7, mode='nearest', truncate=2.0)
+    counts = np.zeros(_COLOURS, np.float32)
+    _count(bins, weight, counts)
+    smooth = np.empty(_BINS, np.float32)
+    _smooth_counts(counts.reshape(_BINS), smooth)
     return (smooth / max(float(smooth.sum()), 1e-6)).ravel()
+
+
+@compiled('void(uint16[:, :], float32[:, :], float32[::1])')
+def _count(bins, weight, counts):  # type: ignore
+    for y in range(bins.shape[0]):
+        for x in range(bins.shape[1]):
+            counts[bins[y, x]] += weight[y, x]
+
+
+@compiled('void(float32[:, :, ::1], float32[:, :, ::1])')
+def _smooth_counts(counts, smooth):  # type: ignore
+    # a Gaussian of 0.7 bins, cut off after one
+    middle = np.float32(0.5808)
+    side = np.float32(0.2096)
+    luma, red, blue = counts.shape
+    first, second = np.empty_like(counts), np.empty_like(counts)
+    for i in range(luma):
+        low, high = max(i - 1, 0), min(i + 1, luma - 1)
+        for j in range(red):
+            for k in range(blue):
+                ends = counts[low, j, k] + counts[high, j, k]
+                first[i, j, k] = middle * counts[i, j, k] + side * ends
+    for i in range(luma):
+        for j in range(red):
+            low, high = max(j - 1, 0), min(j + 1, red - 1)
+            for k in range(blue):
+                ends = first[i, low, k] + first[i, high, k]
+                second[i, j, k] = middle * first[i, j, k] + side * ends
+    for i in range(luma):
+        for j in range(red):
+            for k in range(blue):
+                ends = second[i, j, max(k - 1, 0)] + second[i, j, min(k + 1, blue - 1)]
+                smooth[i, j, k] = middle * second[i, j, k] + side * ends
 
 
 def _without_strays(probability: np.ndarray) -> np.ndarray:
@@ -249,12 +358,19 @@ def _without_strays(probability: np.ndarray) -> np.ndarray:
     largest = int(area.argmax())
     size = float(np.sqrt(area[largest]))
     away = cv2.distanceTransform((pieces != largest).astype(np.uint8), cv2.DIST_L2, 3)
-    gap = np.full(count, np.inf)
-    np.minimum.at(gap, pieces.ravel(), away.ravel())
+    gap = np.full(count, np.inf, np.float32)
+    _least_of_each(pieces, away, gap)
     least = np.clip((gap - 1.0 - 0.2 * size) / (gap + size), 0.0, 0.5)
     stray = area < least * area[largest]
     stray[[0, largest]] = False
     return np.where(stray[pieces], np.float32(0.0), probability) if stray.any() else probability
+
+
+@compiled('void(int32[:, :], float32[:, :], float32[::1])')
+def _least_of_each(pieces, values, least):  # type: ignore
+    for y in range(pieces.shape[0]):
+        for x in range(pieces.shape[1]):
+            least[pieces[y, x]] = min(least[pieces[y, x]], values[y, x])
 
 
 def _without_pinholes(probability: np.ndarray, most: float = 0.01) -> np.ndarray:

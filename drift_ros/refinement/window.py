@@ -79,6 +79,17 @@ class Window:
         )
 
     @classmethod
+    def around_all(cls, windows: Sequence['Window']) -> 'Window':
+        """Give the smallest window that holds windows of one frame."""
+        return cls(
+            min(window.left for window in windows),
+            min(window.top for window in windows),
+            max(window.right for window in windows),
+            max(window.bottom for window in windows),
+            windows[0].frame,
+        )
+
+    @classmethod
     def whole(cls, frame: tuple[int, ...]) -> 'Window':
         """Give all of a frame (H, W)."""
         return cls(0, 0, frame[1], frame[0], (frame[0], frame[1]))
@@ -103,6 +114,11 @@ class Window:
         return max(round(self.scale * width), 8), max(round(self.scale * height), 8)
 
     @property
+    def box(self) -> tuple[int, int, int, int]:
+        """Left, top, right and bottom."""
+        return self.left, self.top, self.right, self.bottom
+
+    @property
     def slices(self) -> tuple[slice, slice]:
         """Rows and columns of the frame."""
         return slice(self.top, self.bottom), slice(self.left, self.right)
@@ -112,10 +128,42 @@ class Window:
         method = cv2.INTER_AREA if self.scale <= 1 else cv2.INTER_LINEAR
         return cv2.resize(values[self.slices], self.size, interpolation=method)
 
-    def paste(self, part: np.ndarray) -> np.ndarray:
-        """Put (height, width) float32 values back: (H, W), 0 outside."""
-        size = (self.right - self.left, self.bottom - self.top)
-        return self.place(cv2.resize(part, size, interpolation=cv2.INTER_LINEAR))
+    def paste(self, part: np.ndarray, left: int = 0, top: int = 0) -> np.ndarray:
+        """
+        Put float32 values back into a frame.
+
+        Parameters
+        ----------
+        part : np.ndarray
+            (height, width), all of the part or a piece of it.
+        left, top : int
+            Where in the part the piece begins.
+
+        Returns
+        -------
+        np.ndarray
+            (H, W), 0 outside.
+
+        """
+        width, height = self.right - self.left, self.bottom - self.top
+        if part.shape == self.size[::-1]:
+            return self.place(cv2.resize(part, (width, height), interpolation=cv2.INTER_LINEAR))
+        fx, fy = self.size[0] / width, self.size[1] / height
+        piece = replace(
+            self,
+            left=self.left + int(left / fx),
+            top=self.top + int(top / fy),
+            right=min(self.left + int(np.ceil((left + part.shape[1]) / fx)), self.right),
+            bottom=min(self.top + int(np.ceil((top + part.shape[0]) / fy)), self.bottom),
+        )
+        matrix = np.array(
+            [
+                [fx, 0, (piece.left - self.left + 0.5) * fx - 0.5 - left],
+                [0, fy, (piece.top - self.top + 0.5) * fy - 0.5 - top],
+            ]
+        )
+        size = (piece.right - piece.left, piece.bottom - piece.top)
+        return piece.place(_interpolate(part, matrix, size))
 
     def place(self, values: np.ndarray) -> np.ndarray:
         """Put float32 values of the window's own pixels into a frame: (H, W), 0 outside."""
@@ -131,6 +179,31 @@ class Window:
         """Turn x_min, y_min, x_max, y_max, maxima exclusive, into pixels of the part."""
         origin = (self.left, self.top) * 2
         return tuple((value - start) * self.scale for value, start in zip(box, origin))
+
+    def read(self, values: np.ndarray, pixels: tuple[slice, slice]) -> np.ndarray:
+        """
+        Interpolate a map of the whole frame at pixels of the part.
+
+        Parameters
+        ----------
+        values : np.ndarray
+            (h, w) float32, on any grid over the frame.
+        pixels : tuple of slice
+            Rows and columns of the part.
+
+        """
+        rows, columns = pixels
+        step_x = (self.right - self.left) / self.size[0]
+        step_y = (self.bottom - self.top) / self.size[1]
+        fx, fy = values.shape[1] / self.frame[1], values.shape[0] / self.frame[0]
+        matrix = np.array(
+            [
+                [step_x * fx, 0, (self.left + (columns.start + 0.5) * step_x) * fx - 0.5],
+                [0, step_y * fy, (self.top + (rows.start + 0.5) * step_y) * fy - 0.5],
+            ]
+        )
+        size = (columns.stop - columns.start, rows.stop - rows.start)
+        return _interpolate(values, matrix, size)
 
     def sample(self, values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         """
