@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from drift_ros.engine.device import resolve_device
 from drift_ros.engine.errors import CheckpointError
 
 EMBEDDED = Path(__file__).resolve().parent.parent / 'checkpoints'
@@ -116,27 +117,6 @@ def load_checkpoint(
         added_conditions={key: value.to(target, dtype) for key, value in added.items()},
         **_recommendations(folder),
     )
-
-
-def resolve_device(device: str | torch.device) -> torch.device:
-    """
-    Turn 'auto', 'cpu' or 'cuda[:n]' into a device.
-
-    Raises
-    ------
-    CheckpointError
-        When the device is unknown or torch sees no such device.
-
-    """
-    if str(device) == 'auto':
-        return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
-    try:
-        target = torch.device(device)
-    except RuntimeError as error:
-        raise CheckpointError(f'device {device!r} is unknown; use auto, cpu or cuda') from error
-    if target.type == 'cuda' and not torch.cuda.is_available():
-        raise CheckpointError(f'device {device!r}: torch sees no CUDA GPU; use auto or cpu')
-    return target
 
 
 def _locate(checkpoint: str | Path | None, allow_download: bool) -> Path:

@@ -180,7 +180,7 @@ class TrackerNode(LifecycleNodeMixin, Node):
                 self._tracker = loader.submit(
                     Tracker, self._settings.model or None, config, device=self._settings.device
                 ).result()
-            from drift_ros.diffusion.checkpoint import resolve_device
+            from drift_ros.engine.device import resolve_device
 
             self._device = str(resolve_device(self._settings.device))
         except Exception as error:
