@@ -72,7 +72,6 @@ def load_checkpoint(
     *,
     device: str | torch.device = 'auto',
     prompt: str = '',
-    allow_download: bool = False,
 ) -> Checkpoint:
     """
     Load a checkpoint from a local folder, or from the hub's local cache.
@@ -81,13 +80,12 @@ def load_checkpoint(
     ----------
     checkpoint : str or Path, optional
         A diffusers folder (``unet``, ``vae``, ``scheduler``, ``tokenizer``, ``text_encoder``), or
-        a hub id ``owner/name``. None or '': the embedded model.
+        a hub id ``owner/name`` that is in the local cache: nothing is ever fetched. None or '':
+        the embedded model.
     device : str or torch.device
         'auto' is the first GPU, else the CPU. Weights are float16 on a GPU, float32 on a CPU.
     prompt : str
         Text that conditions the U-Net.
-    allow_download : bool
-        Whether a hub id that is not in the local cache may be fetched.
 
     Raises
     ------
@@ -98,7 +96,7 @@ def load_checkpoint(
     """
     from diffusers import DDIMScheduler, UNet2DConditionModel
 
-    folder = _locate(checkpoint, allow_download)
+    folder = _locate(checkpoint)
     components = _check_components(folder)
     target = resolve_device(device)
     dtype = torch.float16 if target.type == 'cuda' else torch.float32
@@ -119,7 +117,7 @@ def load_checkpoint(
     )
 
 
-def _locate(checkpoint: str | Path | None, allow_download: bool) -> Path:
+def _locate(checkpoint: str | Path | None) -> Path:
     if checkpoint is None or str(checkpoint) == '':
         checkpoint = EMBEDDED
     folder = Path(checkpoint).expanduser()
@@ -137,7 +135,7 @@ def _locate(checkpoint: str | Path | None, allow_download: bool) -> Path:
         return Path(
             snapshot_download(
                 name,
-                local_files_only=not allow_download,
+                local_files_only=True,
                 allow_patterns=['*.json', '*.txt', '*/*.safetensors', '*/*.model'],
             )
         )
