@@ -510,11 +510,10 @@ class Tracker:
         best = np.zeros(size, np.float32)
         background = np.ones(size, np.float32)
         for number in ids:
-            probability = refined.probability(number)
-            background -= probability
-            ahead = probability > best
-            labels[ahead] = number
-            best[ahead] = probability[ahead]
+            area, probability = refined.piece(number)
+            background[area] -= probability
+            np.copyto(labels[area], number, where=probability > best[area])
+            np.maximum(best[area], probability, out=best[area])
         labels[best <= background] = 0
         return labels
 

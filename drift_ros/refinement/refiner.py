@@ -43,6 +43,18 @@ class Refined(Protocol):
     def probability(self, object_id: int) -> np.ndarray:
         """Render an object: (H, W) float32 in [0, 1]."""
 
+    def piece(self, object_id: int) -> tuple[tuple[slice, slice], np.ndarray]:
+        """
+        Render an object where it is only.
+
+        Returns
+        -------
+        tuple
+            Rows and columns of the frame, and its probability there, float32 in [0, 1]; it is 0
+            elsewhere. Many small objects cost no more in this way than one large one.
+
+        """
+
 
 class Refiner(Protocol):
     """Makes a :class:`Refined` of each frame."""
@@ -100,6 +112,11 @@ class Interpolated:
         """Render an object: (H, W) float32 in [0, 1]."""
         height, width = self.size
         return cv2.resize(self._coarse[object_id], (width, height), interpolation=cv2.INTER_LINEAR)
+
+    def piece(self, object_id: int) -> tuple[tuple[slice, slice], np.ndarray]:
+        """Render an object where it is only, which is everywhere."""
+        height, width = self.size
+        return (slice(0, height), slice(0, width)), self.probability(object_id)
 
     def smooth(self, probability: np.ndarray) -> np.ndarray:
         """Smooth any (H, W) float32 in [0, 1] along the frame's edges; here: leave it as it is."""
