@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from drift_ros.engine.refiner import Piece
+
 
 def confidence_of(mass: Tensor) -> float:
     """Mean of an object's probability (h, w), weighted by itself: 1 crisp, near 0 diffuse."""
@@ -98,14 +100,14 @@ def nothing(size: tuple[int, int], last_id: int = 0) -> np.ndarray:
     return np.zeros(size, np.uint16 if last_id > 255 else np.uint8)
 
 
-def assign(probabilities: Iterable[tuple[int, np.ndarray]], empty: np.ndarray) -> np.ndarray:
+def assign(pieces: Iterable[tuple[int, Piece]], empty: np.ndarray) -> np.ndarray:
     """
     Give each pixel to the most probable object, or to the background.
 
     Parameters
     ----------
-    probabilities : iterable of tuple
-        Object ids and probabilities (H, W) float32 in [0, 1]; one at a time is held.
+    pieces : iterable of tuple
+        Object ids and where they are with what probability; one at a time is held.
     empty : np.ndarray
         As :func:`nothing` gives it.
 
@@ -118,11 +120,10 @@ def assign(probabilities: Iterable[tuple[int, np.ndarray]], empty: np.ndarray) -
     labels = empty.copy()
     best = np.zeros(labels.shape, np.float32)
     background = np.ones(labels.shape, np.float32)
-    for number, probability in probabilities:
-        background -= probability
-        ahead = probability > best
-        labels[ahead] = number
-        best[ahead] = probability[ahead]
+    for number, (area, probability) in pieces:
+        background[area] -= probability
+        np.copyto(labels[area], number, where=probability > best[area])
+        np.maximum(best[area], probability, out=best[area])
     labels[best <= background] = 0
     return labels
 

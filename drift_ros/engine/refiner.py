@@ -6,12 +6,18 @@ from typing import Any, Protocol
 
 import numpy as np
 
+Piece = tuple[tuple[slice, slice], np.ndarray]
+"""Rows and columns of a frame, and a probability there, float32 in [0, 1]; it is 0 elsewhere."""
+
 
 class Refined(Protocol):
     """The refined objects of one frame."""
 
     def probability(self, object_id: int) -> np.ndarray:
         """Render an object: (H, W) float32 in [0, 1]."""
+
+    def piece(self, object_id: int) -> Piece:
+        """Render an object where it is only: many small ones cost no more than one large one."""
 
 
 class Refiner(Protocol):

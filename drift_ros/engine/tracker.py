@@ -330,8 +330,8 @@ class OnlineTracker:
         refined, labels = None, decide.nothing(size, max(channels))
         if coarse:
             refined = self._refiner.refine(frame, coarse, state.looks, state.frames)
-            rendered = ((number, refined.probability(number)) for number in coarse)
-            labels = decide.assign(rendered, labels)
+            pieces = ((number, refined.piece(number)) for number in coarse)
+            labels = decide.assign(pieces, labels)
         # an object of which no pixel is left was not found, whatever its tokens say
         found = set(np.unique(labels).tolist()) & set(sure)
         memory = state.memory.push(features, decide.leave_out(soft, _others(channels, found)))

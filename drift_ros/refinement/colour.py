@@ -9,16 +9,22 @@ import numpy as np
 
 from drift_ros.refinement.bilateral import BilateralGrid, Cells, compiled
 from drift_ros.refinement.refiner import Interpolated, SeedLook
-from drift_ros.refinement.window import Window
+from drift_ros.refinement.window import place, Window
 
 # Bins of luma and of the two chroma channels; chroma beyond 64..192 goes to the outer bins.
 _BINS = (16, 24, 24)
 _COLOURS = int(np.prod(_BINS))
-_LUMA_BINS = (np.arange(256) * _BINS[0] // 256 * _BINS[1] * _BINS[2]).astype(np.uint16)
-_RED_BINS, _BLUE_BINS = (
-    (np.clip((np.arange(256) - 64) * count // 128, 0, count - 1) * step).astype(np.uint16)
-    for count, step in ((_BINS[1], _BINS[2]), (_BINS[2], 1))
-)
+# What each value of luma and of the two chroma channels adds to the number of a colour.
+_BIN_OF = np.stack(
+    [
+        np.clip((np.arange(256) - low) * count // width, 0, count - 1) * step
+        for low, width, count, step in (
+            (0, 256, _BINS[0], _BINS[1] * _BINS[2]),
+            (64, 128, _BINS[1], _BINS[2]),
+            (64, 128, _BINS[2], 1),
+        )
+    ]
+).astype(np.uint16)
 # Pixels from which a histogram says something.
 _LEAST = 16.0
 
@@ -283,9 +289,15 @@ class Coloured(Interpolated):
         """Render an object: (H, W) float32 in [0, 1]."""
         if object_id not in self._solved:  # too faint anywhere
             return super().probability(object_id)
+        area, values = self.piece(object_id)
+        return place(values, area, self.size)
+
+    def piece(self, object_id: int) -> tuple[tuple[slice, slice], np.ndarray]:
+        """Render an object in its surroundings."""
+        if object_id not in self._solved:
+            return super().piece(object_id)
         cells, solved = self._solved[object_id]
-        rows, columns = self._seen.grid.pixels(cells)
-        return self._seen.window.paste(solved, columns.start, rows.start)
+        return self._seen.window.enlarge_piece(solved, self._seen.grid.pixels(cells))
 
     def smooth(self, probability: np.ndarray) -> np.ndarray:
         """Smooth any (H, W) float32 in [0, 1] along the frame's edges."""
@@ -295,9 +307,20 @@ class Coloured(Interpolated):
 
 def colour_bins(image: np.ndarray) -> np.ndarray:
     """Number the colours of (h, w, 3) uint8 RGB: (h, w) uint16, below the number of bins."""
-    colours = cv2.cvtColor(image, cv2.COLOR_RGB2YCrCb)
-    luma, red, blue = (colours[..., channel] for channel in range(3))
-    return _LUMA_BINS[luma] + _RED_BINS[red] + _BLUE_BINS[blue]
+    bins = np.empty(image.shape[:2], np.uint16)
+    _number_colours(cv2.cvtColor(image, cv2.COLOR_RGB2YCrCb), _BIN_OF, bins)
+    return bins
+
+
+@compiled('void(uint8[:, :, :], uint16[:, ::1], uint16[:, ::1])')
+def _number_colours(image, numbers, bins):  # type: ignore
+    for y in range(bins.shape[0]):
+        for x in range(bins.shape[1]):
+            bins[y, x] = (
+                numbers[0, image[y, x, 0]]
+                + numbers[1, image[y, x, 1]]
+                + numbers[2, image[y, x, 2]]
+            )
 
 
 def _histogram(bins: np.ndarray, weight: np.ndarray) -> np.ndarray:

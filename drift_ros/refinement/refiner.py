@@ -49,6 +49,11 @@ class Interpolated:
         height, width = self.size
         return cv2.resize(self._coarse[object_id], (width, height), interpolation=cv2.INTER_LINEAR)
 
+    def piece(self, object_id: int) -> tuple[tuple[slice, slice], np.ndarray]:
+        """Render an object where it is only, which is everywhere."""
+        height, width = self.size
+        return (slice(0, height), slice(0, width)), self.probability(object_id)
+
     def smooth(self, probability: np.ndarray) -> np.ndarray:
         """Smooth any (H, W) float32 in [0, 1] along the frame's edges; here: leave it as it is."""
         return probability

@@ -15,7 +15,7 @@ from drift_ros.refinement.colour import ColourSolver
 from drift_ros.refinement.mask_prompts import read_prompt, stack_points
 from drift_ros.refinement.refiner import Interpolated, Refined, SeedLook
 from drift_ros.refinement.sam_weights import EMBEDDED, load_sam
-from drift_ros.refinement.window import Window
+from drift_ros.refinement.window import place, Window
 
 # Segment Anything's mask input is the logits of an earlier prediction. Ours come from
 # probabilities, whose logits have no bound.
@@ -134,8 +134,9 @@ class SamCoder:
 
     def render(self, encoded: EncodedWindow, logits: np.ndarray) -> np.ndarray:
         """Turn a mask's logits (side, side) into the frame's probability: (H, W) float32."""
-        enlarged = np.clip(encoded.maps.enlarge(logits), -30, 30)
-        return encoded.maps.place(1.0 / (1.0 + np.exp(-enlarged)))
+        maps = encoded.maps
+        probability = 1.0 / (1.0 + np.exp(-np.clip(maps.enlarge_map(logits), -30, 30)))
+        return place(probability, maps.slices, maps.frame)
 
     def to_map(self, encoded: EncodedWindow, values: np.ndarray) -> np.ndarray:
         """Sample a (h, w) map of the whole frame on the model's mask input: (side, side)."""
@@ -285,3 +286,10 @@ class _Segmented:
             return self._coloured.probability(object_id)
         mask = self._coder.render(self._encoded, self._logits[object_id])
         return self._coloured.smooth(mask)
+
+    def piece(self, object_id: int) -> tuple[tuple[slice, slice], np.ndarray]:
+        """Render an object where it is only."""
+        if object_id not in self._logits:
+            return self._coloured.piece(object_id)
+        area = self._encoded.window.slices
+        return area, self.probability(object_id)[area]

@@ -128,48 +128,56 @@ class Window:
         method = cv2.INTER_AREA if self.scale <= 1 else cv2.INTER_LINEAR
         return cv2.resize(values[self.slices], self.size, interpolation=method)
 
-    def paste(self, part: np.ndarray, left: int = 0, top: int = 0) -> np.ndarray:
+    def paste(self, part: np.ndarray) -> np.ndarray:
+        """Put (height, width) float32 values back into a frame: (H, W), 0 outside."""
+        return place(self.enlarge(part), self.slices, self.frame)
+
+    def enlarge(self, part: np.ndarray) -> np.ndarray:
+        """Enlarge (height, width) float32 values to the window's own pixels."""
+        size = (self.right - self.left, self.bottom - self.top)
+        return cv2.resize(part, size, interpolation=cv2.INTER_LINEAR)
+
+    def enlarge_piece(
+        self, piece: np.ndarray, pixels: tuple[slice, slice]
+    ) -> tuple[tuple[slice, slice], np.ndarray]:
         """
-        Put float32 values back into a frame.
+        Enlarge a piece of the part.
 
         Parameters
         ----------
-        part : np.ndarray
-            (height, width), all of the part or a piece of it.
-        left, top : int
-            Where in the part the piece begins.
+        piece : np.ndarray
+            float32.
+        pixels : tuple of slice
+            Rows and columns of the part that it is.
 
         Returns
         -------
-        np.ndarray
-            (H, W), 0 outside.
+        tuple
+            Rows and columns of the frame, and the values there.
 
         """
-        width, height = self.right - self.left, self.bottom - self.top
-        if part.shape == self.size[::-1]:
-            return self.place(cv2.resize(part, (width, height), interpolation=cv2.INTER_LINEAR))
-        fx, fy = self.size[0] / width, self.size[1] / height
-        piece = replace(
+        if piece.shape == self.size[::-1]:
+            return self.slices, self.enlarge(piece)
+        rows, columns = pixels
+        fx = self.size[0] / (self.right - self.left)
+        fy = self.size[1] / (self.bottom - self.top)
+        left, right = int(columns.start / fx), int(np.ceil(columns.stop / fx))
+        top, bottom = int(rows.start / fy), int(np.ceil(rows.stop / fy))
+        target = replace(
             self,
-            left=self.left + int(left / fx),
-            top=self.top + int(top / fy),
-            right=min(self.left + int(np.ceil((left + part.shape[1]) / fx)), self.right),
-            bottom=min(self.top + int(np.ceil((top + part.shape[0]) / fy)), self.bottom),
+            left=self.left + left,
+            top=self.top + top,
+            right=min(self.left + right, self.right),
+            bottom=min(self.top + bottom, self.bottom),
         )
         matrix = np.array(
             [
-                [fx, 0, (piece.left - self.left + 0.5) * fx - 0.5 - left],
-                [0, fy, (piece.top - self.top + 0.5) * fy - 0.5 - top],
+                [fx, 0, (left + 0.5) * fx - 0.5 - columns.start],
+                [0, fy, (top + 0.5) * fy - 0.5 - rows.start],
             ]
         )
-        size = (piece.right - piece.left, piece.bottom - piece.top)
-        return piece.place(_interpolate(part, matrix, size))
-
-    def place(self, values: np.ndarray) -> np.ndarray:
-        """Put float32 values of the window's own pixels into a frame: (H, W), 0 outside."""
-        full = np.zeros(self.frame, np.float32)
-        full[self.slices] = values
-        return full
+        size = (target.right - target.left, target.bottom - target.top)
+        return target.slices, _interpolate(piece, matrix, size)
 
     def to_part(self, places: np.ndarray) -> np.ndarray:
         """Turn (..., 2) positions in the frame into positions in the part, float32."""
@@ -231,11 +239,18 @@ class Window:
         sampled[:, int(np.ceil((self.right - self.left) / step)) :] = 0
         return sampled
 
-    def enlarge(self, part: np.ndarray) -> np.ndarray:
-        """Interpolate what :meth:`sample` is the size of at the window's own pixels, float32."""
+    def enlarge_map(self, values: np.ndarray) -> np.ndarray:
+        """Interpolate what :meth:`sample` gives at the window's own pixels, float32."""
         offset = 0.5 * self.scale - 0.5
         matrix = np.array([[self.scale, 0, offset], [0, self.scale, offset]])
-        return _interpolate(part, matrix, (self.right - self.left, self.bottom - self.top))
+        return _interpolate(values, matrix, (self.right - self.left, self.bottom - self.top))
+
+
+def place(values: np.ndarray, area: tuple[slice, slice], frame: tuple[int, ...]) -> np.ndarray:
+    """Put float32 values into rows and columns of a frame: (H, W), 0 outside."""
+    full = np.zeros(frame[:2], np.float32)
+    full[area] = values
+    return full
 
 
 def _interpolate(values: np.ndarray, matrix: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -26,7 +26,7 @@ from drift_ros.refinement.sam import (
     stability,
 )
 from drift_ros.refinement.sam_weights import infer_config, load_sam
-from drift_ros.refinement.window import Window
+from drift_ros.refinement.window import place, Window
 
 SQUARE = (32, 24, 40)
 FRAME = scene((*SQUARE, RED))
@@ -96,12 +96,28 @@ def test_what_a_window_takes_out_it_puts_back_in_place(box, side):
     assert overlap(window.paste(part) > 0.5, TRUTH) > 0.9
     grid = cv2.resize(TRUTH.astype(np.float32), (32, 24), interpolation=cv2.INTER_AREA)
     sampled = window.sample(grid, window.size)
-    assert overlap(window.place(window.enlarge(sampled)) > 0.5, TRUTH) > 0.9
+    back = place(window.enlarge_map(sampled), window.slices, window.frame)
+    assert overlap(back > 0.5, TRUTH) > 0.9
     # and points: the square's corner, to and in the part
     corner = window.to_part(np.array([[31.5, 23.5]]))[0]
     expected = (np.array([32, 24]) - box[:2]) * window.scale - 0.5
     assert corner == pytest.approx(expected, abs=1e-4)
     assert window.corners_to_part((32, 24, 32, 24))[:2] == pytest.approx(expected + 0.5)
+
+
+def test_a_piece_of_a_part_comes_back_where_it_was():
+    window = Window.clipped((20, 10, 90, 80), FRAME.shape).scaled_to_side(30)
+    part = window.crop(TRUTH.astype(np.float32))
+    pixels = np.s_[4:21, 2:19]
+    area, values = window.enlarge_piece(part[pixels], pixels)
+    whole = window.paste(part)
+    inside = (
+        slice(area[0].start + 2, area[0].stop - 2),
+        slice(area[1].start + 2, area[1].stop - 2),
+    )
+    np.testing.assert_allclose(place(values, area, window.frame)[inside], whole[inside], atol=0.05)
+    area, values = window.enlarge_piece(part, np.s_[0:30, 0:30])
+    assert np.array_equal(place(values, area, window.frame), whole)
 
 
 # -- without weights
@@ -197,6 +213,9 @@ def test_objects_compete_whatever_their_order(number):
         found = refined.probability(i)
         assert overlap(found > 0.5, mask) > 0.9
         np.testing.assert_allclose(turned.probability(i), found, atol=1e-3)
+        area, values = refined.piece(i)
+        assert values.size < found.size / 2 or number == 2
+        assert np.array_equal(place(values, area, found.shape), found)
         total += found
     assert total.max() < 1.05
 
