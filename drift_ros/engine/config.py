@@ -75,6 +75,26 @@ class KernelOptions:
 
 
 @dataclass(frozen=True)
+class TargetOptions:
+    """The online prompt: what an object looks like against everything else."""
+
+    gain: float = option(
+        2.0,
+        'Log-odds that the online prompt adds where it is sure of an object. 0: it has no vote on '
+        'masks.',
+        low=0.0,
+        high=20.0,
+    )
+    rate: float = option(
+        0.2,
+        'Weight with which each later frame is learnt from, against the seed frame. 0: the seed '
+        'frame alone.',
+        low=0.0,
+        high=10.0,
+    )
+
+
+@dataclass(frozen=True)
 class MemoryOptions:
     """Which frames are remembered."""
 
@@ -102,6 +122,13 @@ class StateOptions:
     )
     confidence: float = option(
         0.3, 'An object less confident than this counts as occluded.', low=0.0, high=1.0
+    )
+    existence: float = option(
+        0.5,
+        'An object counts as occluded when it is less probable than this that it is in the frame '
+        'at all. 0: it always may be.',
+        low=0.0,
+        high=1.0,
     )
     recovery: float = option(
         0.5,
@@ -210,6 +237,7 @@ class TrackerConfig:
 
     features: FeatureOptions = field(default_factory=FeatureOptions)
     kernel: KernelOptions = field(default_factory=KernelOptions)
+    target: TargetOptions = field(default_factory=TargetOptions)
     memory: MemoryOptions = field(default_factory=MemoryOptions)
     states: StateOptions = field(default_factory=StateOptions)
     refinement: RefinementOptions = field(default_factory=RefinementOptions)
