@@ -385,13 +385,12 @@ class OnlineTracker:
         self, table: ObjectTable, confidence: Mapping[int, float], existence: Mapping[int, float]
     ) -> list[int]:
         """Say which objects are in the frame; of missing ones one has to be surer."""
-        options = self.config.states
+        options, missing = self.config.states, table.missing
         return [
             number
             for number in table.channels
-            if existence[number] >= options.existence
-            and confidence[number]
-            >= (options.recovery if number in table.missing else options.confidence)
+            if confidence[number] >= options.confidence
+            and existence[number] >= (options.recovery if number in missing else options.existence)
         ]
 
     def look_again(self, features: Extractor) -> None:
