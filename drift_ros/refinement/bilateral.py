@@ -119,10 +119,9 @@ class BilateralGrid:
         counts = self._first_link[:, -1, -1].tolist()
         self._links = np.concatenate([found[i, :, :n] for i, n in enumerate(counts)], axis=1)
         self._first_link += np.array([0, *np.cumsum(counts[:-1])], np.int32)[:, None, None]
-        scale = _scale(self.mass, self._links)
-        self._weights = np.float32(smoothness) * scale[self._links[0]] * scale[self._links[1]]
+        self._weights = np.empty(self._links.shape[1], np.float32)
         self._diagonal = np.zeros(self.count, np.float32)
-        _sum_links(self._links, self._weights, self._diagonal)
+        _weigh_links(self.mass, self._links, smoothness, self._weights, self._diagonal)
 
     @staticmethod
     def cells_of(box: Sequence[float]) -> Cells:
@@ -278,8 +277,8 @@ def _make_grid(  # type: ignore
     return count
 
 
-@compiled('float32[::1](float32[::1], int32[:, ::1])')
-def _scale(mass, links):  # type: ignore
+@compiled('void(float32[::1], int32[:, ::1], float32, float32[::1], float32[::1])')
+def _weigh_links(mass, links, smoothness, weights, diagonal):  # type: ignore
     # scale the blur so that it keeps constants (bistochastisation); a vertex counts for itself
     # twice in each of five dimensions
     scale, total = np.ones(len(mass), np.float32), np.empty(len(mass), np.float32)
@@ -292,14 +291,12 @@ def _scale(mass, links):  # type: ignore
             total[right] += scale[left]
         for v in range(len(mass)):
             scale[v] = np.sqrt(scale[v] * mass[v] / total[v])
-    return scale
-
-
-@compiled('void(int32[:, ::1], float32[::1], float32[::1])')
-def _sum_links(links, weight, sums):  # type: ignore
-    for link in range(len(weight)):
-        sums[links[0, link]] += weight[link]
-        sums[links[1, link]] += weight[link]
+    for link in range(links.shape[1]):
+        left, right = links[0, link], links[1, link]
+        weight = smoothness * scale[left] * scale[right]
+        weights[link] = weight
+        diagonal[left] += weight
+        diagonal[right] += weight
 
 
 @compiled('void(int32[:, :], float32[:, :], float32[::1])')

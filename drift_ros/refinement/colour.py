@@ -149,9 +149,11 @@ class ColourSolver:
             bins, inside = colour_bins(window.crop(frame)), window.crop(mask.astype(np.float32))
             stats = cv2.connectedComponentsWithStats(mask.astype(np.uint8))[2]
             areas = np.sort(stats[1:, cv2.CC_STAT_AREA])
+            counts = np.zeros((2, _COLOURS), np.float32)
+            _count(bins, inside, counts)
             looks[object_id] = SeedLook(
-                _histogram(bins, inside),
-                _histogram(bins, 1.0 - inside),
+                _shares(counts[0]),
+                _shares(counts[1]),
                 whole=len(areas) == 1 or bool(areas[-2] < 0.01 * areas[-1]),
             )
         return looks
@@ -257,12 +259,11 @@ class ColourSolver:
             (colours,) float32, by which odds are to be multiplied.
 
         """
-        # from 0 at one half to 1 where the tracker is sure
-        sure = np.clip((probability - 0.5) / 0.3, 0.0, 1.0)
-        sure_not = np.clip((0.5 - probability) / 0.4, 0.0, 1.0)
-        if min(float(sure.sum()), float(sure_not.sum())) < _LEAST:
+        counts = np.zeros((2, _COLOURS), np.float32)
+        _count_sure(bins, probability, counts)
+        if counts.sum(axis=1).min() < _LEAST:
             return np.ones(_COLOURS, np.float32)
-        inside, around = _histogram(bins, sure), _histogram(bins, sure_not)
+        inside, around = _shares(counts[0]), _shares(counts[1])
         if look is not None:
             inside += self._seed_share * (look.inside - inside)
             around += self._seed_share * (look.around - around)
@@ -323,20 +324,33 @@ def _number_colours(image, numbers, bins):  # type: ignore
             )
 
 
-def _histogram(bins: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """Share of each colour among weighted pixels, somewhat smoothed: flat float32, sum 1."""
-    counts = np.zeros(_COLOURS, np.float32)
-    _count(bins, weight, counts)
+@compiled('void(uint16[:, :], float32[:, :], float32[:, ::1])')
+def _count(bins, inside, counts):  # type: ignore
+    """Count the colours inside of a soft mask and outside of it."""
+    for y in range(bins.shape[0]):
+        for x in range(bins.shape[1]):
+            counts[0, bins[y, x]] += inside[y, x]
+            counts[1, bins[y, x]] += np.float32(1) - inside[y, x]
+
+
+@compiled('void(uint16[:, :], float32[:, :], float32[:, ::1])')
+def _count_sure(bins, probability, counts):  # type: ignore
+    """Count colours by how sure it is that they are inside, and that they are not."""
+    for y in range(bins.shape[0]):
+        for x in range(bins.shape[1]):
+            beyond = probability[y, x] - np.float32(0.5)
+            # from 0 at one half to 1 where the tracker is sure
+            if beyond > 0:
+                counts[0, bins[y, x]] += min(beyond / np.float32(0.3), np.float32(1))
+            else:
+                counts[1, bins[y, x]] += min(-beyond / np.float32(0.4), np.float32(1))
+
+
+def _shares(counts: np.ndarray) -> np.ndarray:
+    """Turn counts of colours into shares, somewhat smoothed: flat float32, sum 1."""
     smooth = np.empty(_BINS, np.float32)
     _smooth_counts(counts.reshape(_BINS), smooth)
     return (smooth / max(float(smooth.sum()), 1e-6)).ravel()
-
-
-@compiled('void(uint16[:, :], float32[:, :], float32[::1])')
-def _count(bins, weight, counts):  # type: ignore
-    for y in range(bins.shape[0]):
-        for x in range(bins.shape[1]):
-            counts[bins[y, x]] += weight[y, x]
 
 
 @compiled('void(float32[:, :, ::1], float32[:, :, ::1])')
