@@ -25,6 +25,8 @@ _BIN_OF = np.stack(
         )
     ]
 ).astype(np.uint16)
+# The surroundings of all objects are reduced to so many pixels together.
+_PIXELS = 40_000
 # Pixels from which a histogram says something.
 _LEAST = 16.0
 
@@ -53,7 +55,9 @@ class Surroundings:
     parts: tuple[Cells, ...]
 
     @classmethod
-    def of(cls, frame: np.ndarray, windows: Sequence[Window], pixels: int) -> 'Surroundings':
+    def of(
+        cls, frame: np.ndarray, windows: Sequence[Window], pixels: int = _PIXELS
+    ) -> 'Surroundings':
         """
         Look at windows of a frame.
 
@@ -105,7 +109,7 @@ class ColourSolver:
     def __init__(
         self,
         *,
-        pixels: int = 40_000,
+        pixels: int = _PIXELS,
         weight: float = 0.5,
         limit: float = 4.0,
         seed_share: float = 0.5,

@@ -216,7 +216,7 @@ class Window:
             ]
         )
         size = (columns.stop - columns.start, rows.stop - rows.start)
-        return _interpolate(values, matrix, size)
+        return _interpolate(values.astype(np.float32, copy=False), matrix, size)
 
     def sample(self, values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         """
