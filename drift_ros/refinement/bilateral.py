@@ -64,10 +64,6 @@ class BilateralGrid:
         self,
         frame: np.ndarray,
         active: np.ndarray | None = None,
-        *,
-        luma: int = 9,
-        chroma: int = 5,
-        smoothness: float = 16.0,
     ) -> None:
         """
         Build the grid of a frame.
@@ -78,10 +74,6 @@ class BilateralGrid:
             (h, w, 3) uint8 RGB.
         active : np.ndarray, optional
             (rows, columns) bool, the cells that are looked at, as :meth:`cells_of` counts them.
-        luma, chroma : int
-            Size of a cell in grey levels (of 255).
-        smoothness : float
-            Weight of smoothness against closeness.
 
         """
         self.size = (frame.shape[1], frame.shape[0])
@@ -89,12 +81,6 @@ class BilateralGrid:
         rows, columns = self.all.bottom, self.all.right
         if active is None:
             active = np.ones((rows, columns), bool)
-        steps = np.arange(256)
-        colours = (
-            np.stack([steps // luma * _LUMA, steps // chroma * _RED, steps // chroma])
-            .astype(np.int32)
-            .copy()
-        )
         self.vertex = np.full(frame.shape[:2], -1, np.int32)
         """(h, w) int32, number of each pixel's vertex; -1 in cells that are not looked at."""
         pixels = self.vertex.size
@@ -105,7 +91,7 @@ class BilateralGrid:
         self._first_link = np.zeros((5, rows, columns + 1), np.int32)
         self.count = _make_grid(
             cv2.cvtColor(frame, cv2.COLOR_RGB2YCrCb),
-            colours,
+            _COLOURS,
             active,
             self.vertex,
             keys,
@@ -121,7 +107,7 @@ class BilateralGrid:
         self._first_link += np.array([0, *np.cumsum(counts[:-1])], np.int32)[:, None, None]
         self._weights = np.empty(self._links.shape[1], np.float32)
         self._diagonal = np.zeros(self.count, np.float32)
-        _weigh_links(self.mass, self._links, smoothness, self._weights, self._diagonal)
+        _weigh_links(self.mass, self._links, _SMOOTHNESS, self._weights, self._diagonal)
 
     @staticmethod
     def cells_of(box: Sequence[float]) -> Cells:
@@ -196,10 +182,15 @@ class BilateralGrid:
         return self.slice(solution, self.all)
 
 
+_PLACE = 6  # side of a cell in pixels
+_SMOOTHNESS = 16.0  # its weight against closeness
 # A vertex's colour as one number: neighbours in luma, red or blue chroma differ by one of these.
-# No channel has more than 64 steps, the last of which is not used.
 _LUMA, _RED, _BLUE = 1 << 12, 1 << 6, 1
-_PLACE = 6
+# What each value of the three adds to it. A cell is 9 levels of luma and 5 of chroma wide, so
+# that chroma has fewer than 64 steps, and no sum is another colour's neighbour by accident.
+_COLOURS = np.stack(
+    [np.arange(256) // 9 * _LUMA, np.arange(256) // 5 * _RED, np.arange(256) // 5 * _BLUE]
+).astype(np.int32)
 _SLOTS = 128  # of a hash table for the colours of a cell, 36 at most
 
 

@@ -27,6 +27,8 @@ _BIN_OF = np.stack(
 ).astype(np.uint16)
 # The surroundings of all objects are reduced to so many pixels together.
 _PIXELS = 40_000
+# With what lies between them they are at most so many times as many pixels.
+_BETWEEN = 4
 # Pixels from which a histogram says something.
 _LEAST = 16.0
 
@@ -74,8 +76,11 @@ class Surroundings:
         covered = np.zeros(frame.shape[:2], np.uint8)
         for window in windows:
             covered[window.slices] = 1
+        everything = Window.around_all(windows)
         scale = min((pixels / cv2.countNonZero(covered)) ** 0.5, 1.0)
-        everything = replace(Window.around_all(windows), scale=scale)
+        # what lies between costs a little, after all
+        most = everything.reduced_to_pixels(_BETWEEN * pixels).scale
+        everything = replace(everything, scale=min(scale, most))
         part = everything.crop(frame)
         limit = part.shape[1::-1] * 2
         parts = tuple(
