@@ -6,34 +6,13 @@ The loops are compiled by Numba. As NumPy, SciPy and their sparse matrices the s
 times as long, most of it in building matrices and in calls on short arrays.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import cv2
-import numba
 import numpy as np
 
-# Sums may be reordered, so that they use all lanes; NaN and infinity stay what they are.
-_FAST = {'reassoc', 'contract', 'arcp', 'nsz'}
-
-
-def compiled(signature: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """
-    Compile a function for one signature, when it is defined.
-
-    The result is kept on disk. Nothing is compiled later, while frames wait: types that differ
-    raise TypeError.
-    """
-
-    def compile_it(function: Callable[..., Any]) -> Any:
-        options: dict[str, Any] = {'nogil': True, 'fastmath': _FAST}
-        try:
-            return numba.njit(signature, cache=True, **options)(function)
-        except RuntimeError:  # nowhere to keep it: a read-only file system without a home
-            return numba.njit(signature, **options)(function)
-
-    return compile_it
+from drift_ros.refinement.compiled import compiled
 
 
 @dataclass(frozen=True)
@@ -195,7 +174,7 @@ _SLOTS = 128  # of a hash table for the colours of a cell, 36 at most
 
 
 @compiled('int64(int32, int32[::1], int32[::1])')
-def _find(key, table, keys):  # type: ignore
+def _find(key, table, keys):
     """Slot of a colour in a cell's hash table, or the free slot where it belongs."""
     slot = (key * 40503 >> 7) & (_SLOTS - 1)
     while table[slot] >= 0 and keys[table[slot]] != key:
@@ -207,9 +186,7 @@ def _find(key, table, keys):  # type: ignore
     'int64(uint8[:, :, :], int32[:, :], boolean[:, :], int32[:, :], int32[::1], float32[::1], '
     'int32[:, :, ::1], int32[:, ::1], int32[:, :, ::1])'
 )
-def _make_grid(  # type: ignore
-    image, colours, active, vertex, keys, mass, links, first, first_link
-):
+def _make_grid(image, colours, active, vertex, keys, mass, links, first, first_link):
     (height, width), (rows, columns) = vertex.shape, active.shape
     table = np.empty(_SLOTS, np.int32)
     count = 0
@@ -269,7 +246,7 @@ def _make_grid(  # type: ignore
 
 
 @compiled('void(float32[::1], int32[:, ::1], float32, float32[::1], float32[::1])')
-def _weigh_links(mass, links, smoothness, weights, diagonal):  # type: ignore
+def _weigh_links(mass, links, smoothness, weights, diagonal):
     # scale the blur so that it keeps constants (bistochastisation); a vertex counts for itself
     # twice in each of five dimensions
     scale, total = np.ones(len(mass), np.float32), np.empty(len(mass), np.float32)
@@ -291,7 +268,7 @@ def _weigh_links(mass, links, smoothness, weights, diagonal):  # type: ignore
 
 
 @compiled('void(int32[:, :], float32[:, :], float32[::1])')
-def _splat(vertex, values, sums):  # type: ignore
+def _splat(vertex, values, sums):
     for y in range(vertex.shape[0]):
         for x in range(vertex.shape[1]):
             if vertex[y, x] >= 0:
@@ -299,7 +276,7 @@ def _splat(vertex, values, sums):  # type: ignore
 
 
 @compiled('void(int32[:, :], float32[::1], float32[:, :])')
-def _slice(vertex, solution, values):  # type: ignore
+def _slice(vertex, solution, values):
     for y in range(vertex.shape[0]):
         for x in range(vertex.shape[1]):
             number = vertex[y, x]
@@ -308,7 +285,7 @@ def _slice(vertex, solution, values):  # type: ignore
 
 
 @compiled('void(int32[:, :], int32[:, ::1], float32[::1], float32[::1], float32[::1])')
-def _subtract_links(spans, links, weights, values, image):  # type: ignore
+def _subtract_links(spans, links, weights, values, image):
     for row in range(len(spans)):
         for link in range(spans[row, 0], spans[row, 1]):
             left, right, weight = links[0, link], links[1, link], weights[link]
@@ -320,7 +297,7 @@ def _subtract_links(spans, links, weights, values, image):  # type: ignore
     'void(int32[:, :], int32[:, :], int32[:, ::1], '
     'float32[::1], float32[::1], float32[::1], float32[::1], float32[::1], int64)'
 )
-def _conjugate_gradients(  # type: ignore
+def _conjugate_gradients(
     spans, link_spans, links, weights, diagonal, certainty, value, solution, iterations
 ):
     # preconditioned by the diagonal; what lies outside of the spans stays 0
