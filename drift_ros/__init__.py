@@ -9,7 +9,8 @@ Follow any object a camera sees from one mask, online, with an image diffusion m
 ...     result = tracker.step(frame)
 ...     result.labels                                # (H, W), pixel = object id, 0 = background
 
-Nothing here imports ROS; the nodes are in :mod:`drift_ros.nodes`.
+Nothing here imports ROS but :class:`TrackerClient`, when it is used: it talks to the tracker node,
+which is in :mod:`drift_ros.nodes` with the others.
 """
 
 import importlib
@@ -28,6 +29,7 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from drift_ros.engine.table import ObjectEstimate, ObjectInfo, ObjectState, SeedRequest
     from drift_ros.engine.tracker import Tracker, TrackResult
     from drift_ros.prompts.segmenter import Prompt, Segmentation
+    from drift_ros.ros.client import TrackerClient
 
 _EXPORTS = {
     'CheckpointError': 'engine.errors',
@@ -43,6 +45,7 @@ _EXPORTS = {
     'Segmentation': 'prompts.segmenter',
     'TrackResult': 'engine.tracker',
     'Tracker': 'engine.tracker',
+    'TrackerClient': 'ros.client',
     'TrackerConfig': 'engine.config',
     'UnknownObjectError': 'engine.errors',
 }
@@ -60,6 +63,7 @@ __all__ = [
     'Segmentation',
     'TrackResult',
     'Tracker',
+    'TrackerClient',
     'TrackerConfig',
     'UnknownObjectError',
 ]
