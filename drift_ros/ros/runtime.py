@@ -110,10 +110,12 @@ def _live(factory: Callable[[], Any], stop: threading.Event, threads: int) -> in
     )
     code = 1 if failed.is_set() else getattr(node, 'exit_code', 0)
     if idle:
-        # callbacks that are still running (a model being loaded) keep the node alive
-        idle = executor.shutdown(
-            timeout_sec=max(0.05, deadline - time.monotonic()), wait_for_threads=False
-        )
+        # Callbacks that are still running (a model being loaded) keep the node alive. The
+        # executor's own timeout is none: it either waits for its threads for ever or not at all.
+        closing = threading.Thread(target=executor.shutdown, daemon=True)
+        closing.start()
+        closing.join(max(0.05, deadline - time.monotonic()))
+        idle = not closing.is_alive()
     if idle:
         for waitable in list(node.waitables):  # actions: destroy_node leaves them
             getattr(waitable, 'destroy', lambda: None)()
