@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tracker node as a process of its own, over a real ROS graph (Fast DDS)."""
 
+from pathlib import Path
+import re
 import shutil
 import threading
 
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 from scenes import GREEN, RED, scene, square_mask
 from std_msgs.msg import Header
+import yaml
 
 from drift_ros.ros import conversions, stamp
 
@@ -153,15 +156,75 @@ def test_bad_parameter_values_are_refused_with_a_reason(tracker):
     assert tracker.get('overlay_opacity') == 0.25
 
 
-def test_a_bad_value_at_start_ends_the_process_with_the_reason(tmp_path):
+def test_values_that_contradict_each_other_are_refused_when_set_and_when_configured(
+    tracker, tmp_path
+):
+    assert tracker.change('deactivate') and tracker.change('cleanup')
+    (reason,) = tracker.set(recovery=-1.0)
+    assert 'states.recovery' in reason and 'out of range' in reason
+    (reason,) = tracker.set(every=3)
+    assert 'refinement.every' in reason and 'refinement.method is sam' in reason
+    assert tracker.get('every') == 1
+    assert tracker.set(recovery=0.2, confidence=0.1) == ['', '']  # in turn
+    (reason,) = tracker.set(confidence=0.3)
+    assert 'states.confidence' in reason and 'at once' in reason
+    assert tracker.set(confidence=0.0, recovery=0.5) == ['', '']
+    tracker.start()
+    other = DOMAIN + 3
     node = NodeProcess(
-        'tracker', DOMAIN + 1, tmp_path / 'log', parameters={'kernel.radius': 100000}
+        'tracker', other, tmp_path / 'log', parameters={'features.inversion_steps': 4}
     )
+    client = Client(other)
     try:
-        assert node.process.wait(TIMEOUT) == 1
-        assert 'radius' in node.output and 'Traceback' not in node.output
+        client.listen('diagnostics')
+        assert not client.change('configure') and client.state() == 'unconfigured'
+        status, _ = client.diagnostics(lambda v: v['level'] == 2)
+        assert 'features.inversion_steps is 4' in status.message
     finally:
+        client.close()
         node.close()
+
+
+@pytest.mark.parametrize(
+    ('parameters', 'words'),
+    [
+        ({'kernel.radius': 100000}, ['kernel.radius', '512']),
+        ({'radius': 3, 'refinement': 'none'}, ['now called kernel.radius', 'refinement.method']),
+        ({'memory_labels': 'coarse'}, ['memory_labels any more']),
+        ({'kernel.raduis': 3}, ["'kernel.raduis'", 'kernel.radius']),
+        ({'features.resolution': 'high'}, ['features.resolution']),
+    ],
+    ids=lambda value: '-'.join(value),
+)
+def test_what_is_wrong_at_start_ends_the_process_with_the_reason(tmp_path, parameters, words):
+    """Also names nobody knows, which rclpy would ignore; by option and by parameter file."""
+    file = tmp_path / 'parameters.yaml'
+    file.write_text(yaml.safe_dump({'/**': {'ros__parameters': parameters}}))
+    by_file = ['--ros-args', '--params-file', str(file)]
+    for given in ({'parameters': parameters}, {'arguments': by_file}):
+        node = NodeProcess('tracker', DOMAIN + 1, tmp_path / 'log', **given)
+        try:
+            assert node.process.wait(TIMEOUT) == 1
+        finally:
+            node.close()
+        assert 'Traceback' not in node.output, node.output
+        for word in words:
+            assert word in node.output
+
+
+def test_parameters_of_others_do_no_harm(checkpoint, tmp_path):
+    """A file for all nodes of a robot may hold names of theirs."""
+    parameters = {'model': checkpoint, 'fps': 30, 'camera.exposure': 5, 'use_sim_time': True}
+    node = NodeProcess('tracker', DOMAIN + 4, tmp_path / 'log', parameters=parameters)
+    client = Client(DOMAIN + 4)
+    try:
+        assert client.state() == 'unconfigured'
+        assert client.get('model') == str(checkpoint) and client.get('use_sim_time') is True
+        code, _ = node.interrupt()
+    finally:
+        client.close()
+        node.close()
+    assert code == 0, node.output
 
 
 # -- tracking
@@ -522,6 +585,12 @@ def test_a_seed_in_replay_takes_its_turn(tracker):
 # -- the end
 
 
+def shared_memory(pid):
+    """List what a process and those it talks to have in shared memory."""
+    maps = Path(f'/proc/{pid}/maps').read_text()
+    return {Path(path) for path in re.findall(r'/dev/shm/fastdds_[0-9a-f]{16}\b', maps)}
+
+
 @pytest.mark.parametrize('when', ['unconfigured', 'configuring', 'active', 'busy'])
 def test_sigint_ends_the_process_cleanly(checkpoint, tmp_path, when):
     domain = DOMAIN + 2
@@ -552,10 +621,13 @@ def test_sigint_ends_the_process_cleanly(checkpoint, tmp_path, when):
             client.diagnostics(
                 lambda v: v['frames received'] == '1' and v['frames waiting'] == '0'
             )
+        mapped = shared_memory(node.process.pid)
         code, seconds = node.interrupt()
     finally:
         client.close()
         node.close()
+    if when in ('unconfigured', 'active'):  # nothing that cannot be interrupted was going on
+        assert mapped and not [path for path in mapped if path.exists()]
     print(f'{when}: ended {seconds:.2f} s after SIGINT')
     assert code == 0, node.output
     assert 'Traceback' not in node.output and 'rror' not in node.output, node.output
