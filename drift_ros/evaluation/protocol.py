@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from drift_ros.engine.table import box_of, ObjectState
+from drift_ros.engine.results import box_of
+from drift_ros.engine.table import ObjectState
 from drift_ros.evaluation.baselines import Engine
 from drift_ros.evaluation.datasets import Frame
 from drift_ros.evaluation.metric import MetricError, VOID_LABEL

@@ -129,7 +129,7 @@ class AblationSpec(EngineSpec):
 
     def make(self, features: SharedFeatures | None = None) -> Any:
         """Build the engine, on features of its own or shared ones."""
-        from drift_ros.engine.tracker import Tracker
+        from drift_ros.api import Tracker
 
         engine: Any = (
             super().make()
@@ -146,7 +146,8 @@ class AblationSpec(EngineSpec):
 
 def _unaligned(config: TrackerConfig) -> Any:
     """Make a memory in which windows on a seed frame stay where its objects were then."""
-    from drift_ros.engine.memory import Reference, ReferenceMemory
+    from drift_ros.engine.memory import ReferenceMemory
+    from drift_ros.engine.reference import Reference
 
     class Unaligned(ReferenceMemory):
         def _aligned(self, seed: Reference) -> Reference:
@@ -543,8 +544,8 @@ def _choose_layers(
     model: str | None, base: Mapping[str, Any], device: str
 ) -> tuple[tuple[str, ...], str, list[str]]:
     """Choose the tracker's layers, one behind cross-attention, and those of head weighting."""
+    from drift_ros.diffusion.attention import select_layers, self_attention_layers
     from drift_ros.diffusion.checkpoint import load_checkpoint
-    from drift_ros.diffusion.features import select_layers, self_attention_layers
 
     checkpoint = load_checkpoint(model, device=device)
     used = select_layers(
@@ -651,7 +652,7 @@ def run_group(
     progress: runner.Progress,
 ) -> list[runner.JobResult]:
     """Run rows of one :attr:`AblationSpec.features_key` on a sequence, in lock-step."""
-    from drift_ros.engine.tracker import diffusion_features
+    from drift_ros.api import diffusion_features
 
     first = specs[0]
     shared = None

@@ -214,9 +214,9 @@ def sd15(size: int, references: int, run: bool) -> None:
 
 def run_random(size: int) -> dict[str, Any]:
     """Seed and step once with random weights of SD 1.5's size; shapes, seconds and gigabytes."""
+    from drift_ros.api import Tracker
     from drift_ros.diffusion.features import DiffusionFeatures
     from drift_ros.engine.config import TrackerConfig
-    from drift_ros.engine.tracker import Tracker
 
     start = time.perf_counter()
     checkpoint = random_checkpoint(SD_1_5)
@@ -304,7 +304,7 @@ def time_steps(engine: EngineSpec, sequence: DavisSequence) -> dict[str, float]:
         The engine is not a tracker and knows no stages.
 
     """
-    from drift_ros.engine.tracker import Tracker
+    from drift_ros.api import Tracker
     from drift_ros.evaluation.protocol import seed_mask
 
     tracker = engine.make()
@@ -411,8 +411,9 @@ def time_heads(
     import torch
 
     from drift_ros.diffusion.checkpoint import load_checkpoint
-    from drift_ros.diffusion.features import DiffusionFeatures, FrameFeatures, LayerFeatures
+    from drift_ros.diffusion.features import DiffusionFeatures
     from drift_ros.engine.config import TrackerConfig
+    from drift_ros.engine.features import FrameFeatures, LayerFeatures
     from drift_ros.engine.head_weights import choose_cells, HeadWeighting, Look, propagate_by_head
     from drift_ros.engine.memory import ReferenceMemory
 

@@ -275,7 +275,8 @@ def to_rgb(msg: Image | CompressedImage) -> np.ndarray:
         As :func:`image_to_rgb` and :func:`compressed_to_rgb`.
 
     """
-    return image_to_rgb(msg) if hasattr(msg, 'encoding') else compressed_to_rgb(msg)  # type: ignore[arg-type]
+    read: Callable = image_to_rgb if hasattr(msg, 'encoding') else compressed_to_rgb
+    return read(msg)
 
 
 def _fill(msg: Image, pixels: np.ndarray, encoding: str, header: Header) -> Image:

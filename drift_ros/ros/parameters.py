@@ -16,15 +16,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, get_args, get_type_hints, TypeVar
 
-from drift_ros.engine.config import (
-    DROPPED,
-    find_option,
-    Option,
-    option,
-    options_of,
-    RENAMED,
-    TrackerConfig,
-)
+from drift_ros.engine.config import DROPPED, find_option, RENAMED, TrackerConfig
+from drift_ros.engine.options import Option, option, options_of
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from drift_ros.api import Tracker
 from drift_ros.engine.config import TrackerConfig
-from drift_ros.engine.tracker import Tracker
 from drift_ros.evaluation.baselines import (
     BoxSeeded,
     ColourPatches,

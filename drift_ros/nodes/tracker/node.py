@@ -36,7 +36,7 @@ from drift_ros.ros import conversions, parameters, qos, runtime, stamp
 from drift_ros.ros.parameters import NodeConfig
 
 if TYPE_CHECKING:
-    from drift_ros.engine.tracker import Tracker
+    from drift_ros.api import Tracker
 
 
 class TrackerNode(LifecycleNodeMixin, Node):
@@ -98,7 +98,7 @@ class TrackerNode(LifecycleNodeMixin, Node):
             It cannot be made; the node stays unconfigured and says why.
 
         """
-        from drift_ros.engine.tracker import Tracker  # imports torch
+        from drift_ros.api import Tracker  # imports torch
 
         return Tracker(settings.model or None, config, device=settings.device)
 
@@ -193,7 +193,7 @@ class TrackerNode(LifecycleNodeMixin, Node):
             # once there are more than processors, those that wait for work fall asleep at once.
             with ThreadPoolExecutor(1) as loader:
                 tracker = loader.submit(self.load_tracker, settings, config).result()
-            from drift_ros.diffusion.checkpoint import resolve_device
+            from drift_ros.engine.device import resolve_device
 
             self._device = str(resolve_device(settings.device))
         except Exception as error:

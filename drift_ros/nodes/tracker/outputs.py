@@ -17,7 +17,8 @@ from drift_ros.nodes.tracker.frames import ReceivedImage
 from drift_ros.ros import conversions, messages, qos
 
 if TYPE_CHECKING:
-    from drift_ros.engine.tracker import Tracker, TrackResult
+    from drift_ros.api import Tracker
+    from drift_ros.engine.results import TrackResult
 
 PUBLISHED = {
     'mask': (Image, qos.RESULTS),

@@ -33,8 +33,8 @@ from drift_ros.nodes.tracker.worker import Worker
 from drift_ros.ros import conversions, messages, qos, stamp
 
 if TYPE_CHECKING:
-    from drift_ros.engine.table import SeedRequest
-    from drift_ros.engine.tracker import Tracker
+    from drift_ros.api import Tracker
+    from drift_ros.engine.seeds import SeedRequest
     from drift_ros.prompts.segmenter import Prompt, Segmentation
 
 LIMIT = 2

@@ -22,7 +22,7 @@ from drift_ros.engine.errors import DriftRosError
 from drift_ros.nodes.tracker.frames import ReceivedImage
 
 if TYPE_CHECKING:
-    from drift_ros.engine.tracker import Tracker
+    from drift_ros.api import Tracker
 
 Result = TypeVar('Result')
 
