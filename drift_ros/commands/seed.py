@@ -45,7 +45,7 @@ Point = tuple[float, float]
     'object_id',
     type=click.IntRange(1),
     default=None,
-    help='Correct this object, which keeps its id, instead of following a new one.',
+    help='Correct this object, which keeps id and name, instead of following a new one.',
 )
 @click.option(
     '--image',

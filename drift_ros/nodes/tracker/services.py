@@ -160,10 +160,13 @@ class Services:
     def _follow(self, tracker: Tracker, seed: SeedRequest, header: Header) -> None:
         """Carry a prepared seed out, on the worker's thread, and tell those who listen."""
         tracker.apply_seed(seed)
-        listed = (f'{number} ({name})' for number, name in zip(seed.object_ids, seed.names))
-        self._log.info(f'seeded {", ".join(listed)}')
-        self._outputs.names(tracker)
-        self._outputs.seeds(_numbered(seed), header)
+        try:
+            listed = (f'{number} ({name})' for number, name in zip(seed.object_ids, seed.names))
+            self._log.info(f'seeded {", ".join(listed)}')
+            self._outputs.names(tracker)
+            self._outputs.seeds(_numbered(seed), header)
+        except BaseException as error:  # it is followed, whether that could be told or not
+            self._on_error(error)
 
     # -- masks
 
@@ -260,28 +263,7 @@ class Services:
         self, tracker: Tracker, picture: RequestImage, prompts: list[Prompt]
     ) -> tuple[SeedRequest, list[Segmentation]]:
         """Follow what prompts mark, on the worker's thread."""
-        from drift_ros.prompts.segmenter import label_image
-
-        found = tracker.segment(picture.image, prompts)
-        labels = label_image(found)
-        shown = set(np.unique(labels).tolist())
-        hidden = {
-            index: 'its mask is covered by those of other prompts; give one prompt an object'
-            for index in range(len(prompts))
-            if index + 1 not in shown
-        }
-        if hidden:
-            raise PromptError.of(hidden)
-        seed = tracker.prepare_seed(
-            picture.image,
-            labels,
-            {index: prompt.name for index, prompt in enumerate(prompts, start=1)},
-            object_ids={
-                index: prompt.object_id
-                for index, prompt in enumerate(prompts, start=1)
-                if prompt.object_id
-            },
-        )
+        seed, found = tracker.prepare_prompts(picture.image, prompts)
         self._follow(tracker, seed, picture.header)
         return seed, found
 
