@@ -114,9 +114,9 @@ class NodeProcess:
 
 
 @contextlib.contextmanager
-def tracker_process(domain, log, **parameters):
+def tracker_process(domain, log, program='tracker', **parameters):
     """Run a tracker node; at the end it must not have written a traceback."""
-    node = NodeProcess('tracker', domain, log, parameters=parameters)
+    node = NodeProcess(program, domain, log, parameters=parameters)
     yield node
     node.close()
     assert 'Traceback' not in node.output, node.output

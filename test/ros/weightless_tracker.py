@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A tracker node whose network fails at frames that carry a mark; see test_failures.py."""
+"""A tracker node that needs no weights, and fails at frames that carry a mark."""
 
 from pathlib import Path
 import sys
