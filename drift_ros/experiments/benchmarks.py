@@ -334,7 +334,7 @@ def time_steps(engine: EngineSpec, sequence: DavisSequence) -> dict[str, float]:
     type=click.IntRange(1),
     help='Tracked frames to show; may be repeated.',
 )
-@click.option('--refiners', default='none,guided,bilateral,colour,grabcut,sam', show_default=True)
+@click.option('--refiners', default='none,colour,sam', show_default=True)
 @click.option('--out', type=click.Path(path_type=Path), required=True, help='JPEG or PNG.')
 def refiners(
     video: Path, mask: Path, start: int, after: tuple[int, ...], refiners: str, out: Path

@@ -111,7 +111,9 @@ def test_occluded_then_lost_then_found_elsewhere():
         assert entry.box is None and entry.area == 0 and not result.labels.any()
         states.append(entry.state)
     assert states == [ObjectState.OCCLUDED] * 2 + [ObjectState.LOST] * 4
-    # It comes back far outside the window of its last place.
+    # It comes back far outside the window of its last place, and is believed when seen again.
+    result = tracker.step(scene((92, 60, 24, RED)))
+    assert result.objects[0].state is ObjectState.LOST and not result.labels.any()
     result = tracker.step(scene((92, 60, 24, RED)))
     assert result.objects[0].state is ObjectState.TRACKING
     assert overlap(result.labels == 1, square_mask((92, 60, 24)) == 1) > 0.4  # a coarse match
@@ -355,7 +357,7 @@ def test_every_option_is_described():
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
-        ({'recovery': 0.2, 'confidence': 0.4}, 'found again and lost at once'),
+        ({'recovery': 0.2, 'existence': 0.4}, 'found again and lost at once'),
         ({'inversion_steps': 3}, 'no effect unless features.noise is inversion'),
         ({'noise_samples': 2, 'noise': 'inversion'}, 'no effect unless features.noise is random'),
         ({'every': 4}, 'no effect unless refinement.method is sam'),
@@ -522,12 +524,12 @@ def test_objects_that_show_up_one_by_one_are_all_kept():
     truth = square_mask(*(square[:3] for square in moved), size=size)
     assert {item.state for item in result.objects} == {ObjectState.TRACKING}
     overlaps = [overlap(result.labels == number, truth == number) for number in range(1, 21)]
-    assert min(overlaps) > 0.6, overlaps
+    assert min(overlaps) > 0.5, overlaps
 
 
 def test_objects_seeded_at_one_place_are_all_kept():
     """Each stood where the one before had stood; their looks are put together side by side."""
-    tracker = make(seed_frames=2, confidence=0.2, recovery=0.3, lost_after=2)
+    tracker = make(seed_frames=2, confidence=0.2, lost_after=2)
     colours = [RED, GREEN, BLUE, (220, 220, 30), (30, 220, 220)]
     for colour in colours:
         tracker.seed(scene((50, 30, 24, colour)), square_mask((50, 30, 24)))
@@ -541,7 +543,7 @@ def test_objects_seeded_at_one_place_are_all_kept():
 
 def test_an_object_without_pixels_is_not_tracked():
     """Whatever its tokens say: no state TRACKING with an empty mask."""
-    tracker = make(confidence=0.0, recovery=0.0)
+    tracker = make(confidence=0.0, existence=0.0, recovery=0.0)
     tracker.seed(scene((16, 16, 24, RED)), square_mask((16, 16, 24)))
     for frame in (scene(), scene((60, 30, 40, BLUE)), scene((16, 16, 24, RED))):
         for item in tracker.step(frame).objects:
