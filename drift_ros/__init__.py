@@ -9,7 +9,8 @@ Follow any object a camera sees from one mask, online, with an image diffusion m
 ...     result = tracker.step(frame)
 ...     result.labels                                # (H, W), pixel = object id, 0 = background
 
-Nothing here imports ROS; the nodes are in :mod:`drift_ros.nodes`.
+Nothing here imports ROS but :class:`TrackerClient`, when it is used: it talks to the tracker node,
+which is in :mod:`drift_ros.nodes` with the others.
 """
 
 import lazy_loader

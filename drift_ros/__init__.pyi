@@ -15,5 +15,6 @@ from .engine.table import ObjectInfo as ObjectInfo
 from .engine.table import ObjectState as ObjectState
 from .prompts.segmenter import Prompt as Prompt
 from .prompts.segmenter import Segmentation as Segmentation
+from .ros.client import TrackerClient as TrackerClient
 
 __version__: str

@@ -21,6 +21,7 @@ from drift_ros.diffusion.textual_inversion import (
 from drift_ros.engine.config import TrackerConfig
 from drift_ros.engine.errors import OptimizeError, PromptError
 from drift_ros.engine.features import FeatureExtractor
+from drift_ros.engine.seeds import SeedRequest
 from drift_ros.engine.tracker import OnlineTracker
 from drift_ros.prompts.segmenter import (
     label_image,
@@ -120,6 +121,18 @@ class Tracker(OnlineTracker):
             which one covers the other wholly, are refused: each object needs pixels of its own.
 
         """
+        request, found = self.prepare_prompts(frame, prompts)
+        return self._seed(request), found
+
+    def prepare_prompts(
+        self, frame: np.ndarray, prompts: Sequence[Prompt]
+    ) -> tuple[SeedRequest, list[Segmentation]]:
+        """
+        Make the masks of prompts and reserve their objects' ids; :meth:`apply_seed` follows them.
+
+        Labels of the seed are places of the prompts, counted from 1. Raises as
+        :meth:`seed_prompts`.
+        """
         found = self.segment(frame, prompts)
         labels = label_image(found)
         own = np.bincount(labels.ravel(), minlength=len(found) + 1)[1:]
@@ -132,13 +145,13 @@ class Tracker(OnlineTracker):
         if hidden:
             raise PromptError.of(hidden)
         numbered = dict(enumerate(prompts, start=1))
-        ids = self.seed(
+        request = self.prepare_seed(
             frame,
             labels,
             {label: prompt.name for label, prompt in numbered.items()},
             {label: prompt.object_id for label, prompt in numbered.items()},
         )
-        return ids, found
+        return request, found
 
     def optimize(
         self, object_ids: Sequence[int] = (), budget: float = 0.0

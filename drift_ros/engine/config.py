@@ -358,10 +358,11 @@ RENAMED = {
     },
 }
 """Present names of options that were called otherwise before version 0.2."""
-_DROPPED = {
+DROPPED = {
     'memory_labels': 'remembered refined masks were worse in every comparison',
     'memory_confidence': 'remembered refined masks were worse in every comparison',
 }
+"""Why options that were there before version 0.2 are no more."""
 
 
 def find_option(name: str) -> Option:
@@ -378,6 +379,6 @@ def find_option(name: str) -> Option:
         return OPTIONS[name]
     if name in RENAMED:
         raise ValueError(f'the option {name} is now called {RENAMED[name]}')
-    if name in _DROPPED:
-        raise ValueError(f'there is no option {name} any more: {_DROPPED[name]}')
+    if name in DROPPED:
+        raise ValueError(f'there is no option {name} any more: {DROPPED[name]}')
     raise ValueError(f'there is no tracker option {name!r}; there are {", ".join(OPTIONS)}')

@@ -147,7 +147,10 @@ class OnlineTracker:
             Nothing was seeded, and tracking is as it was.
 
         """
-        request = self.prepare_seed(frame, label_mask, names, object_ids)
+        return self._seed(self.prepare_seed(frame, label_mask, names, object_ids))
+
+    def _seed(self, request: SeedRequest) -> list[int]:
+        """Carry out a seed of whose ids nobody knows yet; as if it had never been, on failure."""
         try:
             self._follow(request)
         except BaseException:

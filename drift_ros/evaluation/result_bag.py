@@ -29,7 +29,7 @@ from drift_ros.evaluation.datasets import read_annotation
 from drift_ros.evaluation.protocol import Track
 from drift_ros.evaluation.run import JobResult
 from drift_ros.media.overlay import draw
-from drift_ros.ros.definitions import register_type
+from drift_ros.ros.messages import register_type
 
 DETECTIONS = 'vision_msgs/msg/Detection2DArray'
 TRACKS = 'drift_ros_msgs/msg/TrackArray'
@@ -174,7 +174,7 @@ class _Said:
 
 
 def detections(store: Typestore, header: Any, objects: Sequence[ObjectEstimate]) -> Any:
-    """Make a vision_msgs/Detection2DArray as :func:`drift_ros.ros.conversions.detections`."""
+    """Make a vision_msgs/Detection2DArray as :func:`drift_ros.ros.messages.detections`."""
 
     def make(name: str, *fields: Any) -> Any:
         return store.types[name](*fields)

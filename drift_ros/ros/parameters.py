@@ -4,10 +4,8 @@ Parameters of all nodes, declared once as data.
 
 A node's parameters are the fields of dataclasses (:class:`NodeConfig` and the engine's
 ``TrackerConfig`` for the tracker). Their metadata give the ROS descriptors and ranges, the
-checks, ``config/tracker.yaml`` and the tables of ``docs/nodes.md``. After a change, write the
-latter two again::
-
-    python -m drift_ros.ros.parameters
+checks, and what :mod:`drift_ros.ros.reference` writes: the parameter file and the tables of the
+documentation.
 """
 
 from __future__ import annotations
@@ -16,19 +14,10 @@ import array
 from collections.abc import Iterable, Iterator
 import dataclasses
 from dataclasses import dataclass
-from pathlib import Path
-import sys
 from typing import Any, get_args, get_type_hints, TypeVar
 
-from drift_ros.engine.config import TrackerConfig
+from drift_ros.engine.config import DROPPED, find_option, RENAMED, TrackerConfig
 from drift_ros.engine.options import Option, option, options_of
-
-_MODES = {
-    'configure': 'configure',
-    'activate': 'activate',
-    'now': 'at once',
-    'start': 'start',
-}
 
 
 @dataclass(frozen=True)
@@ -199,8 +188,8 @@ class Parameter(Option):
         return super().check(value)
 
 
-def parameters(*configs: type, experimental: bool = True) -> tuple[Parameter, ...]:
-    """List the parameters that dataclasses declare; without the experimental ones if asked."""
+def parameters(*configs: type) -> tuple[Parameter, ...]:
+    """List the parameters that dataclasses declare."""
     return tuple(
         Parameter(
             **{item.name: getattr(declared, item.name) for item in dataclasses.fields(Option)},
@@ -209,7 +198,6 @@ def parameters(*configs: type, experimental: bool = True) -> tuple[Parameter, ..
         )
         for config in configs
         for declared, hint, applies in _declared(config)
-        if experimental or not declared.name.startswith('experimental.')
     )
 
 
@@ -235,25 +223,31 @@ def declare(node: Any, *configs: type) -> None:
     """
     Declare parameters on an rclpy node, with descriptors, ranges and values given at start.
 
-    :raises rclpy.exceptions.ParameterException: a value given at start is refused
+    rclpy ignores values given at start for names that nobody declares. So the node has to be made
+    with ``automatically_declare_parameters_from_overrides=True``: then it knows all that was
+    given, and what is not ours can be refused instead.
+
+    Parameters
+    ----------
+    node : rclpy.node.Node
+    configs : types
+        Dataclasses of options.
+
+    Raises
+    ------
+    ValueError
+        A name given at start has been renamed, or is none below one of the groups of options.
+    rclpy.exceptions.ParameterException
+        A value given at start is refused.
+
     """
-    from rcl_interfaces.msg import (
-        FloatingPointRange,
-        IntegerRange,
-        ParameterDescriptor,
-        SetParametersResult,
-    )
+    from rcl_interfaces.msg import SetParametersResult
     from rclpy.parameter import Parameter as RosParameter
 
-    kinds = {
-        'bool': RosParameter.Type.BOOL,
-        'int': RosParameter.Type.INTEGER,
-        'float': RosParameter.Type.DOUBLE,
-        'str': RosParameter.Type.STRING,
-        'list[int]': RosParameter.Type.INTEGER_ARRAY,
-        'list[str]': RosParameter.Type.STRING_ARRAY,
-    }
     table = {item.name: item for item in parameters(*configs)}
+    given = set(node.get_parameters_by_prefix(''))
+    groups = {name.partition('.')[0] for name in table if '.' in name}
+    _refuse_unknown(given - set(table), groups)
 
     def check(changes: Iterable[Any]) -> SetParametersResult:
         for change in changes:
@@ -265,117 +259,86 @@ def declare(node: Any, *configs: type) -> None:
 
     node.add_on_set_parameters_callback(check)
     for item in table.values():
-        descriptor = ParameterDescriptor(
-            name=item.name,
-            type=kinds[item.kind].value,
-            description=item.help,
-            read_only=item.applies == 'start',
-            # to rclpy an empty list is one of bytes: the type of lists is checked above
-            dynamic_typing=item.kind.startswith('list'),
-            additional_constraints='one of ' + item.range_text() if item.choices else '',
-        )
-        if item.low is not None and item.high is not None:
-            if item.kind == 'int':
-                descriptor.integer_range = [
-                    IntegerRange(from_value=int(item.low), to_value=int(item.high), step=1)
-                ]
-            elif item.kind == 'float':
-                descriptor.floating_point_range = [
-                    FloatingPointRange(from_value=float(item.low), to_value=float(item.high))
-                ]
+        if item.name in given:
+            node.undeclare_parameter(item.name)  # once more below, with its descriptor
         value = list(item.default) if isinstance(item.default, tuple) else item.default
+        kind = RosParameter.Type[_ROS_TYPES[item.kind]]
         node.declare_parameter(
-            item.name, RosParameter(item.name, kinds[item.kind], value).value, descriptor
+            item.name, RosParameter(item.name, kind, value).value, _descriptor(item, kind.value)
         )
 
 
-def read(node: Any, config: type[Config]) -> Config:
-    """Make a dataclass of a node's present parameter values."""
-    values = {}
+_ROS_TYPES = {
+    'bool': 'BOOL',
+    'int': 'INTEGER',
+    'float': 'DOUBLE',
+    'str': 'STRING',
+    'list[int]': 'INTEGER_ARRAY',
+    'list[str]': 'STRING_ARRAY',
+}
+
+
+def _descriptor(item: Parameter, kind: int) -> Any:
+    """Make the rcl_interfaces/ParameterDescriptor of a parameter."""
+    from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
+
+    descriptor = ParameterDescriptor(
+        name=item.name,
+        type=kind,
+        description=item.help,
+        read_only=item.applies == 'start',
+        # to rclpy an empty list is one of bytes: the type of lists is checked by ours
+        dynamic_typing=item.kind.startswith('list'),
+        additional_constraints='one of ' + item.range_text() if item.choices else '',
+    )
+    if item.low is not None and item.high is not None:
+        if item.kind == 'int':
+            descriptor.integer_range = [
+                IntegerRange(from_value=int(item.low), to_value=int(item.high), step=1)
+            ]
+        elif item.kind == 'float':
+            descriptor.floating_point_range = [
+                FloatingPointRange(from_value=float(item.low), to_value=float(item.high))
+            ]
+    return descriptor
+
+
+def _refuse_unknown(names: Iterable[str], groups: set[str]) -> None:
+    """Raise ValueError where a name is an old one of ours, or none below one of our groups."""
+    reasons = []
+    for name in sorted(names):
+        ours = name.partition('.')[0] in groups if '.' in name else name in {**RENAMED, **DROPPED}
+        if groups and ours:
+            try:
+                find_option(name)
+            except ValueError as error:
+                reasons.append(str(error).replace('option', 'parameter', 1))
+    if reasons:
+        raise ValueError('; '.join(reasons))
+
+
+def read(node: Any, config: type[Config], changes: Iterable[Any] = ()) -> Config:
+    """
+    Make a dataclass, groups of options in it included, of a node's parameter values.
+
+    Parameters
+    ----------
+    node : rclpy.node.Node
+    config : type
+        Dataclass whose parameters were declared.
+    changes : iterable of rclpy.parameter.Parameter
+        Take these values instead of the present ones.
+
+    Raises
+    ------
+    ValueError
+        Values contradict each other.
+
+    """
+    changed = {change.name: change.value for change in changes}
+    values: dict[str, Any] = {}
     for item in parameters(config):
-        value = node.get_parameter(item.name).value
+        value = changed.get(item.name, node.get_parameter(item.name).value)
         values[item.name] = tuple(value) if item.kind.startswith('list') else value
-    return config(**values)
-
-
-def _yaml_value(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, (tuple, list)):
-        return '[' + ', '.join(_yaml_value(item) for item in value) + ']'
-    return f"'{value}'" if isinstance(value, str) else str(value)
-
-
-def tracker_yaml() -> str:
-    """Write the parameter file of the tracker node, every value at its default."""
-    import textwrap
-
-    lines = [
-        '# SPDX-License-Identifier: Apache-2.0',
-        '# Parameters of the tracker node, all at their defaults.',
-        '# Written by: python -m drift_ros.ros.parameters',
-        '/**:',
-        '  tracker:',
-        '    ros__parameters:',
-    ]
-    group = ''
-    for item in parameters(*NODES['tracker'], experimental=False):
-        here, _, name = item.name.rpartition('.')
-        if here != group:
-            group = here
-            lines.append(f'      {group}:')
-        indent = ' ' * (8 if group else 6)
-        allowed = item.range_text()
-        text = item.help + (f' Allowed: {allowed}.' if allowed else '')
-        lines += [f'{indent}# {line}' for line in textwrap.wrap(text, 94 - len(indent))]
-        value = _yaml_value(item.default)
-        if item.default == ():  # an empty list has no type in a parameter file
-            lines.append(f"{indent}# {name}: ['...']")
-        else:
-            lines.append(f'{indent}{name}: {value}')
-    return '\n'.join(lines) + '\n'
-
-
-def markdown_table(name: str) -> str:
-    """Write the parameter table of a node."""
-    lines = [
-        '| parameter | type | default | allowed | takes effect | meaning |',
-        '|---|---|---|---|---|---|',
-    ]
-    for item in parameters(*NODES[name]):
-        default = _yaml_value(item.default)
-        help_text = item.help.replace('|', '\\|')
-        lines.append(
-            f'| `{item.name}` | {item.kind} | `{default}` | {item.range_text()} | '
-            f'{_MODES[item.applies]} | {help_text} |'
-        )
-    return '\n'.join(lines)
-
-
-def fill_tables(text: str) -> str:
-    """
-    Put the parameter tables into a page.
-
-    Each goes between the lines ``<!-- parameters: NODE -->`` and ``<!-- end parameters -->``.
-    """
-    for name in NODES:
-        begin, end = f'<!-- parameters: {name} -->', '<!-- end parameters -->'
-        head, _, rest = text.partition(begin)
-        if not rest:
-            continue
-        _, _, tail = rest.partition(end)
-        text = f'{head}{begin}\n{markdown_table(name)}\n{end}{tail}'
-    return text
-
-
-def main() -> int:
-    """Write config/tracker.yaml and the tables of docs/nodes.md of a checkout again."""
-    root = Path(__file__).resolve().parents[2]
-    page = root / 'docs' / 'nodes.md'
-    (root / 'config' / 'tracker.yaml').write_text(tracker_yaml(), encoding='utf-8')
-    page.write_text(fill_tables(page.read_text(encoding='utf-8')), encoding='utf-8')
-    return 0
-
-
-if __name__ == '__main__':
-    sys.exit(main())
+    make = getattr(config, 'of', None)  # what has groups makes itself of dotted names
+    return make(values) if make else config(**values)

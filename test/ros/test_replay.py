@@ -187,7 +187,7 @@ def test_interrupt_ends_everything(bag, checkpoint, tmp_path):
     left = [
         item
         for item in psutil.process_iter(['cmdline', 'environ'])
-        if 'drift_ros.nodes.tracker.node' in (item.info['cmdline'] or [])
+        if 'drift_ros.nodes.tracker' in (item.info['cmdline'] or [])
         and (item.info['environ'] or {}).get('ROS_DOMAIN_ID') == str(DOMAIN)
     ]
     assert not left
