@@ -22,8 +22,8 @@ import click
 import numpy as np
 
 from drift_ros.media import overlay
+from drift_ros.media.labels import read_labels
 from drift_ros.media.video import (
-    read_label_image,
     VideoError,
     VideoReader,
     VideoWriter,
@@ -86,7 +86,7 @@ def clip_seeds(clip: Path) -> list[Seed]:
     seeds = []
     for file in files:
         name, _, index = file.stem.rpartition('_')
-        seeds.append(Seed(int(index), (name,), read_label_image(file)))
+        seeds.append(Seed(int(index), (name,), read_labels(file)))
     return sorted(seeds, key=lambda seed: seed.index)
 
 
@@ -430,7 +430,7 @@ def demo(
     try:
         clip = video or default_clip()
         if mask is not None:
-            labels = read_label_image(mask)
+            labels = read_labels(mask)
             count = len(np.unique(labels[labels > 0]))
             seeds = [Seed(start or 0, tuple(f'object {i + 1}' for i in range(count)), labels)]
         else:
