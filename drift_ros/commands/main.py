@@ -24,7 +24,7 @@ _COMMANDS = {
         'drift_ros.commands.evaluate:evaluate',
         'Measure tracking accuracy on datasets and bags.',
     ),
-    'bag': ('drift_ros.commands.evaluate:bag', 'Make rosbag2 bags from datasets and videos.'),
+    'bag': ('drift_ros.commands.bag:bag', 'Make rosbag2 bags from datasets and videos.'),
     'models': (
         'drift_ros.commands.models:models',
         'List known checkpoints, check a file, download one.',

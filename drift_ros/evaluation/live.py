@@ -13,7 +13,6 @@ first mask is there, the seed is the prediction.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-import dataclasses
 from pathlib import Path
 from typing import Any, TYPE_CHECKING
 
@@ -21,12 +20,14 @@ import numpy as np
 
 from drift_ros.engine.config import OPTIONS
 from drift_ros.engine.errors import DriftRosError
-from drift_ros.evaluation.bags import BagError, BagSequence
-from drift_ros.evaluation.baselines import EngineSpec
-from drift_ros.evaluation.datasets import DatasetError, write_mask
+from drift_ros.evaluation.bags import BagSequence
+from drift_ros.evaluation.datasets import DatasetError
+from drift_ros.evaluation.engines import EngineSpec
 from drift_ros.evaluation.metric import MetricError
 from drift_ros.evaluation.protocol import relabel, seed_mask, Track
-from drift_ros.evaluation.run import Collector, JobResult, Progress, RunOptions
+from drift_ros.evaluation.results import Collector, JobResult
+from drift_ros.evaluation.run import Progress, RunOptions
+from drift_ros.media.labels import write_labels
 
 if TYPE_CHECKING:
     from drift_ros.ros.replay import Recording, Seed
@@ -146,14 +147,20 @@ def _score(
     tracks = {0: tuple(Track.of_mask(int(item), seed, 0) for item in np.unique(seed) if item)}
     for index, _ in arrivals:
         labels = mask(index)
-        write_mask(delivered / f'{index:05d}.png', labels)
+        write_labels(delivered / f'{index:05d}.png', labels)
         tracks[index] = _tracks(recording.tracks.get(index), recording.table)
     instants = recording.published
     shown = newest(arrivals, instants)
     current = newest(arrivals, [*instants[1:], float('inf')])
-    streaming = Collector(label, sequence.name, folder, options)
-    on_arrival = Collector(
-        label, sequence.name, folder, dataclasses.replace(options, save_masks=False)
+    streaming, on_arrival = (
+        Collector(
+            label,
+            sequence.name,
+            folder,
+            late_objects=options.late_objects,
+            save_masks=save and options.save_masks,
+        )
+        for save in (True, False)
     )
     for frame, first, second in zip(sequence, shown, current, strict=True):
         streaming.add(frame, mask(first), tracks[first])
@@ -265,7 +272,6 @@ def run_live(
                     ProcessError,
                     DriftRosError,
                     DatasetError,
-                    BagError,
                     MetricError,
                     OSError,
                 ) as error:

@@ -26,8 +26,7 @@ import math
 import cv2
 import numpy as np
 
-VOID_LABEL = 255
-"""Label of void pixels in DAVIS ground truth."""
+from drift_ros.media.labels import VOID_LABEL
 
 BOUNDARY_TOLERANCE = 0.008
 """Boundary tolerance of F as a share of the image diagonal."""
@@ -38,7 +37,7 @@ class MetricError(ValueError):
 
 
 @dataclass(frozen=True)
-class Statistics:
+class MeasureStatistics:
     """
     Summary of one measure over the frames of one object.
 
@@ -66,7 +65,7 @@ class SequenceScore:
     j: np.ndarray
     f: np.ndarray
 
-    def statistics(self, object_id: int) -> tuple[Statistics, Statistics]:
+    def statistics(self, object_id: int) -> tuple[MeasureStatistics, MeasureStatistics]:
         """Return the statistics of J and of F for one object."""
         column = self.objects.index(object_id)
         return statistics(self.j[:, column]), statistics(self.f[:, column])
@@ -76,8 +75,8 @@ class SequenceScore:
 class Summary:
     """Means of the objects' statistics, over any number of sequences."""
 
-    j: Statistics
-    f: Statistics
+    j: MeasureStatistics
+    f: MeasureStatistics
     objects: int
 
     @property
@@ -187,7 +186,7 @@ def frame_scores(
     return j, f
 
 
-def statistics(values: Iterable[float]) -> Statistics:
+def statistics(values: Iterable[float]) -> MeasureStatistics:
     """
     Return mean, recall and decay of one object's scores; NaN entries are left out.
 
@@ -207,7 +206,8 @@ def statistics(values: Iterable[float]) -> Statistics:
     bounds = (np.round(np.linspace(1, values.size, 5) + 1e-10) - 1).astype(np.int64)
     first = values[bounds[0] : bounds[1] + 1].mean()
     last = values[bounds[3] : bounds[4] + 1].mean()
-    return Statistics(float(values.mean()), float((values > 0.5).mean()), float(first - last))
+    mean, recall = float(values.mean()), float((values > 0.5).mean())
+    return MeasureStatistics(mean, recall, float(first - last))
 
 
 def summarize(scores: Iterable[SequenceScore]) -> Summary:
@@ -220,8 +220,8 @@ def summarize(scores: Iterable[SequenceScore]) -> Summary:
     if not rows:
         raise MetricError('No object to summarise.')
 
-    def mean(index: int) -> Statistics:
-        return Statistics(
+    def mean(index: int) -> MeasureStatistics:
+        return MeasureStatistics(
             *(
                 float(np.mean([getattr(row[index], name) for row in rows]))
                 for name in ('mean', 'recall', 'decay')

@@ -13,11 +13,15 @@ import cv2
 import numpy as np
 
 from drift_ros.evaluation import tables
-from drift_ros.evaluation.datasets import Frame, read_annotation
-from drift_ros.evaluation.run import engine_summary, JobResult, SequenceSource
+from drift_ros.evaluation.datasets import SequenceFrame, SequenceSource
+from drift_ros.evaluation.presence import ObjectRecord, pooled, roc
+from drift_ros.evaluation.results import JobResult, mask_file
+from drift_ros.evaluation.summaries import engine_summary
+from drift_ros.media.labels import read_labels
 from drift_ros.media.overlay import contact_sheet, draw_labels
 from drift_ros.media.video import VideoWriter, write_image
 
+PAGE = Path(__file__).with_suffix('.html.j2')
 _PANEL = 427
 """Width of a panel in videos and overlays, in pixels."""
 _VIDEO_FRAMES = 600
@@ -95,7 +99,7 @@ def write_report(
     )
     environment.filters['percent'] = tables.percent
     environment.filters['number'] = tables.number
-    page = environment.from_string(_PAGE).render(
+    page = environment.from_string(PAGE.read_text(encoding='utf-8')).render(
         run=run,
         summary=summary,
         sections=sections,
@@ -104,16 +108,38 @@ def write_report(
         tables=[
             (name, tables.cells(columns, rows), note)
             for name, columns, rows, note in (
+                (
+                    'presence',
+                    tables.PRESENCE,
+                    tables.presence(results, detailed=True),
+                    _PRESENCE_NOTE,
+                ),
                 ('live', tables.LIVE, live, _LIVE_NOTE),
                 ('stability', tables.STABILITY, stability, _STABILITY_NOTE),
             )
             if rows
         ],
+        roc=_roc_chart(results),
         configuration=json.dumps(run, indent=2, default=list),
     )
     path = folder / 'report.html'
     path.write_text(page, encoding='utf-8')
     return path
+
+
+def _roc_chart(results: Sequence[JobResult]) -> str:
+    """Draw how existence tells presence from absence as SVG; '' where no engine gives any."""
+    found: dict[str, list[ObjectRecord]] = {}
+    for row in results:
+        found.setdefault(row.engine, []).extend(row.presence().values())
+    curves = {engine: roc(*pooled(rows)) for engine, rows in found.items() if rows}
+    lines = {
+        f'{engine} ({100 * area:.1f})': (100 * false, 100 * true)
+        for engine, (false, true, area) in curves.items()
+        if not np.isnan(area)
+    }
+    title = 'frames with the object, percent, over those without it'
+    return _chart([(title, lines, 102)], 'percent') if lines else ''
 
 
 def _pyplot() -> Any:
@@ -230,20 +256,23 @@ def _arrived(row: JobResult) -> np.ndarray:
 
 def _chart(
     panels: Sequence[tuple[str, Mapping[str, tuple[np.ndarray, np.ndarray]], float | None]],
+    across: str = 'frame',
 ) -> str:
-    """Draw panels side by side as SVG: title, (frames, values) by engine, top of the axis."""
+    """Draw panels side by side as SVG: title, (x, y) by engine, top of the axis."""
     import matplotlib
 
     pyplot = _pyplot()
     # A fixed salt keeps the file the same from run to run.
     with matplotlib.rc_context({'svg.hashsalt': 'drift_ros', 'svg.fonttype': 'none'}):
-        figure, axes = pyplot.subplots(1, len(panels), figsize=(10, 2.6), layout='constrained')
+        figure, (axes,) = pyplot.subplots(
+            1, len(panels), figsize=(10, 2.6), layout='constrained', squeeze=False
+        )
         for axis, (title, lines, top) in zip(axes, panels, strict=True):
             for engine, (frames, values) in lines.items():
                 axis.plot(frames, values, label=engine, linewidth=1.5)
             axis.set_title(title, loc='left', fontsize=10)
             axis.set_ylim(-2 if top else 0, top)
-            axis.set_xlabel('frame', fontsize=9)
+            axis.set_xlabel(across, fontsize=9)
             axis.grid(color='0.9')
         axes[-1].legend(fontsize=8)
         text = io.StringIO()
@@ -315,7 +344,6 @@ def _media(folder: Path, sequence: SequenceSource, rows: Sequence[JobResult]) ->
                     )
     return {
         'video': (media / 'overlay.mp4').relative_to(folder).as_posix(),
-        'codec': writer.codec,
         'pictures': pictures,
     }
 
@@ -324,7 +352,7 @@ def _panels(
     folder: Path,
     sequence: SequenceSource,
     rows: Sequence[JobResult],
-) -> Iterator[tuple[int, Frame, list[tuple[np.ndarray, str]]]]:
+) -> Iterator[tuple[int, SequenceFrame, list[tuple[np.ndarray, str]]]]:
     """Give index, frame and the overlays (picture, name) of every frame, small."""
     for index, frame in enumerate(sequence):
         height = round(frame.image.shape[0] * _PANEL / frame.image.shape[1])
@@ -334,16 +362,10 @@ def _panels(
             size = (picture.shape[1], picture.shape[0])
             return draw_labels(picture, cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST))
 
-        truth = frame.truth
-        shown = [
-            (
-                panel(np.where(truth == 255, 0, truth)) if truth is not None else small,
-                'truth' if truth is not None else 'input',
-            )
-        ]
+        shown = [(small, 'input') if frame.truth is None else (panel(frame.truth), 'truth')]
         for row in rows:
-            path = folder / 'masks' / row.engine / row.sequence / f'{frame.name}.png'
-            shown.append((panel(read_annotation(path)), row.engine))
+            path = mask_file(folder, row.engine, row.sequence, frame.name)
+            shown.append((panel(read_labels(path, plain=False)), row.engine))
         yield index, frame, shown
 
 
@@ -353,105 +375,14 @@ _LIVE_NOTE = (
     'arrival: the newest mask that arrived before the next image. CPU in percent of one '
     'processor.'
 )
+_PRESENCE_NOTE = (
+    'Means over objects, in percent but for delays, with 95 % bootstrap intervals. Boxes are the '
+    'published ones; one that is missing has IoU 0. False losses: share of the frames with the '
+    'object in which it is not reported; false finds: of those without it in which it is. AUC: '
+    'area under the curve of existence, over all frames. A return is the first frame with the '
+    'object after some without; found means J above .5.'
+)
 _STABILITY_NOTE = (
     'No ground truth: nothing here is accuracy. IoU of consecutive masks; tracking: share of '
     'frames in that state; agreement: J and F against the masks of another run.'
 )
-
-_PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>drift_ros evaluation</title>
-<link rel="icon" href="data:,">
-<style>
-body { font: 15px/1.45 system-ui, sans-serif; margin: 0 auto; max-width: 1320px;
-       padding: 1.5em; color: #222; }
-h1 { font-size: 1.5em; } h2 { font-size: 1.2em; margin-top: 2em; border-top: 1px solid #ccc;
-     padding-top: .8em; }
-table { border-collapse: collapse; margin: 1em 0; }
-th, td { padding: .25em .8em; text-align: right; border-bottom: 1px solid #e4e4e4; }
-th:first-child, td:first-child { text-align: left; }
-thead th { border-bottom: 2px solid #888; } tr.total td { font-weight: 600; }
-img, svg, video { max-width: 100%; height: auto; }
-figure { display: inline-block; margin: .4em .8em .4em 0; max-width: 640px; }
-figcaption, .note { color: #555; font-size: .9em; }
-pre { background: #f5f5f5; padding: 1em; overflow-x: auto; font-size: .85em; }
-.error { color: #a00; }
-.wide { overflow-x: auto; } .wide table { font-size: .85em; } .wide td { white-space: nowrap; }
-.wide th, .wide td { padding: .25em .6em; }
-</style>
-</head>
-<body>
-<h1>drift_ros evaluation</h1>
-<p class="note">{{ run.data.kind }}: {{ run.data.sequences | length }} sequences,
-started {{ run.started }}, drift_ros {{ run.versions.drift_ros }},
-commit {{ run.versions.commit or 'unknown' }}.
-First and last frame of each sequence are not scored; means are over objects.</p>
-{% for key, text in errors.items() %}
-<p class="error">Failed: {{ key[0] }} on {{ key[1] }}: {{ text }}</p>
-{% endfor %}
-<table id="summary">
-<thead><tr><th>engine</th><th>J&amp;F</th><th>J mean</th><th>J recall</th><th>J decay</th>
-<th>F mean</th><th>F recall</th><th>F decay</th><th>objects</th><th>frames</th>
-<th>ms per frame, median</th><th>95 %</th></tr></thead>
-<tbody>
-{% for engine, row in summary.items() %}
-<tr class="total"><td>{{ engine }}</td><td>{{ row.j_and_f | percent }}</td>
-{% for name in ('j_mean', 'j_recall', 'j_decay', 'f_mean', 'f_recall', 'f_decay') %}
-<td>{{ row[name] | percent }}</td>
-{% endfor %}
-<td>{{ row.objects }}</td><td>{{ row.frames }}</td>
-<td>{{ row.ms_median | number }}</td><td>{{ row.ms_95 | number }}</td></tr>
-{% endfor %}
-</tbody></table>
-{% if scores %}
-<p><img src="scores.png" alt="Bar chart of J&amp;F per sequence and engine"></p>
-{% endif %}
-{% for name, rows, note in tables %}
-<div class="wide"><table id="{{ name }}">
-<thead><tr>{% for cell in rows[0] %}<th>{{ cell }}</th>{% endfor %}</tr></thead>
-<tbody>
-{% for row in rows[1:] %}
-<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
-{% endfor %}
-</tbody></table></div>
-<p class="note">{{ note }}</p>
-{% endfor %}
-<h2>Sequences</h2>
-<table id="sequences">
-<thead><tr><th>J / F</th>{% for engine in summary %}<th>{{ engine }}</th>{% endfor %}</tr></thead>
-<tbody>
-{% for section in sections %}
-<tr><td><a href="#{{ section.name }}">{{ section.name }}</a></td>
-{% for engine in summary %}
-{% set score = scores.get((engine, section.name)) %}
-<td>{% if score %}{{ score.j.mean | percent }} / {{ score.f.mean | percent }}{% else %}-{% endif %}
-</td>
-{% endfor %}
-</tr>
-{% endfor %}
-</tbody></table>
-{% for section in sections %}
-<section id="{{ section.name }}">
-<h2>{{ section.name }}</h2>
-{% for chart in section.charts %}
-{{ chart | safe }}
-{% endfor %}
-<p><video controls muted loop playsinline preload="metadata" src="{{ section.video }}"></video></p>
-{% if section.codec != 'h264' %}
-<p class="note">This video was written without PyAV ({{ section.codec }}); browsers may not play
-it.</p>
-{% endif %}
-{% for picture in section.pictures %}
-<figure><img loading="lazy" src="{{ picture.path }}" alt="{{ picture.text }}">
-<figcaption>{{ picture.text }}</figcaption></figure>
-{% endfor %}
-</section>
-{% endfor %}
-<h2>Configuration</h2>
-<pre id="configuration">{{ configuration }}</pre>
-</body>
-</html>
-"""

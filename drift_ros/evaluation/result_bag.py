@@ -15,18 +15,18 @@ from rosbags.typesys import get_typestore, Stores
 from rosbags.typesys.store import Typestore
 
 from drift_ros.engine.table import ObjectEstimate, ObjectState
-from drift_ros.evaluation.bags import (
+from drift_ros.evaluation.bag_files import (
     BagError,
-    BagSequence,
     CAMERA_INFO,
     frame_of,
     IMAGE,
     image_message,
     open_bag,
 )
-from drift_ros.evaluation.datasets import read_annotation
+from drift_ros.evaluation.bags import BagSequence
 from drift_ros.evaluation.protocol import Track
-from drift_ros.evaluation.run import JobResult
+from drift_ros.evaluation.results import JobResult
+from drift_ros.media.labels import read_labels
 from drift_ros.media.overlay import draw
 from drift_ros.ros.definitions import register_type
 
@@ -149,7 +149,7 @@ class _Said:
         if number not in self._found:
             return
         seconds, tracks = self._found[number]
-        labels = read_annotation(self._folder / f'{number:05d}.png')
+        labels = read_labels(self._folder / f'{number:05d}.png', plain=False)
         objects = [
             ObjectEstimate(
                 item.label,

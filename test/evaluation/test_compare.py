@@ -6,7 +6,7 @@ import pytest
 
 from drift_ros.evaluation.compare import compare
 from drift_ros.evaluation.metric import SequenceScore
-from drift_ros.evaluation.run import JobResult
+from drift_ros.evaluation.results import JobResult
 
 
 def results(engine, levels, frames=6):
