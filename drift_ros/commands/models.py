@@ -230,7 +230,8 @@ def models(file: Path | None, name: str | None, folder: Path | None, blank: Path
 
             save_untrained(blank)
             click.echo(
-                f'{blank} holds random weights; give it to the tracker as refinement.sam_checkpoint'
+                f'{blank} holds random weights; give it to the tracker as '
+                'refinement.sam_checkpoint'
             )
         else:
             _list(folder)
