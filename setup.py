@@ -28,7 +28,7 @@ def files(folder):
 
 setup(
     name=package,
-    version='0.1.0',
+    version='0.2.0',
     description='Follow any object in a camera stream from one mask, with the self-attention of '
     'an image diffusion model, in ROS 2.',
     author='drift_ros maintainers',
@@ -36,7 +36,7 @@ setup(
     license='Apache-2.0',
     packages=find_packages(include=[package, f'{package}.*']),
     package_data={
-        package: ['checkpoints/*', 'checkpoints/**/*', 'py.typed', '*/*.j2', '*/*.yaml'],
+        package: ['checkpoints/*', 'checkpoints/**/*', '*.pyi', 'py.typed', '*/*.j2', '*/*.yaml'],
     },
     data_files=[
         ('share/ament_index/resource_index/packages', [f'resource/{package}']),

@@ -21,8 +21,8 @@ from rich.table import Table
 import torch
 
 from drift_ros import Tracker, TrackerConfig
+from drift_ros.api import diffusion_features
 from drift_ros.diffusion.checkpoint import EMBEDDED
-from drift_ros.engine.tracker import diffusion_features
 from drift_ros.evaluation.baselines import CosineFeatures
 from drift_ros.evaluation.datasets import find_sequences
 from drift_ros.evaluation.metric import SequenceScorer, summarize

@@ -84,14 +84,14 @@ class EngineSpec:
             return FirstMask()
         if self.name == 'flow':
             return OpticalFlow()
-        from drift_ros.engine.tracker import Tracker
+        from drift_ros.api import Tracker
 
         config = self.config
         if self.name in ('tracker', 'boxes'):
             tracker = Tracker(self.model, config, device=self.device)
             return BoxSeeded(tracker) if self.name == 'boxes' else tracker
         if self.name == 'cosine':
-            from drift_ros.engine.tracker import diffusion_features
+            from drift_ros.api import diffusion_features
 
             cosine = CosineFeatures(
                 diffusion_features(self.model, config, self.device),

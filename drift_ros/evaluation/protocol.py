@@ -11,7 +11,8 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from drift_ros.engine.table import box_of, ObjectState
+from drift_ros.engine.results import box_of
+from drift_ros.engine.table import ObjectState
 from drift_ros.evaluation.datasets import SequenceFrame
 from drift_ros.evaluation.metric import MetricError, VOID_LABEL
 

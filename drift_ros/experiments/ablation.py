@@ -179,8 +179,8 @@ def _choose_layers(
     model: str | None, base: Mapping[str, Any], device: str
 ) -> tuple[tuple[str, ...], str, list[str]]:
     """Choose the tracker's layers, one behind cross-attention, and those of head weighting."""
+    from drift_ros.diffusion.attention import select_layers, self_attention_layers
     from drift_ros.diffusion.checkpoint import load_checkpoint
-    from drift_ros.diffusion.features import select_layers, self_attention_layers
 
     checkpoint = load_checkpoint(model, device=device)
     used = select_layers(
@@ -280,7 +280,7 @@ def run_group(
     progress: runner.Progress,
 ) -> list[JobResult]:
     """Run rows of one :attr:`RowSpec.features_key` on a sequence, in lock-step."""
-    from drift_ros.engine.tracker import diffusion_features
+    from drift_ros.api import diffusion_features
 
     first = specs[0]
     shared = None

@@ -180,9 +180,9 @@ def sd15(size: int, references: int, run: bool) -> None:
 
 def run_random(size: int) -> dict[str, Any]:
     """Seed and step once with random weights of SD 1.5's size; shapes, seconds and gigabytes."""
+    from drift_ros.api import Tracker
     from drift_ros.diffusion.features import DiffusionFeatures
     from drift_ros.engine.config import TrackerConfig
-    from drift_ros.engine.tracker import Tracker
 
     start = time.perf_counter()
     checkpoint = random_checkpoint(SD_1_5)
@@ -270,7 +270,7 @@ def time_steps(engine: EngineSpec, sequence: DavisSequence) -> dict[str, float]:
         The engine is not a tracker and knows no stages.
 
     """
-    from drift_ros.engine.tracker import Tracker
+    from drift_ros.api import Tracker
     from drift_ros.evaluation.protocol import seed_mask
 
     tracker = engine.make()
@@ -380,7 +380,7 @@ class RandomHeads:
     def __init__(self, layers: int, heads: int, rows: int, columns: int, dim: int) -> None:
         import torch
 
-        from drift_ros.diffusion.features import FrameFeatures, LayerFeatures
+        from drift_ros.engine.features import FrameFeatures, LayerFeatures
 
         generator = torch.Generator().manual_seed(0)
         self.mask = np.zeros((8 * rows, 8 * columns), np.uint8)
@@ -412,8 +412,8 @@ def time_heads(
     The passes of the network over altered copies, which the choice of weights needs besides,
     take no time here.
     """
+    from drift_ros.api import Tracker
     from drift_ros.engine.config import TrackerConfig
-    from drift_ros.engine.tracker import Tracker
 
     features = RandomHeads(layers, heads, rows, columns, dim)
     found: dict[str, float] = {}

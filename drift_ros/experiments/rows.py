@@ -148,7 +148,7 @@ class RowSpec(EngineSpec):
 
     def make(self, features: Any = None) -> Any:
         """Build the engine, on features of its own or shared ones."""
-        from drift_ros.engine.tracker import Tracker
+        from drift_ros.api import Tracker
 
         engine: Any = (
             super().make()

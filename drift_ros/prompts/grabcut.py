@@ -23,9 +23,3 @@ def grab_cut(image: np.ndarray, mask: np.ndarray, iterations: int) -> bool:
 def foreground(mask: np.ndarray) -> np.ndarray:
     """Where a mask of GrabCut's labels says foreground, for sure or probably: bool."""
     return np.isin(mask, (cv2.GC_FGD, cv2.GC_PR_FGD))
-
-
-def agreement(mask: np.ndarray, probability: np.ndarray) -> float:
-    """Intersection over union of a mask in [0, 1] with a soft one, of equal shape."""
-    union = float(np.maximum(mask, probability).sum())
-    return float(np.minimum(mask, probability).sum()) / union if union else 0.0

@@ -20,7 +20,8 @@ from pathlib import Path
 import sys
 from typing import Any, get_args, get_type_hints, TypeVar
 
-from drift_ros.engine.config import Option, option, options_of, TrackerConfig
+from drift_ros.engine.config import TrackerConfig
+from drift_ros.engine.options import Option, option, options_of
 
 _MODES = {
     'configure': 'configure',

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 from drift_ros import TrackerConfig
-from drift_ros.diffusion.features import FrameFeatures, LayerFeatures
 from drift_ros.engine.config import OPTIONS
+from drift_ros.engine.features import FrameFeatures, LayerFeatures
 
 
 def configure(**options):

@@ -320,7 +320,8 @@ class TestMessages:
             conversions.rgb_to_image(wrong, self.header)
 
     def test_objects(self):
-        from drift_ros.engine.table import ObjectEstimate, ObjectState
+        from drift_ros.engine.results import ObjectEstimate
+        from drift_ros.engine.table import ObjectState
 
         objects = [
             ObjectEstimate(3, 'cup', ObjectState.TRACKING, 0.75, (10, 20, 20, 50), 250, 7),

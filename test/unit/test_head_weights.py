@@ -9,14 +9,11 @@ from scipy.optimize import minimize
 from tiny_models import save_checkpoint
 import torch
 
-from drift_ros import Tracker, TrackerConfig
+from drift_ros import Tracker
+from drift_ros.diffusion.attention import self_attention_layers
 from drift_ros.diffusion.checkpoint import load_checkpoint
-from drift_ros.diffusion.features import (
-    DiffusionFeatures,
-    FrameFeatures,
-    LayerFeatures,
-    self_attention_layers,
-)
+from drift_ros.diffusion.features import DiffusionFeatures
+from drift_ros.engine.features import FrameFeatures, LayerFeatures
 from drift_ros.engine.head_weights import (
     choose_cells,
     HeadWeighting,
@@ -24,7 +21,8 @@ from drift_ros.engine.head_weights import (
     Look,
     propagate_by_head,
 )
-from drift_ros.engine.kernel_fast import propagate, resize_labels
+from drift_ros.engine.kernel import resize_labels
+from drift_ros.engine.kernel_fast import propagate
 
 
 def problem(seed, count, rows=60, rank=None):
@@ -116,7 +114,7 @@ def test_a_useless_head_gets_no_weight_and_tracking_gains():
         tracker = make(head_weighting=weighting, confidence=0.0)
         tracker.seed(first, mask)
         scores[weighting] = overlap(tracker.step(moved).labels == 1, truth)
-    weights = torch.cat(tracker._memory.head_weights)
+    weights = torch.cat(tracker.state.weighting.weights)
     assert weights[0] > 0.9 and weights[1:].max() < 0.05
     assert scores['adaptive'] > max(scores['uniform'], 0.7)
 
@@ -140,7 +138,7 @@ def test_weights_follow_the_objects():
     frame = scene((16, 16, 24, (220, 100, 100)), (80, 40, 20, (100, 220, 100)))
 
     def weights():
-        return torch.cat(tracker._memory.head_weights)
+        return torch.cat(tracker.state.weighting.weights)
 
     tracker.seed(frame, square_mask((16, 16, 24)))
     one = weights()
@@ -151,7 +149,7 @@ def test_weights_follow_the_objects():
     tracker.remove(2)
     assert torch.equal(weights(), one)
     tracker.remove(1)
-    assert tracker._memory.head_weights is None
+    assert tracker.state.weighting.weights is None
 
 
 def random_features(*sizes, heads=2, dim=6, seed=0):
@@ -295,14 +293,15 @@ def test_sampled_tokens_choose_as_all_tokens_do():
     seen = features.extract(frame)
     shares = cv2.resize(mask.astype(np.float32), seen.grid[::-1], interpolation=cv2.INTER_AREA)
     weights = []
-    sample, everything = HeadWeighting(TrackerConfig()), HeadWeighting(TrackerConfig(), 100_000)
-    for weighting in (sample, everything):
-        weighting.add(seen, torch.from_numpy(shares)[..., None], [1], features.extract_resized)
-        weights.append(torch.cat(weighting.solve()).double().numpy())
+    adaptive = configure(head_weighting='adaptive')
+    for cells in (32, 100_000):
+        weighting = HeadWeighting(adaptive, cells)
+        everything = weighting.add(seen, torch.from_numpy(shares)[..., None], [1], features)
+        weights.append(torch.cat(everything.weights).double().numpy())
     sampled, best = weights
     assert np.abs(sampled - best).max() < 0.2
     assert sampled.argmax() == best.argmax()
-    gram, side = everything._systems[1]
+    gram, side = everything.systems[1]
 
     def cost(chosen):
         return chosen @ gram @ chosen / 2 - side @ chosen
@@ -312,10 +311,9 @@ def test_sampled_tokens_choose_as_all_tokens_do():
 
 
 def test_a_single_head_needs_no_choice():
-    weighting = HeadWeighting(TrackerConfig())
+    weighting = HeadWeighting(configure(head_weighting='adaptive'))
     features = ColourFeatures().extract(scene((16, 16, 24, RED)))
-    weighting.add(features, torch.ones(*features.grid, 1), [1])
-    assert weighting.solve() is None
+    assert weighting.add(features, torch.ones(*features.grid, 1), [1]).weights is None
 
 
 def test_with_a_diffusion_model(tmp_path):
@@ -326,7 +324,7 @@ def test_with_a_diffusion_model(tmp_path):
         device='cpu',
     )
     tracker.seed(scene((16, 16, 24, RED)), square_mask((16, 16, 24)))
-    weights = torch.cat(tracker._memory.head_weights)
+    weights = torch.cat(tracker.state.weighting.weights)
     assert len(weights) > 8 and weights.min() >= 0
     assert float(weights.sum()) == pytest.approx(1, abs=1e-5)
     result = tracker.step(scene((18, 16, 24, RED)))

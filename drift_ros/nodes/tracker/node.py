@@ -46,7 +46,8 @@ from drift_ros.ros import conversions, parameters, runtime
 from drift_ros.ros.parameters import NodeConfig
 
 if TYPE_CHECKING:
-    from drift_ros.engine.tracker import Tracker, TrackResult
+    from drift_ros.api import Tracker
+    from drift_ros.engine.results import TrackResult
 
 _OK, _WARN, _ERROR = 0, 1, 2
 
@@ -171,7 +172,7 @@ class TrackerNode(LifecycleNodeMixin, Node):
             self._settings = parameters.read(self, NodeConfig)
             config = parameters.read(self, TrackerConfig)
             start = time.monotonic()
-            from drift_ros.engine.tracker import Tracker  # imports torch
+            from drift_ros.api import Tracker  # imports torch
 
             # In a thread that ends: torch keeps threads for each thread that ever used it, and
             # once there are more than processors, those that wait for work fall asleep at once.
@@ -179,7 +180,7 @@ class TrackerNode(LifecycleNodeMixin, Node):
                 self._tracker = loader.submit(
                     Tracker, self._settings.model or None, config, device=self._settings.device
                 ).result()
-            from drift_ros.diffusion.checkpoint import resolve_device
+            from drift_ros.engine.device import resolve_device
 
             self._device = str(resolve_device(self._settings.device))
         except Exception as error:

@@ -25,8 +25,8 @@ from drift_ros.engine.errors import DriftRosError
 from drift_ros.nodes.tracker.stream import Job, Mailbox
 
 if TYPE_CHECKING:
+    from drift_ros.api import Tracker
     from drift_ros.diffusion.textual_inversion import OptimizeResult, OptimizeStep
-    from drift_ros.engine.tracker import Tracker
 
 _POLL = 0.05
 """Seconds between two looks for a cancellation."""

@@ -26,7 +26,8 @@ from drift_ros.nodes.tracker.stream import Job, Mailbox
 from drift_ros.ros import conversions
 
 if TYPE_CHECKING:
-    from drift_ros.engine.tracker import Prompt, Segmentation, Tracker
+    from drift_ros.api import Tracker
+    from drift_ros.prompts.segmenter import Prompt, Segmentation
 
 LIMIT = 2
 """Requests that may wait at once."""
