@@ -13,11 +13,11 @@ import drift_ros
 
 _COMMANDS = {
     'ablate': (
-        'drift_ros.experiments.ablation:ablate',
+        'drift_ros.commands.ablate:ablate',
         "Compare the parts of the method: the paper's figures and tables.",
     ),
     'benchmark': (
-        'drift_ros.experiments.benchmarks:benchmark',
+        'drift_ros.commands.benchmark:benchmark',
         'Measure what the tracker needs on this machine.',
     ),
     'eval': (

@@ -1,17 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-``drift_ros ablate``: what each part of the method brings, and costs, on sequences with truth.
+Run the rows of an ablation (``rows.yaml``) by the protocol of ``drift_ros eval davis``.
 
-Five parts, after the figures and tables of DRIFT (arXiv 2511.19936)::
-
-    kernel   the attention kernel against cosine similarity of features (figures 2 and 3)
-    noise    DDIM inversion, random noise, ensembles, over noise levels (figure 4)
-    heads    uniform and adaptive head weights; null, category and learnt prompts (figure 5)
-    paper    the paper's three optimisations together, each left out in turn
-    parts    the tracker's own parts, each left out in turn, and candidates for its presets
-
-Every row is one configuration of the tracker, run by the protocol of ``drift_ros eval davis``;
-a finished (row, sequence) is kept and taken over when the command is run again. Rows that look at
+A finished (row, sequence) is kept and taken over when the same is run again. Rows that look at
 frames in the same way run in lock-step on a sequence and share each frame's features, whose time
 counts for every one of them.
 """
@@ -26,8 +17,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import click
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -37,142 +26,95 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from drift_ros.commands.running import shared_options, user_errors
 from drift_ros.evaluation import run as runner
-from drift_ros.evaluation.datasets import SequenceSource
-from drift_ros.evaluation.engines import load_params_file, split_settings
+from drift_ros.evaluation.datasets import find_sequences, SequenceSource
 from drift_ros.evaluation.provenance import versions
 from drift_ros.evaluation.results import JobResult, write_json
-from drift_ros.experiments.ablation_report import Results, table, write
-from drift_ros.experiments.rows import LearningTracker, make_rows, PARTS, RowSpec, SharedFeatures
+from drift_ros.experiments.ablation_report import Results, write
+from drift_ros.experiments.rows import LearningTracker, make_rows, Row, RowSpec, SharedFeatures
 
 _OPTIONS = runner.RunOptions(save_masks=False)
 
 
-@click.command()
-@click.argument('root', type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option(
-    '--parts',
-    default=','.join(PARTS),
-    show_default=True,
-    help='Comparisons to make, separated by commas.',
-)
-@click.option('--sequences', help='Names, separated by commas [default: all].')
-@click.option(
-    '--max-frames',
-    type=click.IntRange(0),
-    default=0,
-    show_default=True,
-    help='Use only the first frames of each sequence (0: all).',
-)
-@click.option(
-    '--frames',
-    'part_frames',
-    multiple=True,
-    metavar='PART=N',
-    help='The same for one part; may be repeated.',
-)
-@click.option(
-    '--timesteps',
-    default='10,51,201,401',
-    show_default=True,
-    help='Noise levels of the part "noise".',
-)
-@click.option(
-    '--budget',
-    default=10.0,
-    show_default=True,
-    help='Seconds of learning prompt tokens per sequence and row.',
-)
-@click.option(
-    '--layers',
-    'every',
-    help="Layers over which heads are weighed, separated by commas [default: the tracker's and "
-    'those of the up blocks as far as the later layer].',
-)
-@shared_options('settings', 'params_file', 'model', 'device', 'workers', 'threads')
-@click.option(
-    '--out',
-    type=click.Path(file_okay=False, path_type=Path),
-    default=Path('out', 'ablate'),
-    show_default=True,
-    help='Folder of results; finished rows of an earlier run are kept.',
-)
-def ablate(
+def run_ablation(
     root: Path,
-    parts: str,
-    sequences: str | None,
-    max_frames: int,
-    part_frames: Sequence[str],
-    timesteps: str,
-    budget: float,
-    every: str | None,
-    settings: Sequence[str],
-    params_file: str | None,
-    model: str | None,
-    device: str,
-    workers: int,
-    threads: int,
     out: Path,
-) -> None:
+    *,
+    limits: Mapping[str, int],
+    names: Sequence[str] = (),
+    timesteps: Sequence[int] = (51,),
+    budget: float = 10.0,
+    layers: Sequence[str] = (),
+    base: Mapping[str, Any] | None = None,
+    model: str | None = None,
+    device: str = 'auto',
+    workers: int = 1,
+    threads: int = 0,
+) -> tuple[list[Row], Results]:
     """
-    Compare the parts of the method on the DAVIS-layout folder ROOT.
+    Run the rows of parts on a DAVIS-layout folder, what is finished aside, and write the report.
 
-    Prints a table; writes rows.csv, frames.csv, tables.md, figures (PNG) and report.html.
-    Interrupt it when you like: the same command goes on where it stopped.
+    Parameters
+    ----------
+    root, out : Path
+        The folder, and that of results.
+    limits : mapping from str to int
+        Parts to run, with the first frames of each sequence to use (0: all).
+    names : sequence of str
+        Sequences [all].
+    timesteps : sequence of int
+        Noise levels of the part "noise".
+    budget : float
+        Seconds of learning prompt tokens.
+    layers : sequence of str
+        Those over which heads are weighed [the tracker's and those of the up blocks as far as
+        the later layer].
+    base : mapping, optional
+        Tracker options of all rows.
+    model, device : str
+    workers, threads : int
+        Processes, and threads of each (0: processors shared among them).
+
+    Raises
+    ------
+    ValueError
+
     """
-    from drift_ros.evaluation.datasets import find_sequences
-
-    with user_errors():
-        chosen = [part.strip() for part in parts.split(',') if part.strip()]
-        unknown = [part for part in chosen if part not in PARTS]
-        if unknown or not chosen:
-            raise ValueError(f'--parts {parts}: choose from {", ".join(PARTS)}')
-        limits = {**dict.fromkeys(chosen, max_frames), **_part_frames(part_frames)}
-        names = [name for name in (sequences or '').split(',') if name]
-        found = {
-            limit: find_sequences(root, names=names, max_frames=limit)
-            for limit in {limits[part] for part in chosen}
-        }
-        base = {
-            **(load_params_file(params_file) if params_file else {}),
-            **split_settings(settings),
-        }
-        if 'heads' in chosen and util.find_spec('sklearn') is None:
-            raise ValueError(
-                'the part "heads" draws a t-SNE with scikit-learn, which is not installed: '
-                'pip install "drift_ros[experiments]"'
-            )
-        used, late, default_every = _choose_layers(model, base, device)
-        chosen_every = [p.strip() for p in every.split(',')] if every else default_every
-        rows = make_rows(
-            chosen, late, chosen_every, [int(tau) for tau in timesteps.split(',')], budget
+    if 'heads' in limits and util.find_spec('sklearn') is None:
+        raise ValueError(
+            'the part "heads" draws a t-SNE with scikit-learn, which is not installed: '
+            'pip install "drift_ros[experiments]"'
         )
-        threads = threads or max((os.cpu_count() or 1) // workers, 1)
-        jobs = [
-            (row.spec(item.name, base, model, device), item)
-            for row in rows
-            for item in found[limits[row.part]]
-        ]
-        description = {
-            'root': str(root),
-            'sequences': [item.name for item in found[limits[chosen[0]]]],
-            'first frames of each sequence': {part: limits[part] or 'all' for part in chosen},
-            'options': base,
-            'model': model,
-            'layers': list(used),
-            'later layer': late,
-            'many layers': list(chosen_every),
-            'processes': workers,
-            'threads of each': threads,
-            'versions': versions(),
-        }
-        with runner.exclusive(out):
-            results = _run(jobs, out, workers, threads)
-            write(out, rows, results, description)
-        console = Console()
-        console.print(table(rows, results))
-        console.print(f'report: {out / "report.html"}; rows: {out / "rows.csv"}', soft_wrap=True)
+    base = dict(base or {})
+    found = {
+        limit: find_sequences(root, names=names, max_frames=limit)
+        for limit in set(limits.values())
+    }
+    used, late, reached = _choose_layers(model, base, device)
+    rows = make_rows(tuple(limits), late, layers or reached, timesteps, budget)
+    threads = threads or max((os.cpu_count() or 1) // workers, 1)
+    jobs = [
+        (row.spec(item.name, base, model, device), item)
+        for row in rows
+        for item in found[limits[row.part]]
+    ]
+    description = {
+        'root': str(root),
+        'sequences': [item.name for item in next(iter(found.values()))],
+        'first frames of each sequence': {part: count or 'all' for part, count in limits.items()},
+        'options': base,
+        'model': model,
+        'layers': list(used),
+        'later layer': late,
+        'many layers': list(layers or reached),
+        'processes': workers,
+        'threads of each': threads,
+        'versions': versions(),
+    }
+    with runner.exclusive(out):
+        results = _run(jobs, out, workers, threads)
+        write(out, rows, results, description)
+    return rows, results
 
 
 def _choose_layers(
@@ -198,17 +140,6 @@ def _choose_layers(
             if name in used or (name in reached and name.startswith('up_'))
         ],
     )
-
-
-def _part_frames(pairs: Sequence[str]) -> dict[str, int]:
-    """Read ``--frames part=number`` arguments."""
-    limits = {}
-    for pair in pairs:
-        part, _, number = pair.partition('=')
-        if part not in PARTS or not number.isdigit():
-            raise ValueError(f'--frames {pair}: expected PART=N, PART one of {", ".join(PARTS)}')
-        limits[part] = int(number)
-    return limits
 
 
 def _run(

@@ -1,18 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``drift_ros benchmark``: what a model needs, and what leaving heads out saves, measured here."""
+"""What a model needs, and what leaving heads out saves, measured here."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-import json
 from pathlib import Path
 import time
 from typing import Any, TYPE_CHECKING
 
-import click
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 import yaml
 
 if TYPE_CHECKING:
@@ -147,37 +144,6 @@ def random_checkpoint(layout: dict[str, dict[str, Any]]) -> Any:
     )
 
 
-@click.group()
-def benchmark() -> None:
-    """Measure what the tracker needs on this machine; no accuracy."""
-
-
-@benchmark.command()
-@click.option('--size', default=512, show_default=True, help='Side of a square frame, pixels.')
-@click.option('--references', default=8, show_default=True, help='Remembered frames.')
-@click.option(
-    '--run',
-    is_flag=True,
-    help='Build it with random weights and follow an object for '
-    'one frame on the CPU (needs 6 GB).',
-)
-def sd15(size: int, references: int, run: bool) -> None:
-    """Estimate the memory of Stable Diffusion 1.5; with --run, check it with random weights."""
-    console = Console()
-    table = Table('', 'float32 (CPU)', 'float16 (GPU)', title='Stable Diffusion 1.5, GB')
-    both = [estimate_memory(SD_1_5, size, size, half=half) for half in (False, True)]
-    for name in ('unet', 'vae', 'text_encoder', 'activations', 'reference'):
-        table.add_row(name, *(f'{getattr(each, name) / 1e9:.3f}' for each in both))
-    table.add_row(
-        f'tracking, {references} references',
-        *(f'{each.tracking(references) / 1e9:.2f}' for each in both),
-    )
-    table.add_row('at most', *(f'{each.peak(references) / 1e9:.2f}' for each in both))
-    console.print(table)
-    if run:
-        console.print_json(json.dumps(run_random(size)))
-
-
 def run_random(size: int) -> dict[str, Any]:
     """Seed and step once with random weights of SD 1.5's size; shapes, seconds and gigabytes."""
     from drift_ros.api import Tracker
@@ -217,45 +183,6 @@ def _peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-@benchmark.command()
-@click.argument('root')
-@click.option('--sequences', default='', help='Names, separated by commas [default: all].')
-@click.option(
-    '--frames',
-    default=24,
-    show_default=True,
-    type=click.IntRange(3),
-    help='Per sequence; the first half warms up.',
-)
-@click.option(
-    '-e',
-    '--engine',
-    'engines',
-    multiple=True,
-    metavar='[LABEL=]NAME[:OPTION=VALUE,...]',
-    default=('attention=tracker:refinement=none', 'shipped=tracker', 'colour4:refinement=none'),
-    show_default=True,
-)
-def step(root: str, sequences: str, frames: int, engines: tuple[str, ...]) -> None:
-    """Time a step of the tracker on the DAVIS-layout folder ROOT, stage by stage."""
-    from drift_ros.commands.running import user_errors
-    from drift_ros.evaluation.datasets import find_sequences
-    from drift_ros.evaluation.engines import parse_engine
-
-    table = Table('engine', 'sequence', *STAGES, title='milliseconds, median')
-    with user_errors():
-        found = find_sequences(
-            root, names=tuple(filter(None, sequences.split(','))), max_frames=frames
-        )
-        for engine in [parse_engine(text) for text in engines]:
-            for sequence in found:
-                row = time_steps(engine, sequence)
-                table.add_row(
-                    engine.label, sequence.name, *(f'{row[stage]:.0f}' for stage in STAGES)
-                )
-    Console().print(table)
-
-
 STAGES = ('features', 'propagation', 'refinement', 'total')
 """Stages of a step: U-Net and autoencoder; kernel and memory; masks at the frame's size."""
 
@@ -286,80 +213,6 @@ def time_steps(engine: EngineSpec, sequence: DavisSequence) -> dict[str, float]:
         stage: float(np.median([row[stage] for row in timings[len(timings) // 2 :]]))
         for stage in STAGES
     }
-
-
-@benchmark.command()
-@click.argument('video', type=click.Path(path_type=Path, exists=True))
-@click.argument('mask', type=click.Path(path_type=Path, exists=True, dir_okay=False))
-@click.option('--start', default=0, show_default=True, help='Frame of VIDEO the MASK is of.')
-@click.option(
-    '--after',
-    multiple=True,
-    default=(5, 20),
-    show_default=True,
-    type=click.IntRange(1),
-    help='Tracked frames to show; may be repeated.',
-)
-@click.option('--refiners', default='none,guided,bilateral,colour,grabcut,sam', show_default=True)
-@click.option('--out', type=click.Path(path_type=Path), required=True, help='JPEG or PNG.')
-def refiners(
-    video: Path, mask: Path, start: int, after: tuple[int, ...], refiners: str, out: Path
-) -> None:
-    """Draw the masks of all refiners beside each other, frame by frame."""
-    from drift_ros import Tracker, TrackerConfig
-    from drift_ros.commands.running import user_errors
-    from drift_ros.media.labels import read_labels
-    from drift_ros.media.overlay import contact_sheet, draw_labels
-    from drift_ros.media.video import VideoReader, write_image
-
-    names = refiners.split(',')
-    with user_errors():
-        frames = list(VideoReader(video, start, max(after) + 1))
-        if len(frames) <= max(after):
-            raise ValueError(
-                f'{video} has {len(frames)} frames from frame {start} on; choose '
-                '--after below that'
-            )
-        cells = {}
-        for name in names:
-            tracker = Tracker(config=TrackerConfig.of({'refinement.method': name}))
-            tracker.seed(frames[0], read_labels(mask))
-            for index, frame in enumerate(frames[1:], start=1):
-                labels = tracker.step(frame).labels
-                if index in after:
-                    cells[index, name] = draw_labels(frame, labels, 0.4)
-        order = [(index, name) for index in after for name in names]
-        write_image(
-            out,
-            contact_sheet(
-                [cells[key] for key in order],
-                3,
-                captions=[f'{name}, +{index}' for index, name in order],
-            ),
-        )
-
-
-@benchmark.command()
-@click.option('--layers', default=3, show_default=True)
-@click.option('--heads', default=8, show_default=True, help='Per layer.')
-@click.option('--rows', default=30, show_default=True, help='Of the token grid (stride 8: 30).')
-@click.option('--columns', default=54, show_default=True)
-@click.option('--dim', default=40, show_default=True, help='Size of a head.')
-@click.option('--radius', default=8, show_default=True, help='Window, in tokens.')
-@click.option('--repeats', default=5, show_default=True)
-def heads(
-    layers: int, heads: int, rows: int, columns: int, dim: int, radius: int, repeats: int
-) -> None:
-    """Time the choice of head weights, and propagation with and without useless heads."""
-    table = Table(
-        'milliseconds, median',
-        '',
-        title=f'{layers} layers x {heads} heads on {rows} x {columns} tokens',
-    )
-    found = time_heads(layers, heads, rows, columns, dim, radius, repeats)
-    for name, value in found.items():
-        table.add_row(name, f'{value:.1f}')
-    Console().print(table)
 
 
 HEADS_BUDGET = 50.0
@@ -444,3 +297,43 @@ def time_heads(
         f'choice of weights (3 x 8 heads: {HEADS_BUDGET:.0f} at most)': whole[1] - whole[0],
         'saved by heads of weight zero, per frame': used[0] - used[1],
     }
+
+
+def draw_refiners(
+    frames: Sequence[np.ndarray], mask: np.ndarray, names: Sequence[str], after: Sequence[int]
+) -> np.ndarray:
+    """
+    Draw the masks of refiners beside each other.
+
+    Parameters
+    ----------
+    frames : sequence of np.ndarray
+        (H, W, 3) uint8 RGB.
+    mask : np.ndarray
+        (H, W) labels in the first frame.
+    names : sequence of str
+        Of refiners, a column each.
+    after : sequence of int
+        Tracked frames to show, a row each.
+
+    Returns
+    -------
+    np.ndarray
+        (h, w, 3) uint8 RGB.
+
+    """
+    from drift_ros import Tracker, TrackerConfig
+    from drift_ros.media.overlay import contact_sheet, draw_labels
+
+    cells = {}
+    for name in names:
+        tracker = Tracker(config=TrackerConfig.of({'refinement.method': name}))
+        tracker.seed(frames[0], mask)
+        for index, frame in enumerate(frames[1:], start=1):
+            labels = tracker.step(frame).labels
+            if index in after:
+                cells[index, name] = draw_labels(frame, labels, 0.4)
+    order = [(index, name) for index in after for name in names]
+    return contact_sheet(
+        [cells[key] for key in order], 3, captions=[f'{name}, +{index}' for index, name in order]
+    )

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from drift_ros.engine.config import OPTIONS, TrackerConfig
 from drift_ros.api import Tracker
+from drift_ros.engine.config import OPTIONS, TrackerConfig
 from drift_ros.evaluation.baselines import (
     BoxSeeded,
     ColourPatches,
