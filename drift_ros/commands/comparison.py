@@ -91,11 +91,11 @@ def _print_means(console: Console, outcome: Comparison, confidence: float) -> No
     from drift_ros.evaluation.compare import FRAMES, SCORES
 
     table = Table(title='Means over objects, in percent but for delays', title_justify='left')
-    for title in ('measure', 'objects', 'A', 'B', 'B - A', f'{100 * confidence:g} % interval', ''):
+    for title in ('measure', 'n', 'A', 'B', 'B - A', f'{100 * confidence:g} % interval', ''):
         table.add_column(
             title,
             justify='left' if title in ('measure', '') else 'right',
-            no_wrap=title == 'measure',
+            no_wrap=title != '',
         )
     for row in outcome.differences:
         scale = 1 if row.measure in FRAMES else 100

@@ -24,8 +24,8 @@ SCORES: Mapping[str, str] = {
     'false_losses': 'false losses',
     'existence_auc': 'existence: AUC',
     'found_again': 'found again',
-    'again_frames': 'frames found after a return',
-    'again_delay': 'delay of finding again, frames',
+    'again_frames': 'found again: frames',
+    'again_delay': 'found again: delay',
 }
 """Measures of an object, with their titles; see :data:`drift_ros.evaluation.presence.MEASURES`."""
 FRAMES = ('again_delay',)

@@ -81,8 +81,8 @@ PRESENCE: Columns = {
     'existence_auc': ('existence: AUC', _estimate),
     'returns': ('returns', whole),
     'found_again': ('found again', _estimate),
-    'again_frames': ('frames found after a return', _estimate),
-    'again_delay': ('delay, frames', lambda value: _estimate(value, 1)),
+    'again_frames': ('found again: frames', _estimate),
+    'again_delay': ('found again: delay', lambda value: _estimate(value, 1)),
 }
 
 
@@ -173,9 +173,7 @@ def absence_table(results: Sequence[JobResult]) -> Table | None:
     if not rows:
         return None
     engines, names = ([*dict.fromkeys(key[k] for key in rows)] for k in (0, 1))
-    table = Table(
-        title='False finds / frames found after a return, in percent', title_justify='left'
-    )
+    table = Table(title='False finds / frames found again, in percent', title_justify='left')
     table.add_column('sequence')
     for engine in engines:
         table.add_column(engine, justify='right')

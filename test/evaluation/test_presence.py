@@ -222,7 +222,7 @@ def test_splice_on_the_command_line(davis, tmp_path):
         assert {**first, 'milliseconds': 0} == {**second, 'milliseconds': 0}
     told = CliRunner().invoke(evaluate, ['compare', str(out), '--engines', 'first-mask,flow'])
     assert told.exit_code == 0, told.output
-    for text in ('box IoU', 'boxes with IoU > .5', 'false finds', 'frames found'):
+    for text in ('box IoU', 'boxes with IoU > .5', 'false finds', 'found again: frames'):
         assert text in told.output
 
 
