@@ -43,7 +43,15 @@ def topics_of(path: Path) -> dict[str, str]:
 
 @contextlib.contextmanager
 def open_bag(path: Path) -> Iterator[Reader]:
-    """Open a bag for reading; raises BagError when that is not possible."""
+    """
+    Open a bag for reading.
+
+    Raises
+    ------
+    BagError
+        That is not possible.
+
+    """
     if not path.exists():
         raise BagError(f'{path} does not exist')
     if not (path / 'metadata.yaml').is_file():

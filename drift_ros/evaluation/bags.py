@@ -308,7 +308,10 @@ def parse_stamp(text: str) -> int:
     >>> parse_stamp('1600000000.041666667') == parse_stamp('1600000000041666667')
     True
 
-    Raises BagError.
+    Raises
+    ------
+    BagError
+
     """
     found = re.fullmatch(r'(?:(\d+)[._])?(\d+)', text)
     if not found or (found[1] is not None and len(found[2]) != 9):
@@ -320,7 +323,14 @@ def parse_stamp(text: str) -> int:
 
 
 def files_by_stamp(folder: Path) -> dict[int, Path]:
-    """Return the PNG files of a folder by the stamp they are named by; raises BagError."""
+    """
+    List the PNG files of a folder by the stamp they are named by.
+
+    Raises
+    ------
+    BagError
+
+    """
     files = sorted(folder.glob('*.png'))
     if not files:
         raise BagError(

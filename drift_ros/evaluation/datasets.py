@@ -150,7 +150,15 @@ def read_truth(path: Path, plain: bool) -> np.ndarray:
 
 
 def as_truth(labels: np.ndarray, what: str) -> np.ndarray:
-    """Make labels uint8; raises DatasetError, naming ``what``, where one does not fit."""
+    """
+    Make labels uint8.
+
+    Raises
+    ------
+    DatasetError
+        One does not fit; ``what`` names the picture in the message.
+
+    """
     if labels.size and int(labels.max()) > 254:
         raise DatasetError(
             f'{what} holds the label {int(labels.max())}; an evaluation takes labels up to 254'

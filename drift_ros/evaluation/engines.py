@@ -63,8 +63,17 @@ class EngineSpec:
     """
     An engine and its options, as plain data: it travels to worker processes and into reports.
 
-    ``label`` names it in folders and tables. ``options`` holds *all* options in force, defaults
-    included, so that a report tells the whole configuration.
+    Attributes
+    ----------
+    label : str
+        Names it in folders and tables.
+    name : str
+        Of :data:`ENGINES`.
+    options : mapping
+        *All* options in force, defaults included, so that a report tells the whole
+        configuration.
+    model, device : str
+
     """
 
     label: str
@@ -126,13 +135,23 @@ def parse_engine(
     """
     Read an engine from the command line: ``[label=]name[:option=value,...]``.
 
-    ``settings`` are tracker options for all engines of the run; those in ``text`` come on top.
-    For colour patches, window and temperature are their own and only changed in ``text``.
-
     >>> parse_engine('wide=colour4:kernel.radius=16').options['kernel.radius']
     16
 
-    Raises ValueError that names the unknown engine or option, or the value out of range.
+    Parameters
+    ----------
+    text : str
+    settings : mapping, optional
+        Tracker options for all engines of the run; those in ``text`` come on top. For colour
+        patches, window and temperature are their own and only changed in ``text``.
+    model, device : str
+        Of engines that run a network.
+
+    Raises
+    ------
+    ValueError
+        Naming the unknown engine or option, or the value out of range.
+
     """
     head, _, tail = text.partition(':')
     label, _, name = head.rpartition('=')

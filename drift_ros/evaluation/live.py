@@ -58,7 +58,13 @@ def newest(arrivals: Sequence[tuple[int, float]], instants: Sequence[float]) -> 
     """
     Give, for every instant, the newest frame whose mask had arrived; 0, the seed, before any.
 
-    ``arrivals`` are (frame, seconds) in order of time, ``instants`` seconds, ascending.
+    Parameters
+    ----------
+    arrivals : sequence
+        (frame, seconds) in order of time.
+    instants : sequence of float
+        Seconds, ascending.
+
     """
     found, known, position = [], 0, 0
     for instant in instants:
@@ -100,7 +106,11 @@ def run_live_job(
     Masks that were the prediction at t_k go to ``masks`` as those of other engines, all masks
     that arrived to ``delivered``.
 
-    Raises ProcessError when the node fails, ValueError for an engine that is no tracker.
+    Raises
+    ------
+    ProcessError
+        The node failed.
+
     """
     from drift_ros.ros.replay import replay
 
@@ -207,10 +217,14 @@ def _tracks(message: Any, table: Mapping[int, int]) -> tuple[Track, ...]:
 
 def live_rows(results: Sequence[JobResult]) -> list[dict[str, Any]]:
     """
-    Sum the live runs up, one row each, with the offline accuracy of the same engine beside.
+    Sum the live runs up, with the offline accuracy of the same engine beside.
 
-    Rates in Hz, latencies in ms from publication to arrival, ``cpu`` in percent of one
-    processor, memory in MB (resident), J&F from 0 to 1 (None without truth).
+    Returns
+    -------
+    list of dict
+        A row each: rates in Hz, latencies in ms from publication to arrival, ``cpu`` in percent
+        of one processor, memory in MB (resident), J&F from 0 to 1 (None without truth).
+
     """
     offline = {(row.engine, row.sequence): row for row in results if row.live is None}
     rows = []
@@ -257,8 +271,13 @@ def run_live(
     """
     Replay every bag at every rate to a node with every engine's options, one after another.
 
-    Returns results and errors by (engine, sequence), as :func:`drift_ros.evaluation.run.run`.
     Nothing is taken over from earlier runs: what is measured is this machine, now.
+
+    Returns
+    -------
+    results, errors
+        As of :func:`drift_ros.evaluation.run.run`.
+
     """
     from drift_ros.ros.processes import ProcessError
 

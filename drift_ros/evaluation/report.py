@@ -70,8 +70,22 @@ def write_report(
     """
     Write ``report.html`` and its ``media`` into a folder of results; return the page's path.
 
-    The folder must hold the masks and, where anything is scored, ``scores.png``; frames are read
-    from ``sequences`` once. ``live`` and ``stability`` are the rows of those tables.
+    Parameters
+    ----------
+    folder : Path
+        Holds the masks and, where anything is scored, ``scores.png``.
+    run : mapping
+        See :func:`drift_ros.evaluation.provenance.describe_run`.
+    results : sequence of JobResult
+    errors : mapping
+        By (engine, sequence).
+    sequences : sequence of SequenceSource
+        Their frames are read once.
+    progress : callable
+        Called with the name of every sequence that is done.
+    live, stability : sequence
+        Rows of those tables.
+
     """
     import jinja2
 

@@ -48,7 +48,19 @@ def write_result_bag(
     seed. Each message carries the header of its image. Its time in the bag is that of the image;
     of a live run, later by what the mask took to arrive, and there are only those that arrived.
 
-    ``folder`` holds the masks. An existing bag is replaced. Raises BagError.
+    Parameters
+    ----------
+    sequence : BagSequence
+    results : sequence of JobResult
+    folder : Path
+        Holds the masks.
+    path : str or Path
+        An existing bag is replaced.
+
+    Raises
+    ------
+    BagError
+
     """
     path = Path(path)
     if path.exists():

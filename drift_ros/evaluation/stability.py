@@ -38,15 +38,32 @@ def stability_rows(
     """
     Describe the results that have no truth, one row each.
 
-    The reference of the agreement is the same engine in ``compare``, the folder of another run
-    (its only engine, if it has one), else the first engine of this run.
+    Parameters
+    ----------
+    folder : Path
+        Of results.
+    results : sequence of JobResult
+    sequences : sequence of SequenceSource
+    compare : Path, optional
+        Folder of another run: the reference of the agreement is the same engine there, or the
+        only one. Without it, the first engine of this run.
+    progress : callable
+        Called with the name of every sequence that is done.
 
-    Rows hold ``engine``, ``sequence``, ``objects``, ``temporal_iou`` and ``warped_iou`` (means
-    over frames and objects; None where no object was ever seen), ``survival``, ``first_loss``
-    (frame or None), ``reference`` and ``agreement_j``, ``agreement_f`` (None for the reference
-    itself), and ``series``: the mean warped IoU of every frame from 1 on (None: nothing seen).
+    Returns
+    -------
+    list of dict
+        ``engine``, ``sequence``, ``objects``, ``temporal_iou`` and ``warped_iou`` (means over
+        frames and objects; None where no object was ever seen), ``survival``, ``first_loss``
+        (frame or None), ``reference`` and ``agreement_j``, ``agreement_f`` (None for the
+        reference itself), and ``series``: the mean warped IoU of every frame from 1 on (None:
+        nothing seen).
 
-    Raises DatasetError when ``compare`` does not fit.
+    Raises
+    ------
+    DatasetError
+        ``compare`` does not fit.
+
     """
     rows = []
     for sequence in sequences:

@@ -15,7 +15,7 @@ from drift_ros.evaluation.baselines import (
     OpticalFlow,
 )
 from drift_ros.evaluation.engines import load_params_file, parse_engine, split_settings
-from drift_ros.evaluation.metric import region_similarity
+from drift_ros.evaluation.metric import mask_scores
 
 from .conftest import scene
 
@@ -45,8 +45,8 @@ def test_flow_follows_a_moving_object():
     for frame in frames[1:]:
         followed, stayed = flow.step(frame).labels, still.step(frame).labels
     truth = np.roll(mask, 15, 1) > 0
-    assert region_similarity(truth, followed == 1) > 0.9
-    assert region_similarity(truth, stayed == 1) < 0.75
+    assert mask_scores(truth, followed == 1)[0] > 0.9
+    assert mask_scores(truth, stayed == 1)[0] < 0.75
 
 
 @pytest.mark.parametrize('stride, cells', [(4, 5), (8, 3), (4, 1)])
@@ -79,8 +79,8 @@ def test_colour_engine_tracks_a_square():
     (item,) = engine.seed(frames[0], labels[0])
     for frame in frames[1:]:
         result = engine.step(frame)
-    assert region_similarity(labels[-1] > 0, labels[0] > 0) < 0.1
-    assert region_similarity(labels[-1] > 0, result.labels == item) > 0.5
+    assert mask_scores(labels[-1] > 0, labels[0] > 0)[0] < 0.1
+    assert mask_scores(labels[-1] > 0, result.labels == item)[0] > 0.5
 
 
 def test_boxes_take_the_place_of_masks():
@@ -103,8 +103,8 @@ def test_boxes_take_the_place_of_masks():
     corners[21:59, 31:69] = 0  # as large a box, another mask
     assert engine.seed(image, corners + np.where(labels == 9, 9, 0)) == [1, 2]
     result = engine.step(image)
-    assert region_similarity(labels == 4, result.labels == 1) > 0.8
-    assert region_similarity(labels == 9, result.labels == 2) > 0.7
+    assert mask_scores(labels == 4, result.labels == 1)[0] > 0.8
+    assert mask_scores(labels == 9, result.labels == 2)[0] > 0.7
     assert parse_engine('boxes', model='folder').model == 'folder'
 
 
