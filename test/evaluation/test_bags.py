@@ -324,3 +324,38 @@ def test_video_with_masks(tmp_path, compressed):
     np.testing.assert_array_equal(found[0].truth, labels[0])
     assert all(frame.truth is None for frame in found[1:])
     assert np.abs(found[5].image.astype(int) - frames[5]).mean() < 20
+
+
+@pytest.mark.parametrize('values, expected', [({1: 255}, {0, 1}), ({1: 7, 0: 255}, {0, 7})])
+def test_truth_on_a_topic_is_read_as_that_in_files(tmp_path, values, expected):
+    """Black and white is one object, and 255 beside other values is void, in every frame."""
+    frames, labels = scene(1)
+    found = []
+    for index, (frame, label) in enumerate(zip(frames, labels, strict=True)):
+        mask = label.copy()
+        for old, new in values.items():
+            mask[label == old] = new
+        if index == 4:
+            mask[label == 1] = 255  # in the second case only void is left
+        for topic, picture in ((IMAGE, frame), (TRUTH, mask)):
+            found.append(
+                (
+                    topic,
+                    bag_files.IMAGE,
+                    10**9 + index * 10**8,
+                    lambda header, picture=picture: bag_files.image_message(
+                        STORE, header, picture
+                    ),
+                )
+            )
+    truths = [frame.truth for frame in open_sequence(write_bag(tmp_path / 'bag', found))]
+    assert {int(v) for v in np.unique(truths[0])} == expected
+    assert bool(truths[4].any()) == (1 in expected)
+
+
+def test_a_blurred_truth_on_a_topic_is_refused(tmp_path):
+    found = entries()
+    blurred = cv2.GaussianBlur(scene(1)[1][0] * 255, (0, 0), 2)
+    found[1] = (*found[1][:3], lambda header: bag_files.image_message(STORE, header, blurred))
+    with pytest.raises(BagError, match='the true mask of stamp 1.0.* are not crisp'):
+        list(open_sequence(write_bag(tmp_path / 'bag', found)))
