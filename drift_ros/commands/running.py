@@ -243,7 +243,7 @@ def _write_and_show(
     with_report: bool,
     compare: Path | None,
 ) -> None:
-    from drift_ros.evaluation import live, report, stability, summaries, tables
+    from drift_ros.evaluation import charts, live, report, stability, summaries, tables
 
     unscored = stability.stability_rows(folder, results, sequences, compare=compare)
     live_rows = live.live_rows(results)
@@ -259,7 +259,7 @@ def _write_and_show(
         console.print(tables.score_table(results))
         if absences := tables.absence_table(results):
             console.print(absences)
-        report.write_chart(folder / 'scores.png', results)
+        charts.write_chart(folder / 'scores.png', results)
     for title, columns, rows in (
         ('Boxes and presence, in percent but for delays', tables.PRESENCE, boxes),
         ('Live', tables.LIVE, live_rows),
