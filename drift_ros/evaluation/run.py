@@ -67,7 +67,7 @@ class FolderInUse(DatasetError):
     """Another run is writing to the folder of results."""
 
 
-_HELD: dict[Path, int] = {}
+_HELD: set[Path] = set()
 
 
 @contextlib.contextmanager
@@ -85,11 +85,7 @@ def exclusive(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     folder = folder.resolve()
     if folder in _HELD:
-        _HELD[folder] += 1
-        try:
-            yield
-        finally:
-            _HELD[folder] -= 1
+        yield
         return
     with (folder / '.lock').open('a+') as file:
         try:
@@ -103,11 +99,11 @@ def exclusive(folder: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
-        _HELD[folder] = 1
+        _HELD.add(folder)
         try:
             yield
         finally:
-            del _HELD[folder]
+            _HELD.remove(folder)
 
 
 def run_job(
