@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
+import functools
 from importlib import metadata
 import json
 import os
@@ -52,6 +53,12 @@ def code_digest(*parts: Any) -> str:
     modules = {track.__module__, Collector.__module__}
     for part in parts:
         modules.update(_modules(part))
+    return _code_digest(frozenset(modules))
+
+
+@functools.cache
+def _code_digest(modules: frozenset[str]) -> str:
+    # once a process: what is edited later is not what this process runs
     return digest_of_code(modules)
 
 

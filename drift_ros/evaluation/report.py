@@ -98,7 +98,7 @@ def write_report(
                 (
                     'presence',
                     tables.PRESENCE,
-                    tables.presence(results, detailed=True),
+                    tables.presence(results, by_sequence=True, with_intervals=True),
                     _PRESENCE_NOTE,
                 ),
                 ('live', tables.LIVE, live, _LIVE_NOTE),

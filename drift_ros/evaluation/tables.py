@@ -86,19 +86,23 @@ PRESENCE: Columns = {
 }
 
 
-def presence(results: Sequence[JobResult], *, detailed: bool = False) -> list[dict[str, Any]]:
+def presence(
+    results: Sequence[JobResult], *, by_sequence: bool = False, with_intervals: bool = False
+) -> list[dict[str, Any]]:
     """
     Make the rows of :data:`PRESENCE`: each engine's means over objects.
 
     Parameters
     ----------
     results : sequence of JobResult
-    detailed : bool
-        Give means with the bounds of their 95 % intervals, and rows of the single sequences.
+    by_sequence : bool
+        Whether rows of the single sequences follow.
+    with_intervals : bool
+        Whether means come with the bounds of their 95 % intervals.
 
     """
     scored = [row for row in results if row.presence()]
-    bounds = intervals(scored) if detailed else {}
+    bounds = intervals(scored) if with_intervals else {}
     rows = []
     for engine, found in engine_summary(scored).items():
         values = {
@@ -107,7 +111,7 @@ def presence(results: Sequence[JobResult], *, detailed: bool = False) -> list[di
             if name in found
         }
         rows.append({**found, **values, 'engine': engine, 'sequence': 'all'})
-    for row in scored if detailed else ():
+    for row in scored if by_sequence else ():
         (found,) = engine_summary([row]).values()
         rows.append({**found, 'engine': row.engine, 'sequence': row.sequence})
     return rows
@@ -167,7 +171,7 @@ def absence_table(results: Sequence[JobResult]) -> Table | None:
     """Make the table of false finds and returns per sequence; None without absent frames."""
     rows = {
         (row['engine'], row['sequence']): row
-        for row in presence(results, detailed=True)
+        for row in presence(results, by_sequence=True)
         if row['absent_frames']
     }
     if not rows:
