@@ -75,6 +75,26 @@ class KernelOptions:
 
 
 @dataclass(frozen=True)
+class TargetOptions:
+    """The online prompt: what an object looks like against everything else."""
+
+    gain: float = option(
+        1.0,
+        'Log-odds that the online prompt adds where it is sure of an object. 0: it has no vote on '
+        'masks.',
+        low=0.0,
+        high=20.0,
+    )
+    rate: float = option(
+        0.2,
+        'Weight with which each later frame is learnt from, against the seed frame. 0: the seed '
+        'frame alone.',
+        low=0.0,
+        high=10.0,
+    )
+
+
+@dataclass(frozen=True)
 class MemoryOptions:
     """Which frames are remembered."""
 
@@ -103,10 +123,17 @@ class StateOptions:
     confidence: float = option(
         0.3, 'An object less confident than this counts as occluded.', low=0.0, high=1.0
     )
+    existence: float = option(
+        0.3,
+        'An object counts as occluded when its probability to be in the frame at all is below '
+        'this. 0: it never is for that reason.',
+        low=0.0,
+        high=1.0,
+    )
     recovery: float = option(
-        0.5,
-        'Confidence at which an occluded or lost object counts as found again; not below '
-        'states.confidence.',
+        0.8,
+        'That probability at which an occluded or lost object counts as found again; not below '
+        'states.existence.',
         low=0.0,
         high=1.0,
     )
@@ -210,6 +237,7 @@ class TrackerConfig:
 
     features: FeatureOptions = field(default_factory=FeatureOptions)
     kernel: KernelOptions = field(default_factory=KernelOptions)
+    target: TargetOptions = field(default_factory=TargetOptions)
     memory: MemoryOptions = field(default_factory=MemoryOptions)
     states: StateOptions = field(default_factory=StateOptions)
     refinement: RefinementOptions = field(default_factory=RefinementOptions)
@@ -267,10 +295,10 @@ class TrackerConfig:
     def contradiction(self) -> str:
         """Say which values, each allowed by itself, contradict each other; empty when none do."""
         features, more = self.features, self.experimental
-        if self.states.recovery < self.states.confidence:
+        if self.states.recovery < self.states.existence:
             return (
-                f'states.recovery is {self.states.recovery}, below states.confidence '
-                f'({self.states.confidence}): an object would be found again and lost at once'
+                f'states.recovery is {self.states.recovery}, below states.existence '
+                f'({self.states.existence}): an object would be found again and lost at once'
             )
         if features.inversion_steps > 1 and features.noise != 'inversion':
             return (

@@ -9,7 +9,6 @@ at each token; ``channels`` gives the label channel of objects by id.
 from collections.abc import Collection, Iterable, Mapping
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from drift_ros.engine.refiner import Piece
@@ -21,36 +20,24 @@ def confidence_of(mass: Tensor) -> float:
     return float(mass.square().sum()) / total if total > 0 else 0.0
 
 
-def recover(soft: Tensor, search: Tensor, missing: Collection[int], threshold: float) -> Tensor:
+def recall(soft: Tensor, search: Tensor, channel: int) -> Tensor:
     """
-    Take missing objects from a search of the whole frame, where it finds them.
+    Take one object from a search of the whole frame.
 
     Parameters
     ----------
     soft, search : Tensor
         What the windows and the search say.
-    missing : collection of int
-        Channels of the objects that were not found in the last frame.
-    threshold : float
-        Confidence from which one is found again.
+    channel : int
+        Of the object.
 
     """
-    for channel in missing:
-        # what is sure, and most of it: a window may hold a crisp part only
-        mass = max(
-            (
-                candidate
-                for candidate in (soft[..., channel], search[..., channel])
-                if confidence_of(candidate) >= threshold
-            ),
-            key=lambda candidate: float(candidate.square().sum()),
-            default=torch.zeros_like(soft[..., channel]),
-        )
-        others = soft.clone()
-        others[..., channel] = 0.0
-        others /= others.sum(dim=-1, keepdim=True).clamp_min(1e-6)
-        soft = others * (1.0 - mass[..., None])
-        soft[..., channel] = mass
+    mass = search[..., channel]
+    others = soft.clone()
+    others[..., channel] = 0.0
+    others /= others.sum(dim=-1, keepdim=True).clamp_min(1e-6)
+    soft = others * (1.0 - mass[..., None])
+    soft[..., channel] = mass
     return soft
 
 

@@ -22,7 +22,10 @@ class ObjectEstimate:
         As in :class:`drift_ros.ObjectInfo`.
     state : ObjectState
     confidence : float
-        [0, 1], probability the object's own tokens give it, weighted by that probability.
+        [0, 1], probability the object's own tokens give it, weighted by that probability: how
+        crisp the mask is.
+    existence : float
+        [0, 1], probability that the object is in the frame at all.
     box : tuple of int, optional
         (x_min, y_min, x_max, y_max) in pixels, maxima exclusive; None unless pixels are assigned.
     area : int
@@ -36,12 +39,15 @@ class ObjectEstimate:
     name: str
     state: ObjectState
     confidence: float
+    existence: float
     box: tuple[int, int, int, int] | None
     area: int
     age: int
 
     @classmethod
-    def of(cls, entry: TrackedObject, confidence: float, labels: np.ndarray) -> 'ObjectEstimate':
+    def of(
+        cls, entry: TrackedObject, confidence: float, existence: float, labels: np.ndarray
+    ) -> 'ObjectEstimate':
         """Say what a label image (H, W) shows of an object."""
         mask = labels == entry.info.id
         return cls(
@@ -49,6 +55,7 @@ class ObjectEstimate:
             name=entry.info.name,
             state=entry.state,
             confidence=confidence,
+            existence=existence,
             box=box_of(mask),
             area=int(np.count_nonzero(mask)),
             age=entry.age,

@@ -38,15 +38,35 @@ class ObjectInfo:
 
 @dataclass(frozen=True)
 class TrackedObject:
-    """An object's identity, state, frames since its seed, and frames in a row without it."""
+    """
+    An object's identity and state over time.
+
+    Attributes
+    ----------
+    info : ObjectInfo
+    state : ObjectState
+    age : int
+        Frames since its seed.
+    missed : int
+        Frames in a row in which it was not found.
+    seen : int
+        The last of those in a row in which it was seen again, but not yet believed.
+
+    """
 
     info: ObjectInfo
     state: ObjectState = ObjectState.TRACKING
     age: int = 0
     missed: int = 0
+    seen: int = 0
 
-    def observed(self, found: bool, lost_after: int) -> 'TrackedObject':
-        """Count a frame in which the object was or was not found."""
+    @property
+    def believed(self) -> bool:
+        """Whether it counts as found once seen: after a longer absence only twice in a row."""
+        return self.missed <= 1 or self.seen >= 1
+
+    def observed(self, seen: bool, found: bool, lost_after: int) -> 'TrackedObject':
+        """Count a frame in which the object was seen or not, and found or not."""
         missed = 0 if found else self.missed + 1
         if found:
             state = ObjectState.TRACKING
@@ -54,7 +74,8 @@ class TrackedObject:
             state = ObjectState.LOST
         else:
             state = ObjectState.OCCLUDED
-        return TrackedObject(self.info, state, self.age + 1, missed)
+        again = self.seen + 1 if seen and not found else 0
+        return TrackedObject(self.info, state, self.age + 1, missed, again)
 
 
 @dataclass(frozen=True)
@@ -173,17 +194,25 @@ class ObjectTable:
     def recover(self, object_ids: Collection[int]) -> 'ObjectTable':
         """Let objects that were just marked again be found, whatever they were before."""
         tracked = tuple(
-            dataclasses.replace(entry, state=ObjectState.TRACKING, missed=0)
+            dataclasses.replace(entry, state=ObjectState.TRACKING, missed=0, seen=0)
             if entry.info.id in object_ids
             else entry
             for entry in self.tracked
         )
         return dataclasses.replace(self, tracked=tracked)
 
-    def observe(self, found: Collection[int], lost_after: int) -> 'ObjectTable':
-        """Count a frame in which these objects were found, and the others were not."""
+    @property
+    def believed(self) -> frozenset[int]:
+        """Objects that count as found once they are seen."""
+        return frozenset(entry.info.id for entry in self.tracked if entry.believed)
+
+    def observe(
+        self, seen: Collection[int], found: Collection[int], lost_after: int
+    ) -> 'ObjectTable':
+        """Count a frame in which these objects were seen, and these of them found."""
         tracked = tuple(
-            entry.observed(entry.info.id in found, lost_after) for entry in self.tracked
+            entry.observed(entry.info.id in seen, entry.info.id in found, lost_after)
+            for entry in self.tracked
         )
         return dataclasses.replace(self, tracked=tracked)
 

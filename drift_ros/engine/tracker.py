@@ -14,12 +14,14 @@ import threading
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from drift_ros.engine import decide
 from drift_ros.engine.config import TrackerConfig
-from drift_ros.engine.features import Extractor, FeatureExtractor
+from drift_ros.engine.features import Extractor, FeatureExtractor, FrameFeatures
 from drift_ros.engine.head_weights import HeadWeighting
 from drift_ros.engine.memory import ReferenceMemory
+from drift_ros.engine.prompt import describe, Judgement, PromptOptions, TargetModel
 from drift_ros.engine.refiner import Refiner
 from drift_ros.engine.results import ObjectEstimate, Stopwatch, TrackResult
 from drift_ros.engine.seeds import (
@@ -45,6 +47,8 @@ class State:
     table : ObjectTable
     memory : ReferenceMemory
     weighting : HeadWeighting
+    target : TargetModel
+        The online prompt.
     looks : mapping of int to object
         What the refiner saw of each object in its seed frame, by id.
     shown : np.ndarray, optional
@@ -58,6 +62,7 @@ class State:
     table: ObjectTable
     memory: ReferenceMemory
     weighting: HeadWeighting
+    target: TargetModel
     looks: Mapping[int, Any] = field(default_factory=dict)
     shown: np.ndarray | None = None
     frames: int = 0
@@ -80,8 +85,13 @@ class OnlineTracker:
         self.config.validate()
         self._refiner = refiner
         self._lock = threading.Lock()  # of the table, which seeds may be prepared in meanwhile
+        target = self.config.target
         self._blank = State(
-            features, ObjectTable(), ReferenceMemory(self.config), HeadWeighting(self.config)
+            features,
+            ObjectTable(),
+            ReferenceMemory(self.config),
+            HeadWeighting(self.config),
+            TargetModel.empty(PromptOptions(gain=target.gain, rate=target.rate)),
         )
         self._state = self._blank
 
@@ -242,6 +252,9 @@ class OnlineTracker:
             features, shares, ids, state.table.follow(ids).channels, state.weighting.weights
         )
         weighting = state.weighting.add(features, shares, ids, state.features)
+        others = 1.0 - memory.pinned[-1].labels[..., 0] - shares.sum(dim=-1)
+        tokens = describe(features, state.target.options)
+        target = state.target.seeded(tokens, shares, ids, others)
         looks = {**state.looks, **self._refiner.remember(request.frame, masks)}
         shown = np.zeros(request.mask.shape, np.uint16) if state.shown is None else state.shown
         shown = shown.astype(np.uint16)
@@ -251,6 +264,7 @@ class OnlineTracker:
             lambda table: table.follow(ids).recover(ids),
             memory=memory,
             weighting=weighting,
+            target=target,
             looks=looks,
             shown=shown,
         )
@@ -272,6 +286,7 @@ class OnlineTracker:
             lambda table: table.remove(object_id),
             memory=memory,
             weighting=state.weighting.remove(object_id),
+            target=state.target.without(object_id),
             looks={key: look for key, look in state.looks.items() if key != object_id},
         )
 
@@ -301,7 +316,7 @@ class OnlineTracker:
 
         """
         check_frame(frame)
-        state, options = self._state, self.config.states
+        state = self._state
         size = (frame.shape[0], frame.shape[1])
         state.table.check_size(size)
         clock = Stopwatch()
@@ -312,17 +327,15 @@ class OnlineTracker:
         features.check()
         clock.lap('features')
 
-        weights = state.weighting.weights
-        soft = state.memory.read(features, weights)  # (h, w, 1 + objects), sums to 1
-        if missing := state.table.missing:
-            search = state.memory.search(features, weights)
-            soft = decide.recover(soft, search, missing.values(), options.recovery)
+        tokens = describe(features, state.target.options)  # (h, w, c)
+        judged = self._judge(state, features, tokens)
         confidences = {
-            number: decide.confidence_of(soft[..., channel])
+            number: decide.confidence_of(judged.soft[..., channel])
             for number, channel in channels.items()
         }
-        sure = [key for key, value in confidences.items() if value >= options.confidence]
-        soft = decide.leave_out(soft, _others(channels, sure))
+        seen = self._seen(state.table, confidences, judged.existence)
+        sure = [number for number in seen if number in state.table.believed]
+        soft = decide.leave_out(judged.soft, _others(channels, sure))
         clock.lap('propagation')
 
         stretch = self.config.experimental.normalize
@@ -334,19 +347,51 @@ class OnlineTracker:
             labels = decide.assign(pieces, labels)
         # an object of which no pixel is left was not found, whatever its tokens say
         found = set(np.unique(labels).tolist()) & set(sure)
-        memory = state.memory.push(features, decide.leave_out(soft, _others(channels, found)))
+        memory, target = state.memory, state.target
+        if found:  # what shows none of the objects says nothing of them
+            soft = decide.leave_out(soft, _others(channels, found))
+            memory = memory.push(features, soft)
+            learn = [number in found for number in channels]
+            target = target.learnt(tokens, soft, list(channels), learn, judged.near)
 
         def observe(table: ObjectTable) -> ObjectTable:
-            return table.observe(found, options.lost_after)
+            return table.observe(seen, found, self.config.states.lost_after)
 
         objects = tuple(
-            ObjectEstimate.of(entry, confidences[entry.info.id], labels)
+            ObjectEstimate.of(
+                entry, confidences[entry.info.id], judged.existence[entry.info.id], labels
+            )
             for entry in observe(state.table).tracked
         )
         clock.lap('refinement')
-        self._commit(observe, memory=memory, shown=labels, frames=state.frames + 1)
+        self._commit(observe, memory=memory, target=target, shown=labels, frames=state.frames + 1)
         ordered = tuple(sorted(objects, key=lambda item: item.id))
         return TrackResult(labels, ordered, clock.stop(), refined)
+
+    def _judge(self, state: State, features: FrameFeatures, tokens: Tensor) -> Judgement:
+        """Ask kernel and online prompt; for missing objects, in the whole frame as well."""
+        weights, ids = state.weighting.weights, list(state.table.channels)
+        judged = state.target.judge(tokens, state.memory.read(features, weights), ids)
+        if missing := state.table.missing:
+            search = state.memory.search(features, weights)
+            for number, channel in missing.items():
+                wide = decide.recall(judged.kernel, search, channel)
+                other = state.target.judge(tokens, wide, ids)
+                if other.existence[number] > judged.existence[number]:
+                    judged = other
+        return judged
+
+    def _seen(
+        self, table: ObjectTable, confidence: Mapping[int, float], existence: Mapping[int, float]
+    ) -> list[int]:
+        """Say which objects are in the frame; of missing ones one has to be surer."""
+        options, missing = self.config.states, table.missing
+        return [
+            number
+            for number in table.channels
+            if confidence[number] >= options.confidence
+            and existence[number] >= (options.recovery if number in missing else options.existence)
+        ]
 
     def look_again(self, features: Extractor) -> None:
         """Go on with another extractor, and look at all remembered frames again with it."""

@@ -189,7 +189,7 @@ def track(
                     item.area,
                     item.age,
                     item.box,
-                    getattr(item, 'existence', math.nan),
+                    item.existence,
                 )
         mask = seed_mask(frame, index, born, late_objects)
         if mask is not None:

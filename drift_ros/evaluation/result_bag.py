@@ -165,13 +165,14 @@ class _Said:
         labels = read_labels(self._folder / f'{number:05d}.png', plain=False)
         objects = [
             ObjectEstimate(
-                item.label,
-                '',
-                ObjectState(item.state),
-                item.confidence,
-                item.box,
-                item.area,
-                item.age,
+                id=item.label,
+                name='',
+                state=ObjectState(item.state),
+                confidence=item.confidence,
+                existence=item.existence,
+                box=item.box,
+                area=item.area,
+                age=item.age,
             )
             for item in tracks
         ]

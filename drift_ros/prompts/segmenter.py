@@ -305,7 +305,7 @@ def complete_cut(
     caught by a large thing in the background.
     """
     solver = ColourSolver(weight=1.0, rounds=3)
-    seen = Surroundings.of(frame, [window], 40_000)
+    seen = Surroundings.of(frame, [window])
     window, (width, height) = seen.window, seen.window.size
     x = window.left + (np.arange(width, dtype=np.float32) + 0.5) * (
         (window.right - window.left) / width

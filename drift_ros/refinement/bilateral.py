@@ -6,34 +6,13 @@ The loops are compiled by Numba. As NumPy, SciPy and their sparse matrices the s
 times as long, most of it in building matrices and in calls on short arrays.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import cv2
-import numba
 import numpy as np
 
-# Sums may be reordered, so that they use all lanes; NaN and infinity stay what they are.
-_FAST = {'reassoc', 'contract', 'arcp', 'nsz'}
-
-
-def compiled(signature: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """
-    Compile a function for one signature, when it is defined.
-
-    The result is kept on disk. Nothing is compiled later, while frames wait: types that differ
-    raise TypeError.
-    """
-
-    def compile_it(function: Callable[..., Any]) -> Any:
-        options: dict[str, Any] = {'nogil': True, 'fastmath': _FAST}
-        try:
-            return numba.njit(signature, cache=True, **options)(function)
-        except RuntimeError:  # nowhere to keep it: a read-only file system without a home
-            return numba.njit(signature, **options)(function)
-
-    return compile_it
+from drift_ros.refinement.compiled import compiled
 
 
 @dataclass(frozen=True)
@@ -64,10 +43,6 @@ class BilateralGrid:
         self,
         frame: np.ndarray,
         active: np.ndarray | None = None,
-        *,
-        luma: int = 9,
-        chroma: int = 5,
-        smoothness: float = 16.0,
     ) -> None:
         """
         Build the grid of a frame.
@@ -78,10 +53,6 @@ class BilateralGrid:
             (h, w, 3) uint8 RGB.
         active : np.ndarray, optional
             (rows, columns) bool, the cells that are looked at, as :meth:`cells_of` counts them.
-        luma, chroma : int
-            Size of a cell in grey levels (of 255).
-        smoothness : float
-            Weight of smoothness against closeness.
 
         """
         self.size = (frame.shape[1], frame.shape[0])
@@ -89,12 +60,6 @@ class BilateralGrid:
         rows, columns = self.all.bottom, self.all.right
         if active is None:
             active = np.ones((rows, columns), bool)
-        steps = np.arange(256)
-        colours = (
-            np.stack([steps // luma * _LUMA, steps // chroma * _RED, steps // chroma])
-            .astype(np.int32)
-            .copy()
-        )
         self.vertex = np.full(frame.shape[:2], -1, np.int32)
         """(h, w) int32, number of each pixel's vertex; -1 in cells that are not looked at."""
         pixels = self.vertex.size
@@ -105,7 +70,7 @@ class BilateralGrid:
         self._first_link = np.zeros((5, rows, columns + 1), np.int32)
         self.count = _make_grid(
             cv2.cvtColor(frame, cv2.COLOR_RGB2YCrCb),
-            colours,
+            _COLOURS,
             active,
             self.vertex,
             keys,
@@ -119,10 +84,9 @@ class BilateralGrid:
         counts = self._first_link[:, -1, -1].tolist()
         self._links = np.concatenate([found[i, :, :n] for i, n in enumerate(counts)], axis=1)
         self._first_link += np.array([0, *np.cumsum(counts[:-1])], np.int32)[:, None, None]
-        scale = _scale(self.mass, self._links)
-        self._weights = np.float32(smoothness) * scale[self._links[0]] * scale[self._links[1]]
+        self._weights = np.empty(self._links.shape[1], np.float32)
         self._diagonal = np.zeros(self.count, np.float32)
-        _sum_links(self._links, self._weights, self._diagonal)
+        _weigh_links(self.mass, self._links, _SMOOTHNESS, self._weights, self._diagonal)
 
     @staticmethod
     def cells_of(box: Sequence[float]) -> Cells:
@@ -197,15 +161,20 @@ class BilateralGrid:
         return self.slice(solution, self.all)
 
 
+_PLACE = 6  # side of a cell in pixels
+_SMOOTHNESS = 16.0  # its weight against closeness
 # A vertex's colour as one number: neighbours in luma, red or blue chroma differ by one of these.
-# No channel has more than 64 steps, the last of which is not used.
 _LUMA, _RED, _BLUE = 1 << 12, 1 << 6, 1
-_PLACE = 6
+# What each value of the three adds to it. A cell is 9 levels of luma and 5 of chroma wide, so
+# that chroma has fewer than 64 steps, and no sum is another colour's neighbour by accident.
+_COLOURS = np.stack(
+    [np.arange(256) // 9 * _LUMA, np.arange(256) // 5 * _RED, np.arange(256) // 5 * _BLUE]
+).astype(np.int32)
 _SLOTS = 128  # of a hash table for the colours of a cell, 36 at most
 
 
 @compiled('int64(int32, int32[::1], int32[::1])')
-def _find(key, table, keys):  # type: ignore
+def _find(key, table, keys):
     """Slot of a colour in a cell's hash table, or the free slot where it belongs."""
     slot = (key * 40503 >> 7) & (_SLOTS - 1)
     while table[slot] >= 0 and keys[table[slot]] != key:
@@ -217,9 +186,7 @@ def _find(key, table, keys):  # type: ignore
     'int64(uint8[:, :, :], int32[:, :], boolean[:, :], int32[:, :], int32[::1], float32[::1], '
     'int32[:, :, ::1], int32[:, ::1], int32[:, :, ::1])'
 )
-def _make_grid(  # type: ignore
-    image, colours, active, vertex, keys, mass, links, first, first_link
-):
+def _make_grid(image, colours, active, vertex, keys, mass, links, first, first_link):
     (height, width), (rows, columns) = vertex.shape, active.shape
     table = np.empty(_SLOTS, np.int32)
     count = 0
@@ -278,8 +245,8 @@ def _make_grid(  # type: ignore
     return count
 
 
-@compiled('float32[::1](float32[::1], int32[:, ::1])')
-def _scale(mass, links):  # type: ignore
+@compiled('void(float32[::1], int32[:, ::1], float32, float32[::1], float32[::1])')
+def _weigh_links(mass, links, smoothness, weights, diagonal):
     # scale the blur so that it keeps constants (bistochastisation); a vertex counts for itself
     # twice in each of five dimensions
     scale, total = np.ones(len(mass), np.float32), np.empty(len(mass), np.float32)
@@ -292,18 +259,16 @@ def _scale(mass, links):  # type: ignore
             total[right] += scale[left]
         for v in range(len(mass)):
             scale[v] = np.sqrt(scale[v] * mass[v] / total[v])
-    return scale
-
-
-@compiled('void(int32[:, ::1], float32[::1], float32[::1])')
-def _sum_links(links, weight, sums):  # type: ignore
-    for link in range(len(weight)):
-        sums[links[0, link]] += weight[link]
-        sums[links[1, link]] += weight[link]
+    for link in range(links.shape[1]):
+        left, right = links[0, link], links[1, link]
+        weight = smoothness * scale[left] * scale[right]
+        weights[link] = weight
+        diagonal[left] += weight
+        diagonal[right] += weight
 
 
 @compiled('void(int32[:, :], float32[:, :], float32[::1])')
-def _splat(vertex, values, sums):  # type: ignore
+def _splat(vertex, values, sums):
     for y in range(vertex.shape[0]):
         for x in range(vertex.shape[1]):
             if vertex[y, x] >= 0:
@@ -311,7 +276,7 @@ def _splat(vertex, values, sums):  # type: ignore
 
 
 @compiled('void(int32[:, :], float32[::1], float32[:, :])')
-def _slice(vertex, solution, values):  # type: ignore
+def _slice(vertex, solution, values):
     for y in range(vertex.shape[0]):
         for x in range(vertex.shape[1]):
             number = vertex[y, x]
@@ -320,7 +285,7 @@ def _slice(vertex, solution, values):  # type: ignore
 
 
 @compiled('void(int32[:, :], int32[:, ::1], float32[::1], float32[::1], float32[::1])')
-def _subtract_links(spans, links, weights, values, image):  # type: ignore
+def _subtract_links(spans, links, weights, values, image):
     for row in range(len(spans)):
         for link in range(spans[row, 0], spans[row, 1]):
             left, right, weight = links[0, link], links[1, link], weights[link]
@@ -332,7 +297,7 @@ def _subtract_links(spans, links, weights, values, image):  # type: ignore
     'void(int32[:, :], int32[:, :], int32[:, ::1], '
     'float32[::1], float32[::1], float32[::1], float32[::1], float32[::1], int64)'
 )
-def _conjugate_gradients(  # type: ignore
+def _conjugate_gradients(
     spans, link_spans, links, weights, diagonal, certainty, value, solution, iterations
 ):
     # preconditioned by the diagonal; what lies outside of the spans stays 0

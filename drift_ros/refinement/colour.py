@@ -7,24 +7,22 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 
-from drift_ros.refinement.bilateral import BilateralGrid, Cells, compiled
+from drift_ros.refinement.bilateral import BilateralGrid, Cells
+from drift_ros.refinement.histogram import (
+    colour_bins,
+    COLOURS,
+    count_colours,
+    count_sure,
+    shares_of,
+)
 from drift_ros.refinement.refiner import Interpolated, SeedLook
+from drift_ros.refinement.tidy import without_pinholes, without_strays
 from drift_ros.refinement.window import place, Window
 
-# Bins of luma and of the two chroma channels; chroma beyond 64..192 goes to the outer bins.
-_BINS = (16, 24, 24)
-_COLOURS = int(np.prod(_BINS))
-# What each value of luma and of the two chroma channels adds to the number of a colour.
-_BIN_OF = np.stack(
-    [
-        np.clip((np.arange(256) - low) * count // width, 0, count - 1) * step
-        for low, width, count, step in (
-            (0, 256, _BINS[0], _BINS[1] * _BINS[2]),
-            (64, 128, _BINS[1], _BINS[2]),
-            (64, 128, _BINS[2], 1),
-        )
-    ]
-).astype(np.uint16)
+# The surroundings of all objects are reduced to so many pixels together.
+_PIXELS = 40_000
+# With what lies between them they are at most so many times as many pixels.
+_BETWEEN = 4
 # Pixels from which a histogram says something.
 _LEAST = 16.0
 
@@ -53,7 +51,9 @@ class Surroundings:
     parts: tuple[Cells, ...]
 
     @classmethod
-    def of(cls, frame: np.ndarray, windows: Sequence[Window], pixels: int) -> 'Surroundings':
+    def of(
+        cls, frame: np.ndarray, windows: Sequence[Window], pixels: int = _PIXELS
+    ) -> 'Surroundings':
         """
         Look at windows of a frame.
 
@@ -70,8 +70,11 @@ class Surroundings:
         covered = np.zeros(frame.shape[:2], np.uint8)
         for window in windows:
             covered[window.slices] = 1
+        everything = Window.around_all(windows)
         scale = min((pixels / cv2.countNonZero(covered)) ** 0.5, 1.0)
-        everything = replace(Window.around_all(windows), scale=scale)
+        # what lies between costs a little, after all
+        most = everything.reduced_to_pixels(_BETWEEN * pixels).scale
+        everything = replace(everything, scale=min(scale, most))
         part = everything.crop(frame)
         limit = part.shape[1::-1] * 2
         parts = tuple(
@@ -105,7 +108,7 @@ class ColourSolver:
     def __init__(
         self,
         *,
-        pixels: int = 40_000,
+        pixels: int = _PIXELS,
         weight: float = 0.5,
         limit: float = 4.0,
         seed_share: float = 0.5,
@@ -149,9 +152,10 @@ class ColourSolver:
             bins, inside = colour_bins(window.crop(frame)), window.crop(mask.astype(np.float32))
             stats = cv2.connectedComponentsWithStats(mask.astype(np.uint8))[2]
             areas = np.sort(stats[1:, cv2.CC_STAT_AREA])
+            counts = count_colours(bins, inside)
             looks[object_id] = SeedLook(
-                _histogram(bins, inside),
-                _histogram(bins, 1.0 - inside),
+                shares_of(counts[0]),
+                shares_of(counts[1]),
                 whole=len(areas) == 1 or bool(areas[-2] < 0.01 * areas[-1]),
             )
         return looks
@@ -176,8 +180,8 @@ class ColourSolver:
         solved = self.solve(seen, priors, [looks.get(key) for key in windows])
         for index, key in enumerate(windows):
             if key in looks and looks[key].whole:
-                solved[index] = _without_strays(solved[index])
-            solved[index] = _without_pinholes(solved[index])
+                solved[index] = without_strays(solved[index])
+            solved[index] = without_pinholes(solved[index])
         return Coloured(coarse, seen, dict(zip(windows, zip(seen.parts, solved))))
 
     def solve(
@@ -257,18 +261,16 @@ class ColourSolver:
             (colours,) float32, by which odds are to be multiplied.
 
         """
-        # from 0 at one half to 1 where the tracker is sure
-        sure = np.clip((probability - 0.5) / 0.3, 0.0, 1.0)
-        sure_not = np.clip((0.5 - probability) / 0.4, 0.0, 1.0)
-        if min(float(sure.sum()), float(sure_not.sum())) < _LEAST:
-            return np.ones(_COLOURS, np.float32)
-        inside, around = _histogram(bins, sure), _histogram(bins, sure_not)
+        counts = count_sure(bins, probability)
+        if counts.sum(axis=1).min() < _LEAST:
+            return np.ones(COLOURS, np.float32)
+        inside, around = shares_of(counts[0]), shares_of(counts[1])
         if look is not None:
             inside += self._seed_share * (look.inside - inside)
             around += self._seed_share * (look.around - around)
         apart = 0.5 * float(np.abs(inside - around).sum())
         # a colour as rare as a third of an even share says nothing
-        rare = 0.3 / _COLOURS
+        rare = 0.3 / COLOURS
         ratio = apart * np.log((inside + rare) / (around + rare))
         return np.exp(self._weight * np.clip(ratio, -self._limit, self._limit))
 
@@ -303,104 +305,3 @@ class Coloured(Interpolated):
         """Smooth any (H, W) float32 in [0, 1] along the frame's edges."""
         window = self._seen.window
         return window.paste(self._seen.grid.smooth(window.crop(probability)))
-
-
-def colour_bins(image: np.ndarray) -> np.ndarray:
-    """Number the colours of (h, w, 3) uint8 RGB: (h, w) uint16, below the number of bins."""
-    bins = np.empty(image.shape[:2], np.uint16)
-    _number_colours(cv2.cvtColor(image, cv2.COLOR_RGB2YCrCb), _BIN_OF, bins)
-    return bins
-
-
-@compiled('void(uint8[:, :, :], uint16[:, ::1], uint16[:, ::1])')
-def _number_colours(image, numbers, bins):  # type: ignore
-    for y in range(bins.shape[0]):
-        for x in range(bins.shape[1]):
-            bins[y, x] = (
-                numbers[0, image[y, x, 0]]
-                + numbers[1, image[y, x, 1]]
-                + numbers[2, image[y, x, 2]]
-            )
-
-
-def _histogram(bins: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """Share of each colour among weighted pixels, somewhat smoothed: flat float32, sum 1."""
-    counts = np.zeros(_COLOURS, np.float32)
-    _count(bins, weight, counts)
-    smooth = np.empty(_BINS, np.float32)
-    _smooth_counts(counts.reshape(_BINS), smooth)
-    return (smooth / max(float(smooth.sum()), 1e-6)).ravel()
-
-
-@compiled('void(uint16[:, :], float32[:, :], float32[::1])')
-def _count(bins, weight, counts):  # type: ignore
-    for y in range(bins.shape[0]):
-        for x in range(bins.shape[1]):
-            counts[bins[y, x]] += weight[y, x]
-
-
-@compiled('void(float32[:, :, ::1], float32[:, :, ::1])')
-def _smooth_counts(counts, smooth):  # type: ignore
-    # a Gaussian of 0.7 bins, cut off after one
-    middle = np.float32(0.5808)
-    side = np.float32(0.2096)
-    luma, red, blue = counts.shape
-    first, second = np.empty_like(counts), np.empty_like(counts)
-    for i in range(luma):
-        low, high = max(i - 1, 0), min(i + 1, luma - 1)
-        for j in range(red):
-            for k in range(blue):
-                ends = counts[low, j, k] + counts[high, j, k]
-                first[i, j, k] = middle * counts[i, j, k] + side * ends
-    for i in range(luma):
-        for j in range(red):
-            low, high = max(j - 1, 0), min(j + 1, red - 1)
-            for k in range(blue):
-                ends = first[i, low, k] + first[i, high, k]
-                second[i, j, k] = middle * first[i, j, k] + side * ends
-    for i in range(luma):
-        for j in range(red):
-            for k in range(blue):
-                ends = second[i, j, max(k - 1, 0)] + second[i, j, min(k + 1, blue - 1)]
-                smooth[i, j, k] = middle * second[i, j, k] + side * ends
-
-
-def _without_strays(probability: np.ndarray) -> np.ndarray:
-    """
-    Drop pieces of a mask that are small for how far they are from the largest one.
-
-    A piece stays if its share of the largest one's area is at least its distance in terms of
-    that one's size; at least half as large is always enough, and very near always, too.
-    """
-    mask = (probability > 0.5).astype(np.uint8)
-    count, pieces, stats, _ = cv2.connectedComponentsWithStats(mask)
-    if count <= 2:
-        return probability
-    area = stats[:, cv2.CC_STAT_AREA].astype(np.float64)
-    area[0] = 0.0
-    largest = int(area.argmax())
-    size = float(np.sqrt(area[largest]))
-    away = cv2.distanceTransform((pieces != largest).astype(np.uint8), cv2.DIST_L2, 3)
-    gap = np.full(count, np.inf, np.float32)
-    _least_of_each(pieces, away, gap)
-    least = np.clip((gap - 1.0 - 0.2 * size) / (gap + size), 0.0, 0.5)
-    stray = area < least * area[largest]
-    stray[[0, largest]] = False
-    return np.where(stray[pieces], np.float32(0.0), probability) if stray.any() else probability
-
-
-@compiled('void(int32[:, :], float32[:, :], float32[::1])')
-def _least_of_each(pieces, values, least):  # type: ignore
-    for y in range(pieces.shape[0]):
-        for x in range(pieces.shape[1]):
-            least[pieces[y, x]] = min(least[pieces[y, x]], values[y, x])
-
-
-def _without_pinholes(probability: np.ndarray, most: float = 0.01) -> np.ndarray:
-    """Fill holes of a mask that are smaller than a share of its area."""
-    outside = (probability <= 0.5).astype(np.uint8)
-    _, holes, stats, _ = cv2.connectedComponentsWithStats(outside, connectivity=4)
-    area = stats[:, cv2.CC_STAT_AREA]
-    small = area < most * area[0]  # number 0 is the mask
-    small[0] = False
-    return np.where(small[holes], np.float32(1.0), probability) if small.any() else probability

@@ -239,8 +239,9 @@ class SamRefiner:
     ) -> Refined:
         """Encode the part of the frame with all objects once and decode them together."""
         coloured = self._colour.refine(frame, coarse, looks, number)
-        everything = np.maximum.reduce(list(coarse.values()))
-        window = Window.around(everything > 0.3, frame.shape)
+        if not coarse:
+            return coloured
+        window = Window.around(np.maximum.reduce(list(coarse.values())) > 0.3, frame.shape)
         if window is None:
             return coloured
         coder = self._coder

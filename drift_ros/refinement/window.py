@@ -126,7 +126,12 @@ class Window:
     def crop(self, values: np.ndarray) -> np.ndarray:
         """Give the part of a (H, W) or (H, W, C) uint8 or float32 array, at the scale."""
         method = cv2.INTER_AREA if self.scale <= 1 else cv2.INTER_LINEAR
-        return cv2.resize(values[self.slices], self.size, interpolation=method)
+        values = values[self.slices]
+        if values.ndim == 3 and self.scale <= 0.5:
+            # averages over areas of whole pixels take a third of the time of others
+            twice = (2 * self.size[0], 2 * self.size[1])
+            values = cv2.resize(values, twice, interpolation=cv2.INTER_LINEAR)
+        return cv2.resize(values, self.size, interpolation=method)
 
     def paste(self, part: np.ndarray) -> np.ndarray:
         """Put (height, width) float32 values back into a frame: (H, W), 0 outside."""
@@ -211,7 +216,7 @@ class Window:
             ]
         )
         size = (columns.stop - columns.start, rows.stop - rows.start)
-        return _interpolate(values, matrix, size)
+        return _interpolate(values.astype(np.float32, copy=False), matrix, size)
 
     def sample(self, values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         """

@@ -2,6 +2,7 @@
 """Refiners: what they keep, what they sharpen, and what they refuse."""
 
 import cv2
+import numba
 import numpy as np
 import pytest
 from sam_models import OFFICIAL, random_sam, save_folder, save_official, SMALL
@@ -14,7 +15,9 @@ import torch
 from drift_ros import CheckpointError, Tracker
 from drift_ros.refinement import make_refiner
 from drift_ros.refinement.bilateral import BilateralGrid
-from drift_ros.refinement.colour import colour_bins, ColourSolver
+from drift_ros.refinement.colour import ColourSolver
+from drift_ros.refinement.compiled import compiled
+from drift_ros.refinement.histogram import colour_bins
 from drift_ros.refinement.mask_prompts import read_prompt, stack_points
 from drift_ros.refinement.refiner import Every, Upsampling
 from drift_ros.refinement.sam import (
@@ -246,6 +249,27 @@ def test_what_is_not_there_takes_no_part():
     refined = ColourSolver().refine(FRAME, coarse, {}, 0)
     assert overlap(refined.probability(1) > 0.5, TRUTH) > 0.9
     assert np.allclose(refined.probability(2), 0.1)
+
+
+@pytest.mark.parametrize('method', ['none', 'colour', 'sam'])
+def test_frames_without_objects(method, tmp_path):
+    config = configure(method=method, sam_checkpoint=str(save_folder(tmp_path / 'sam')))
+    refined = make_refiner(config, 'cpu').refine(FRAME, {}, {}, 0)
+    with pytest.raises(KeyError):
+        refined.probability(1)
+
+
+def test_loops_are_compiled_even_where_nothing_can_be_kept(monkeypatch):
+    compile_it = numba.njit
+
+    def njit(*signature, cache=False, **options):
+        if cache:
+            raise RuntimeError('cannot cache function: no locator available')
+        return compile_it(*signature, **options)
+
+    monkeypatch.setattr(numba, 'njit', njit)
+    double = compiled('float64(float64)')(lambda value: 2 * value)
+    assert double(1.5) == 3.0
 
 
 @pytest.mark.parametrize('size', [(32, 32), (33, 47), (16, 400), (480, 12)])
