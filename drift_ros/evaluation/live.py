@@ -210,6 +210,7 @@ def _tracks(message: Any, table: Mapping[int, int]) -> tuple[Track, ...]:
                     item.area,
                     item.age,
                     corners if box.width else None,
+                    item.existence,
                 )
             )
     return tuple(found)

@@ -169,7 +169,7 @@ class _Said:
                 name='',
                 state=ObjectState(item.state),
                 confidence=item.confidence,
-                existence=item.existence,
+                existence=np.nan if item.existence is None else item.existence,
                 box=item.box,
                 area=item.area,
                 age=item.age,
@@ -202,7 +202,7 @@ def detections(store: Typestore, header: Any, objects: Sequence[ObjectEstimate])
         if item.box is None:
             continue
         x_min, y_min, x_max, y_max = item.box
-        hypothesis = make('vision_msgs/msg/ObjectHypothesis', str(item.id), float(item.confidence))
+        hypothesis = make('vision_msgs/msg/ObjectHypothesis', str(item.id), float(item.existence))
         center = make(
             'vision_msgs/msg/Pose2D',
             make('vision_msgs/msg/Point2D', (x_min + x_max) / 2.0, (y_min + y_max) / 2.0),
@@ -240,6 +240,7 @@ def track_array(
                 item.name,
                 int(item.state),
                 float(item.confidence),
+                float(item.existence),
                 item.area,
                 item.age,
                 box,
