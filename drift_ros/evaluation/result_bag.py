@@ -169,7 +169,8 @@ class _Said:
                 name='',
                 state=ObjectState(item.state),
                 confidence=item.confidence,
-                existence=np.nan if item.existence is None else item.existence,
+                # baselines know no more of that than of their pixels
+                existence=item.confidence if np.isnan(item.existence) else item.existence,
                 box=item.box,
                 area=item.area,
                 age=item.age,
