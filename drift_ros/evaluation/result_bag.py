@@ -227,6 +227,7 @@ def track_array(
                 item.name,
                 int(item.state),
                 float(item.confidence),
+                float(item.existence),
                 item.area,
                 item.age,
                 box,

@@ -123,6 +123,7 @@ def tracks(
                 name=item.name,
                 state=int(item.state),
                 confidence=float(item.confidence),
+                existence=float(item.existence),
                 area=item.area,
                 age=item.age,
                 box=RegionOfInterest(

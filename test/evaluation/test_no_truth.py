@@ -183,8 +183,8 @@ def test_result_bag_says_what_the_node_says(tmp_path):
     from drift_ros.ros.messages import register_type
 
     objects = [
-        ObjectEstimate(3, '', ObjectState.TRACKING, 0.75, (4, 5, 20, 31), 99, 7),
-        ObjectEstimate(8, '', ObjectState.LOST, 0.125, None, 0, 2),
+        ObjectEstimate(3, '', ObjectState.TRACKING, 0.75, 0.9, (4, 5, 20, 31), 99, 7),
+        ObjectEstimate(8, '', ObjectState.LOST, 0.125, 0.25, None, 0, 2),
     ]
     store = get_typestore(Stores.ROS2_KILTED)
     register_type(store, result_bag.DETECTIONS)

@@ -251,7 +251,8 @@ class Diagnostics:
         }
         for item in objects:
             values[f'object {item.id}'] = (
-                f'{item.name}: {item.state.name}, confidence {item.confidence:.2f}'
+                f'{item.name}: {item.state.name}, confidence {item.confidence:.2f}, '
+                f'existence {item.existence:.2f}'
             )
         values['last error'] = self.statistics.last_error or node.failure
         array = DiagnosticArray()
