@@ -324,8 +324,8 @@ class TestMessages:
         from drift_ros.engine.table import ObjectState
 
         objects = [
-            ObjectEstimate(3, 'cup', ObjectState.TRACKING, 0.75, (10, 20, 20, 50), 250, 7),
-            ObjectEstimate(300, 'box', ObjectState.LOST, 0.1, None, 0, 90),
+            ObjectEstimate(3, 'cup', ObjectState.TRACKING, 0.75, 0.9, (10, 20, 20, 50), 250, 7),
+            ObjectEstimate(300, 'box', ObjectState.LOST, 0.1, 0.25, None, 0, 90),
         ]
         found = messages.detections(objects, self.header)
         assert found.header == self.header
@@ -343,6 +343,7 @@ class TestMessages:
             (3, 'cup', 1, 250, 7),
             (300, 'box', 3, 0, 90),
         ]
+        np.testing.assert_allclose([t.existence for t in array_.tracks], [0.9, 0.25])
         box = array_.tracks[0].box
         assert (box.x_offset, box.y_offset, box.width, box.height) == (10, 20, 10, 30)
         assert array_.tracks[1].box.width == 0
