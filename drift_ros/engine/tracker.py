@@ -352,10 +352,9 @@ class OnlineTracker:
         found = set(np.unique(labels).tolist()) & set(sure)
         memory, target = state.memory, state.target
         if found:  # what shows none of the objects says nothing of them
-            soft = decide.leave_out(soft, _others(channels, found))
-            memory = memory.push(features, soft)
-            learn = [number in found for number in channels]
-            target = target.learnt(tokens, soft, list(channels), learn, judged.near)
+            memory = memory.push(features, decide.leave_out(soft, _others(channels, found)))
+            sure_of = [number in found and judged.existence[number] >= 0.5 for number in channels]
+            target = target.learnt(tokens, judged.soft, list(channels), sure_of, judged.near)
 
         def observe(table: ObjectTable) -> ObjectTable:
             return table.observe(seen, found, self.config.states.lost_after)
