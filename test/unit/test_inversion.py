@@ -194,7 +194,7 @@ def test_the_tracker_passes_its_options_on(tmp_path):
     inverted = Tracker(
         folder, configure(resolution=64, noise='inversion', inversion_steps=2), device='cpu'
     )
-    first, second = (t._features.extract(frame()).layers[0].query for t in (plain, inverted))
+    first, second = (t.state.features.extract(frame()).layers[0].query for t in (plain, inverted))
     assert not torch.allclose(first, second, atol=1e-3)
     prompted = Tracker(folder, configure(resolution=64, prompt='a b'), device='cpu')
-    assert not torch.allclose(prompted._features.prompt, plain._features.prompt)
+    assert not torch.allclose(prompted.state.features.prompt, plain.state.features.prompt)
