@@ -18,7 +18,7 @@ from torch import Tensor
 import torch.nn.functional as F
 
 from drift_ros.engine.config import TrackerConfig
-from drift_ros.engine.features import FrameFeatures
+from drift_ros.engine.frame_features import FrameFeatures
 from drift_ros.engine.kernel import resize_labels
 from drift_ros.engine.kernel_fast import propagate
 from drift_ros.engine.reference import (

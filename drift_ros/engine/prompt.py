@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 import torch.nn.functional as F
 
-from drift_ros.engine.features import FrameFeatures
+from drift_ros.engine.frame_features import FrameFeatures
 
 # What lies so many tokens around an object in its seed frame is learnt with more weight.
 _RIM = 4

@@ -18,12 +18,12 @@ from torch import Tensor
 
 from drift_ros.engine import decide
 from drift_ros.engine.config import TrackerConfig
-from drift_ros.engine.features import Extractor, FeatureExtractor, FrameFeatures
+from drift_ros.engine.estimates import ObjectEstimate, Stopwatch, TrackResult
+from drift_ros.engine.frame_features import FrameFeatures
 from drift_ros.engine.head_weights import HeadWeighting
 from drift_ros.engine.memory import ReferenceMemory
 from drift_ros.engine.prompt import describe, Judgement, PromptOptions, TargetModel
-from drift_ros.engine.refiner import Refiner
-from drift_ros.engine.results import ObjectEstimate, Stopwatch, TrackResult
+from drift_ros.engine.protocols import Extractor, FeatureExtractor, Refiner
 from drift_ros.engine.seeds import (
     check_frame,
     corrections,

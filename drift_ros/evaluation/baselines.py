@@ -124,7 +124,7 @@ class ColourPatches:
         """Turn a frame (H, W, 3) uint8 RGB into FrameFeatures: one layer, one head."""
         import torch
 
-        from drift_ros.engine.features import FrameFeatures, LayerFeatures
+        from drift_ros.engine.frame_features import FrameFeatures, LayerFeatures
 
         patches = torch.from_numpy(self.patches(frame))[None]
         scale = patches.shape[-1] ** 0.5 / self._temperature
@@ -154,7 +154,7 @@ class BoxSeeded:
 
     def seed(self, frame: np.ndarray, label_mask: np.ndarray) -> list[int]:
         """Seed from boxes; ids in ascending order of labels."""
-        from drift_ros.engine.results import box_of
+        from drift_ros.engine.estimates import box_of
         from drift_ros.prompts.segmenter import Prompt
 
         boxes = [box_of(label_mask == label) for label in np.unique(label_mask[label_mask != 0])]
@@ -196,7 +196,7 @@ class CosineFeatures:
         """Turn a frame (H, W, 3) uint8 RGB into FrameFeatures."""
         import torch.nn.functional as functional
 
-        from drift_ros.engine.features import FrameFeatures, LayerFeatures
+        from drift_ros.engine.frame_features import FrameFeatures, LayerFeatures
 
         captured = self._features.extract(frame)
         layers = []

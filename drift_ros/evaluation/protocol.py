@@ -11,13 +11,13 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from drift_ros.engine.results import box_of
+from drift_ros.engine.estimates import box_of
 from drift_ros.engine.table import ObjectState
 from drift_ros.evaluation.datasets import SequenceFrame
 from drift_ros.evaluation.metric import MetricError, VOID_LABEL
 
 
-class Result(Protocol):
+class EngineResult(Protocol):
     """What an engine says of a frame; :class:`drift_ros.TrackResult` has it all."""
 
     @property
@@ -35,7 +35,7 @@ class Engine(Protocol):
     def seed(self, frame: np.ndarray, label_mask: np.ndarray) -> list[int]:
         """Take the objects of a label image (H, W); return one id per label, ascending."""
 
-    def step(self, frame: np.ndarray) -> Result:
+    def step(self, frame: np.ndarray) -> EngineResult:
         """Find the objects in the next frame (H, W, 3) uint8 RGB."""
 
 

@@ -14,7 +14,7 @@ from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import get_typestore, Stores
 from rosbags.typesys.store import Typestore
 
-from drift_ros.engine.results import ObjectEstimate
+from drift_ros.engine.estimates import ObjectEstimate
 from drift_ros.engine.table import ObjectState
 from drift_ros.evaluation.bag_files import (
     BagError,

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from drift_ros.engine.results import box_of
+from drift_ros.engine.estimates import box_of
 from drift_ros.evaluation.datasets import SequenceFrame
 from drift_ros.evaluation.metric import SequenceScore, SequenceScorer, summarize, Summary
 from drift_ros.evaluation.presence import Box, ObjectRecord, records

@@ -233,7 +233,7 @@ class RandomHeads:
     def __init__(self, layers: int, heads: int, rows: int, columns: int, dim: int) -> None:
         import torch
 
-        from drift_ros.engine.features import FrameFeatures, LayerFeatures
+        from drift_ros.engine.frame_features import FrameFeatures, LayerFeatures
 
         generator = torch.Generator().manual_seed(0)
         self.mask = np.zeros((8 * rows, 8 * columns), np.uint8)

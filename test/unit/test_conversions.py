@@ -320,7 +320,7 @@ class TestMessages:
             conversions.rgb_to_image(wrong, self.header)
 
     def test_objects(self):
-        from drift_ros.engine.results import ObjectEstimate
+        from drift_ros.engine.estimates import ObjectEstimate
         from drift_ros.engine.table import ObjectState
 
         objects = [

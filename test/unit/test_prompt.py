@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from drift_ros.engine.features import FrameFeatures, LayerFeatures
+from drift_ros.engine.frame_features import FrameFeatures, LayerFeatures
 from drift_ros.engine.prompt import combine, describe, PromptOptions, TargetModel
 
 OPTIONS = PromptOptions(fourier=64, every=1, hard=0.0)
