@@ -10,9 +10,10 @@ import pytest
 from rosbags.typesys import get_typestore, Stores
 
 from drift_ros.commands.evaluate import evaluate
-from drift_ros.evaluation import bags, stability
-from drift_ros.evaluation.bags import BagError, open_sequence, parse_stamp
-from drift_ros.evaluation.datasets import write_mask
+from drift_ros.evaluation import bag_files, stability
+from drift_ros.evaluation.bag_files import BagError
+from drift_ros.evaluation.bags import open_sequence, parse_stamp
+from drift_ros.media.labels import read_labels, write_labels
 
 from .conftest import scene
 from .test_bags import entries, IMAGE, STORE, TRUTH, write_bag
@@ -29,7 +30,7 @@ def bare(tmp_path):
 @pytest.fixture
 def mask(tmp_path):
     """Write the first true mask to a file."""
-    write_mask(tmp_path / 'mask.png', scene(1)[1][0])
+    write_labels(tmp_path / 'mask.png', scene(1)[1][0])
     return tmp_path / 'mask.png'
 
 
@@ -42,13 +43,13 @@ def test_truth_in_a_folder_is_that_of_the_topic(bare, tmp_path, name):
     frames, labels = scene(1)
     for stamp, label in zip(STAMPS, labels, strict=True):
         text = name.format(stamp, *divmod(stamp, 10**9))
-        write_mask(tmp_path / 'truth' / f'{text}.png', label)
+        write_labels(tmp_path / 'truth' / f'{text}.png', label)
     given = open_sequence(write_bag(tmp_path / 'bag', entries()))
     sequence = open_sequence(bare, truth_folder=tmp_path / 'truth')
     assert sequence.stamps == given.stamps
     for ours, theirs in zip(sequence, given, strict=True):
         np.testing.assert_array_equal(ours.truth, theirs.truth)
-    write_mask(tmp_path / 'truth' / '1.5.png', labels[0])
+    write_labels(tmp_path / 'truth' / '1.5.png', labels[0])
     with pytest.raises(BagError, match='1.5.png.*is not a stamp.*nine digits'):
         open_sequence(bare, truth_folder=tmp_path / 'truth')
 
@@ -83,20 +84,20 @@ def test_recorded_seeds(tmp_path):
         messages.append(
             (
                 '/tracker/seeds',
-                bags.IMAGE,
+                bag_files.IMAGE,
                 stamp,
-                lambda header, picture=picture: bags.image_message(STORE, header, picture),
+                lambda header, picture=picture: bag_files.image_message(STORE, header, picture),
             )
         )
     path = write_bag(tmp_path / 'bag', messages)
     sequence = open_sequence(path)
     found = list(sequence)
-    assert sequence.seed_numbers == [0, 3] and not sequence.has_truth and len(found) == 7
+    assert sequence.seed_numbers == [0, 3] and not sequence.truth_stamps and len(found) == 7
     assert np.unique(found[0].seed).tolist() == [0, 3, 4]
     assert np.unique(found[3].seed).tolist() == [0, 9]
     outcome = run(path, '-e', 'first-mask', '--out', tmp_path / 'out', '--no-report')
     assert outcome.exit_code == 0, outcome.output
-    last = bags.read_labels(tmp_path / 'out' / 'masks' / 'first-mask' / 'bag' / '00006.png')
+    last = read_labels(tmp_path / 'out' / 'masks' / 'first-mask' / 'bag' / '00006.png')
     assert np.unique(last).tolist() == [0, 3, 4, 9]
 
 
@@ -140,7 +141,7 @@ def test_report_without_truth(bare, mask, tmp_path):
 def test_survival_counts_frames_and_first_loss(tmp_path):
     """Shares are means over objects; the seed frame does not count."""
     from drift_ros.evaluation.protocol import Track
-    from drift_ros.evaluation.run import JobResult, NO_SCORE
+    from drift_ros.evaluation.results import JobResult, NO_SCORE
 
     states = {1: [1, 1, 2, 3, 1], 2: [1, 1, 1, 1, 1]}
     tracks = tuple(
@@ -184,14 +185,14 @@ def test_result_bag_says_what_the_node_says(tmp_path):
 
     objects = [
         ObjectEstimate(3, '', ObjectState.TRACKING, 0.75, 0.9, (4, 5, 20, 31), 99, 7),
-        ObjectEstimate(8, '', ObjectState.LOST, 0.125, 0.25, None, 0, 2),
+        ObjectEstimate(8, '', ObjectState.LOST, 0.125, 0.1, None, 0, 2),
     ]
     store = get_typestore(Stores.ROS2_KILTED)
     register_type(store, result_bag.DETECTIONS)
     register_type(store, result_bag.TRACKS)
     header = Header(frame_id='eye')
     header.stamp.sec, header.stamp.nanosec = 5, 6
-    ours = bags._header(store, 5 * 10**9 + 6)
+    ours = bag_files.make_header(store, 5 * 10**9 + 6)
     ours.frame_id = 'eye'
     for kind, mine, theirs in (
         (
@@ -216,12 +217,12 @@ def test_result_bag(tmp_path):
     outcome = run(path, '-e', 'flow', '--out', tmp_path / 'out', '--no-report', '--write-bags')
     assert outcome.exit_code == 0, outcome.output
     written = tmp_path / 'out' / 'bags' / 'bag'
-    kinds = bags._topics(written)
+    kinds = bag_files.topics_of(written)
     assert kinds == {
-        IMAGE: bags.IMAGE,
-        TRUTH: bags.IMAGE,
-        '/flow/mask': bags.IMAGE,
-        '/flow/overlay': bags.IMAGE,
+        IMAGE: bag_files.IMAGE,
+        TRUTH: bag_files.IMAGE,
+        '/flow/mask': bag_files.IMAGE,
+        '/flow/overlay': bag_files.IMAGE,
         '/flow/tracks': 'drift_ros_msgs/msg/TrackArray',
         '/flow/detections': 'vision_msgs/msg/Detection2DArray',
     }
