@@ -17,6 +17,7 @@ SETTINGS = {
     'features.resolution': 96,
     'kernel.radius': 6,
     'states.confidence': 0.0,
+    'states.existence': 0.0,
     'states.lost_after': 1000,
     'experimental.optimize_steps': 10000,
     'experimental.optimize_budget': 600.0,
