@@ -85,11 +85,15 @@ class Goal:
 
 
 def follows(tracker, first=1):
-    """Track a frame: both objects are there; returns the tracks and the mask's bytes."""
+    """
+    Track a frame: both objects are there; returns the tracks and the mask's bytes.
+
+    What they look like is up to random weights.
+    """
     tracks = tracker.track(FRAME)
-    assert [(item.id, item.name, item.state) for item in tracks.tracks] == [
-        (first, 'red', 1),
-        (first + 1, 'green', 1),
+    assert [(item.id, item.name) for item in tracks.tracks] == [
+        (first, 'red'),
+        (first + 1, 'green'),
     ]
     return tracks, bytes(tracker.result(tracks).data)
 
@@ -97,6 +101,7 @@ def follows(tracker, first=1):
 def test_cancelled_halfway_with_tracking_unharmed(tracker):
     """The masks are those of a run without learning, to the pixel."""
     plain = [follows(tracker)[1] for _ in range(7)]
+    assert any(any(mask) for mask in plain)
     assert tracker.ask_reset().success
     assert tracker.ask_seed(MASK, frame=FRAME, names=['red', 'green']).success
     goal = Goal(tracker)
