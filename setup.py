@@ -35,7 +35,9 @@ setup(
     author_email='drift_ros@users.noreply.github.com',
     license='Apache-2.0',
     packages=find_packages(include=[package, f'{package}.*']),
-    package_data={package: ['checkpoints/*', 'checkpoints/**/*', '*.pyi', 'py.typed']},
+    package_data={
+        package: ['checkpoints/*', 'checkpoints/**/*', '*.pyi', 'py.typed', '*/*.j2', '*/*.yaml'],
+    },
     data_files=[
         ('share/ament_index/resource_index/packages', [f'resource/{package}']),
         (f'share/{package}', ['package.xml']),
@@ -46,6 +48,11 @@ setup(
     install_requires=requirements('requirements.txt'),
     extras_require={
         'dev': requirements('requirements-dev.txt'),
+        'experiments': [
+            line
+            for line in requirements('requirements-dev.txt')
+            if line.startswith('scikit-learn')
+        ],
         'ray': [line for line in requirements('requirements-dev.txt') if line.startswith('ray')],
         'ros': requirements('requirements-ros.txt'),
     },

@@ -8,8 +8,8 @@ from .engine.errors import OptimizeError as OptimizeError
 from .engine.errors import PromptError as PromptError
 from .engine.errors import SeedError as SeedError
 from .engine.errors import UnknownObjectError as UnknownObjectError
-from .engine.results import ObjectEstimate as ObjectEstimate
-from .engine.results import TrackResult as TrackResult
+from .engine.estimates import ObjectEstimate as ObjectEstimate
+from .engine.estimates import TrackResult as TrackResult
 from .engine.seeds import SeedRequest as SeedRequest
 from .engine.table import ObjectInfo as ObjectInfo
 from .engine.table import ObjectState as ObjectState

@@ -20,7 +20,7 @@ from drift_ros.diffusion.textual_inversion import (
 )
 from drift_ros.engine.config import TrackerConfig
 from drift_ros.engine.errors import OptimizeError, PromptError
-from drift_ros.engine.features import FeatureExtractor
+from drift_ros.engine.protocols import FeatureExtractor
 from drift_ros.engine.seeds import SeedRequest
 from drift_ros.engine.tracker import OnlineTracker
 from drift_ros.prompts.segmenter import (

@@ -18,7 +18,7 @@ from torch import Tensor
 from drift_ros.diffusion.attention import self_attention_layers
 from drift_ros.diffusion.checkpoint import load_checkpoint
 from drift_ros.diffusion.features import DiffusionFeatures
-from drift_ros.engine.features import LayerFeatures
+from drift_ros.engine.frame_features import LayerFeatures
 from drift_ros.media.video import VideoReader
 
 from .dev import hidden_features, model_config

@@ -22,8 +22,8 @@ import click
 import numpy as np
 
 from drift_ros.media import overlay
+from drift_ros.media.labels import read_labels
 from drift_ros.media.video import (
-    read_label_image,
     VideoError,
     VideoReader,
     VideoWriter,
@@ -93,7 +93,7 @@ def clip_seeds(clip: Path) -> list[ClipMask]:
     seeds = []
     for file in files:
         name, _, index = file.stem.rpartition('_')
-        seeds.append(ClipMask(int(index), (name,), read_label_image(file)))
+        seeds.append(ClipMask(int(index), (name,), read_labels(file)))
     return sorted(seeds, key=lambda seed: seed.index)
 
 
@@ -462,7 +462,7 @@ def demo(
     try:
         clip = video or default_clip()
         if mask is not None:
-            labels = read_label_image(mask)
+            labels = read_labels(mask)
             count = len(np.unique(labels[labels > 0]))
             seeds = [ClipMask(start or 0, tuple(f'object {i + 1}' for i in range(count)), labels)]
         else:

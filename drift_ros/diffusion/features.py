@@ -23,7 +23,7 @@ from drift_ros.diffusion.checkpoint import Checkpoint
 from drift_ros.diffusion.colour_patches import colour_patches
 from drift_ros.diffusion.inversion import DDIM
 from drift_ros.engine.errors import CheckpointError
-from drift_ros.engine.features import FrameFeatures, LayerFeatures
+from drift_ros.engine.frame_features import FrameFeatures, LayerFeatures
 
 # Colour patches are blocks of 3 x 3 tokens; their cosine is divided by this to stand beside
 # attention logits.

@@ -108,10 +108,3 @@ class DDIM:
             latents = self.step(latents, predict(latents, level), at, level, level)
             at = level
         return latents
-
-    def restore(self, latents: Tensor, timestep: int, steps: int, predict: Predict) -> Tensor:
-        """Sample back from the level ``timestep`` to clean latents: the way of ``invert``."""
-        levels = [-1, *self.levels(timestep, steps)]
-        for start, end in zip(levels[:0:-1], levels[-2::-1], strict=True):
-            latents = self.step(latents, predict(latents, start), start, end, start)
-        return latents

@@ -260,10 +260,8 @@ class TrackerConfig:
             find_option(name)
             group, _, key = name.partition('.')
             groups.setdefault(group, {})[key] = value
-        made = {
-            item.name: item.default_factory(**groups.get(item.name, {}))  # type: ignore[misc, operator]
-            for item in dataclasses.fields(cls)
-        }
+        factories: dict[str, Any] = {f.name: f.default_factory for f in dataclasses.fields(cls)}
+        made = {name: factory(**groups.get(name, {})) for name, factory in factories.items()}
         config = cls(**made)
         config.validate()
         return config

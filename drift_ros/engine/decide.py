@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Mapping
 import numpy as np
 from torch import Tensor
 
-from drift_ros.engine.refiner import Piece
+from drift_ros.engine.protocols import Piece
 
 
 def confidence_of(mass: Tensor) -> float:

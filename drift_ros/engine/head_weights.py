@@ -27,8 +27,9 @@ from torch import Tensor
 import torch.nn.functional as F
 
 from drift_ros.engine.config import TrackerConfig
-from drift_ros.engine.features import FeatureExtractor, FrameFeatures
+from drift_ros.engine.frame_features import FrameFeatures
 from drift_ros.engine.kernel import mix, resize_labels
+from drift_ros.engine.protocols import FeatureExtractor
 
 # Tokens this close are hidden from a token that looks at its own frame.
 _EXCLUDED = 1

@@ -18,7 +18,7 @@ from torch import Tensor
 import torch.nn.functional as F
 
 from drift_ros.engine.config import TrackerConfig
-from drift_ros.engine.features import FrameFeatures
+from drift_ros.engine.frame_features import FrameFeatures
 from drift_ros.engine.kernel import resize_labels
 from drift_ros.engine.kernel_fast import propagate
 from drift_ros.engine.reference import (
@@ -93,8 +93,12 @@ class ReferenceMemory:
         return self._attend(features, [*seeds, *earlier], radii, weights)
 
     def search(self, features: FrameFeatures, weights: Weights | None = None) -> Tensor:
-        """Propagate the labels of the seed frames from wherever they match: as :meth:`read`."""
-        return self._match_anywhere(features, self.pinned, weights)
+        """
+        Propagate labels from wherever they match: as :meth:`read`, without windows.
+
+        Asked are the seed frames, and the last frame remembered: how objects looked of late.
+        """
+        return self._match_anywhere(features, (*self.pinned, *self.recent[-1:]), weights)
 
     def push(self, features: FrameFeatures, labels: Tensor) -> 'ReferenceMemory':
         """Remember a frame with labels (h, w, 1 + objects); others make room."""

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 import torch.nn.functional as F
 
-from drift_ros.engine.features import FrameFeatures
+from drift_ros.engine.frame_features import FrameFeatures
 
 # What lies so many tokens around an object in its seed frame is learnt with more weight.
 _RIM = 4
@@ -44,19 +44,19 @@ class PromptOptions:
     Attributes
     ----------
     fourier : int
-        Random Fourier features of the inputs, beside the inputs themselves and a constant.
+        Random Fourier features of the inputs; a constant is the last feature.
     width : float
         Deviation of their frequencies: the larger, the finer the distinctions.
     amplitude : float
         Of the Fourier features together, where the inputs have unit length.
-    linear : bool
-        Whether the inputs themselves are features, too.
     context : tuple of int
         Queries averaged over squares of ``2 r + 1`` tokens are further inputs, for each r here.
     ridge : float
         Regulariser.
     mass : float
         Weight of each class in a frame.
+    every : int
+        Only every so many frames weights are solved anew; that frame stands for the others.
     rate : float
         Weight of a later frame against the seed frame.
     samples : int
@@ -88,17 +88,17 @@ class PromptOptions:
     fourier: int = 384
     width: float = 1.0
     amplitude: float = 3.0
-    linear: bool = False
-    context: tuple[int, ...] = (2, 5)
+    context: tuple[int, ...] = ()
     ridge: float = 1.0
     mass: float = 500.0
+    every: int = 2
     rate: float = 0.2
     samples: int = 512
     hard: float = 0.5
     forgetting: float = 0.02
-    clip: float = 3.0
-    gain: float = 2.0
-    around: int = 2
+    clip: float = 1.5
+    gain: float = 1.0
+    around: int = 0
     floor: float = 0.005
     looks: int = 192
     exist: tuple[float, float, float, float, float] = (-45.0, 50.0, 1.35, 1.0, 8.0)
@@ -119,25 +119,22 @@ def describe(features: FrameFeatures, options: PromptOptions) -> Tensor:
         (h, w, c) float32 on the finest grid, of unit length.
 
     """
-    height, width = features.grid
+    grid = features.grid
     layers = []
     for layer in features.layers:
-        # (heads, h, w, d) to (1, heads * d, h, w)
-        joint = layer.query.float().permute(0, 3, 1, 2).flatten(0, 1)[None]
-        if joint.shape[2:] != (height, width):
-            joint = F.interpolate(joint, (height, width), mode='bilinear', align_corners=False)
-        layers.append(F.normalize(joint, dim=1))
-    fine = torch.cat(layers, dim=1) * len(layers) ** -0.5
+        joint = layer.query.float().permute(1, 2, 0, 3).flatten(2)  # (h, w, heads * d)
+        if joint.shape[:2] != grid:
+            wide = joint.permute(2, 0, 1)[None]
+            wide = F.interpolate(wide, grid, mode='bilinear', align_corners=False)
+            joint = wide[0].permute(1, 2, 0)
+        layers.append(F.normalize(joint, dim=-1) * len(features.layers) ** -0.5)
+    fine = torch.cat(layers, dim=-1) if len(layers) > 1 else layers[0]
     parts = [fine]
     for radius in options.context:
-        blurred = fine
-        for axis in range(2):
-            kernel, padding = [1, 1], [0, 0]
-            kernel[axis], padding[axis] = 2 * radius + 1, radius
-            blurred = F.avg_pool2d(blurred, kernel, 1, padding, count_include_pad=False)
-        parts.append(F.normalize(blurred, dim=1))
-    joined = torch.cat(parts, dim=1) * len(parts) ** -0.5
-    return joined[0].permute(1, 2, 0)
+        rows, columns = (_averages(size, radius, fine.device) for size in grid)
+        blurred = rows.matmul(fine.flatten(1)).unflatten(1, fine.shape[1:])
+        parts.append(F.normalize(columns.matmul(blurred), dim=-1))
+    return torch.cat(parts, dim=-1).mul_(len(parts) ** -0.5)
 
 
 @dataclass(frozen=True)
@@ -165,6 +162,8 @@ class TargetModel:
         (K,) float32, tokens each object has covered of late.
     weights : Tensor
         (D, K) float32.
+    frames : int
+        Learnt from, or passed over, since the last seed.
 
     """
 
@@ -177,6 +176,7 @@ class TargetModel:
     looks: Tensor
     area: Tensor
     weights: Tensor
+    frames: int = 0
 
     @classmethod
     def empty(cls, options: PromptOptions | None = None) -> TargetModel:
@@ -263,8 +263,8 @@ class TargetModel:
         object_ids : sequence of int
             Ids of the K objects.
         sure : sequence of bool
-            Whether each of them is known to be where ``soft`` has it; nothing is learnt of the
-            others.
+            Whether each of them is known to be where ``soft`` has it. Nothing is learnt of the
+            others, nor of the tokens that may be theirs: leave their probabilities in ``soft``.
         near : Tensor, optional
             (h, w) bool, tokens the kernel took for objects.
 
@@ -274,24 +274,33 @@ class TargetModel:
         options, count = self.options, self.options.samples
         inputs, soft = tokens.flatten(0, 1), soft.flatten(0, 1)
         weights = (2.0 * soft - 1.0).clamp_min(0.0)
-        kept = 1.0 - options.forgetting
+        due = self.frames % options.every == 0
+        kept, rate = (1.0 - options.forgetting) ** options.every, options.rate * options.every
         known = self._known()
         for number, before in known.items():
             channel = object_ids.index(number)
             weight = weights[:, 1 + channel]
             if not sure[channel] or not bool((weight > 0).any()):
                 continue
-            moments = self._moments(inputs, weight, count)
             area = soft[:, 1 + channel].sum()
             known[number] = replace(
                 before,
-                seen=kept * before.seen + options.rate * moments,
                 looks=torch.stack([before.looks[0], self._look(inputs, weight)]),
                 area=before.area + _AREA_RATE * (area - before.area),
             )
+            if due:
+                moments = self._moments(inputs, weight, count)
+                known[number] = replace(known[number], seen=kept * before.seen + rate * moments)
+        if not due:
+            return replace(
+                self,
+                looks=torch.stack([one.looks for one in known.values()]),
+                area=torch.stack([one.area for one in known.values()]),
+                frames=self.frames + 1,
+            )
         rest = self._rest_moments(inputs, weights[:, 0], count, near)
-        rest = kept * self.seen_rest + options.rate * rest
-        return self._solved(known, rest)
+        model = self._solved(known, kept * self.seen_rest + rate * rest)
+        return replace(model, frames=self.frames + 1)
 
     def without(self, object_id: int) -> TargetModel:
         """Forget an object."""
@@ -321,6 +330,8 @@ class TargetModel:
             (h, w, K) float32.
 
         """
+        if not object_ids:
+            return tokens.new_zeros(*tokens.shape[:2], 0)
         columns = [self.object_ids.index(number) for number in object_ids]
         weights = self.weights[:, columns]
         if where is None:
@@ -420,7 +431,7 @@ class TargetModel:
 
     def _look(self, inputs: Tensor, weight: Tensor) -> Tensor:
         """Single tokens of those with the larger weights: (looks, c / parts) half precision."""
-        used = (weight >= 0.4 * weight.max()).nonzero()[:, 0]
+        used = (weight > 0.4 * weight.max()).nonzero()[:, 0]
         used = used[_evenly(len(used), self.options.looks, used.device)]
         fine = self._fine(inputs[used]).half()
         return F.pad(fine, (0, 0, 0, self.options.looks - len(fine)))
@@ -432,7 +443,7 @@ class TargetModel:
         waves = torch.addmm(phases, inputs, frequencies * options.width).cos_()
         waves *= options.amplitude * (2.0 / options.fourier) ** 0.5
         one = inputs.new_ones(len(inputs), 1)
-        return torch.cat([inputs, waves, one] if options.linear else [waves, one], dim=1)
+        return torch.cat([waves, one], dim=1)
 
     def _rest_moments(
         self, inputs: Tensor, weight: Tensor, count: int, near: Tensor | None
@@ -485,6 +496,7 @@ class TargetModel:
             looks=torch.stack([one.looks for one in known.values()]),
             area=torch.stack([one.area for one in known.values()]),
             weights=weights,
+            frames=0,
         )
 
 
@@ -542,6 +554,8 @@ def combine(soft: Tensor, scores: Tensor, options: PromptOptions) -> Tensor:
         (h, w, 1 + K) in [0, 1], sums to 1.
 
     """
+    if not scores.shape[-1]:
+        return soft
     agreed = _agreed(scores, soft[..., 1:], options.around) if options.around else scores
     votes = (options.gain * agreed).clamp(-options.clip, options.clip)
     votes = votes.masked_fill(soft[..., 1:] < options.floor, 0.0).exp()
@@ -561,6 +575,14 @@ def _agreed(scores: Tensor, mass: Tensor, radius: int) -> Tensor:
     mean = weighted / weight
     least = torch.minimum(scores.abs(), mean.abs()) * scores.sign()
     return torch.where(scores * mean > 0, least, torch.zeros_like(scores))
+
+
+@lru_cache(maxsize=16)
+def _averages(size: int, radius: int, device: torch.device) -> Tensor:
+    """Matrix (size, size) that averages over ``radius`` neighbours on either side."""
+    places = torch.arange(size, device=device)
+    band = ((places[:, None] - places).abs() <= radius).float()
+    return band / band.sum(dim=1, keepdim=True)
 
 
 def _evenly(length: int, count: int, device: torch.device) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 import torch.nn.functional as F
 
-from drift_ros.engine.features import FrameFeatures, LayerFeatures
+from drift_ros.engine.frame_features import FrameFeatures, LayerFeatures
 from drift_ros.engine.kernel import resize_labels
 
 # Tokens around an object that go with it when two seed frames are put together.

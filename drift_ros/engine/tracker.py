@@ -18,12 +18,12 @@ from torch import Tensor
 
 from drift_ros.engine import decide
 from drift_ros.engine.config import TrackerConfig
-from drift_ros.engine.features import Extractor, FeatureExtractor, FrameFeatures
+from drift_ros.engine.estimates import ObjectEstimate, Stopwatch, TrackResult
+from drift_ros.engine.frame_features import FrameFeatures
 from drift_ros.engine.head_weights import HeadWeighting
 from drift_ros.engine.memory import ReferenceMemory
 from drift_ros.engine.prompt import describe, Judgement, PromptOptions, TargetModel
-from drift_ros.engine.refiner import Refiner
-from drift_ros.engine.results import ObjectEstimate, Stopwatch, TrackResult
+from drift_ros.engine.protocols import Extractor, FeatureExtractor, Refiner
 from drift_ros.engine.seeds import (
     check_frame,
     corrections,
@@ -352,10 +352,9 @@ class OnlineTracker:
         found = set(np.unique(labels).tolist()) & set(sure)
         memory, target = state.memory, state.target
         if found:  # what shows none of the objects says nothing of them
-            soft = decide.leave_out(soft, _others(channels, found))
-            memory = memory.push(features, soft)
-            learn = [number in found for number in channels]
-            target = target.learnt(tokens, soft, list(channels), learn, judged.near)
+            memory = memory.push(features, decide.leave_out(soft, _others(channels, found)))
+            sure_of = [number in found and judged.existence[number] >= 0.5 for number in channels]
+            target = target.learnt(tokens, judged.soft, list(channels), sure_of, judged.near)
 
         def observe(table: ObjectTable) -> ObjectTable:
             return table.observe(seen, found, self.config.states.lost_after)

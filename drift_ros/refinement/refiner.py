@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from drift_ros.engine.refiner import Refined, Refiner
+from drift_ros.engine.protocols import Refined, Refiner
 
 
 @dataclass(frozen=True, eq=False)

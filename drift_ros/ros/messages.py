@@ -51,8 +51,8 @@ def detections(objects: Iterable[Any], header: Header) -> Detection2DArray:
     Make a vision_msgs/Detection2DArray of the objects that are being tracked.
 
     ``id`` is the track id; the one hypothesis has the same id as ``class_id`` (look its name up
-    in label_info) and the confidence as ``score``. The box covers whole pixels: an object on
-    columns 10 to 19 has ``size_x`` 10 and its centre at 15.0.
+    in label_info) and the probability that it is there as ``score``. The box covers whole pixels:
+    an object on columns 10 to 19 has ``size_x`` 10 and its centre at 15.0.
 
     Parameters
     ----------
@@ -75,7 +75,7 @@ def detections(objects: Iterable[Any], header: Header) -> Detection2DArray:
             continue
         hypothesis = ObjectHypothesisWithPose()
         hypothesis.hypothesis.class_id = str(item.id)
-        hypothesis.hypothesis.score = float(item.confidence)
+        hypothesis.hypothesis.score = float(item.existence)
         result.detections.append(
             Detection2D(
                 header=header,

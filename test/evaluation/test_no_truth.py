@@ -176,7 +176,7 @@ def test_result_bag_says_what_the_node_says(tmp_path):
     from rclpy.serialization import serialize_message
     from std_msgs.msg import Header
 
-    from drift_ros.engine.results import ObjectEstimate
+    from drift_ros.engine.estimates import ObjectEstimate
     from drift_ros.engine.table import ObjectState
     from drift_ros.evaluation import result_bag
     from drift_ros.ros import messages

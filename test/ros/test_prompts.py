@@ -193,9 +193,9 @@ def test_the_seed_command(tracker, tmp_path):
     saved = tmp_path / 'mask.png'
     dry = command('--point', '32', '32', '--dry-run', '--save', str(saved))
     assert dry.returncode == 0, dry.stderr
-    from drift_ros.media.video import read_label_image
+    from drift_ros.media.labels import read_labels
 
-    assert overlap(read_label_image(saved) == 1, CUP) > 0.5
+    assert overlap(read_labels(saved) == 1, CUP) > 0.5
     assert followed(tracker) == []
     done = command('--box', *map(str, CUP_BOX), '--name', 'cup', '--node', '/tracker')
     assert done.returncode == 0, done.stderr

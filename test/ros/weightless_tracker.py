@@ -9,7 +9,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'unit'))
 from scenes import ColourFeatures  # noqa: E402
 
 from drift_ros import Tracker  # noqa: E402
-from drift_ros.engine.features import FrameFeatures, LayerFeatures  # noqa: E402
+from drift_ros.engine.frame_features import FrameFeatures, LayerFeatures  # noqa: E402
 from drift_ros.nodes.tracker.node import TrackerNode  # noqa: E402
 from drift_ros.ros import runtime  # noqa: E402
 

@@ -7,7 +7,7 @@ import torch
 
 from drift_ros import TrackerConfig
 from drift_ros.engine.config import OPTIONS
-from drift_ros.engine.features import FrameFeatures, LayerFeatures
+from drift_ros.engine.frame_features import FrameFeatures, LayerFeatures
 
 
 def configure(**options):

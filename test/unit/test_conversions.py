@@ -320,7 +320,7 @@ class TestMessages:
             conversions.rgb_to_image(wrong, self.header)
 
     def test_objects(self):
-        from drift_ros.engine.results import ObjectEstimate
+        from drift_ros.engine.estimates import ObjectEstimate
         from drift_ros.engine.table import ObjectState
 
         objects = [
@@ -332,7 +332,7 @@ class TestMessages:
         (cup,) = found.detections  # what is lost has no box
         assert cup.id == '3' and cup.header == self.header
         assert cup.results[0].hypothesis.class_id == '3'
-        assert cup.results[0].hypothesis.score == 0.75
+        assert cup.results[0].hypothesis.score == pytest.approx(0.9)
         assert (cup.bbox.center.position.x, cup.bbox.center.position.y) == (15.0, 35.0)
         assert (cup.bbox.size_x, cup.bbox.size_y) == (10.0, 30.0)
 

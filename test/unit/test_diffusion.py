@@ -15,7 +15,7 @@ from drift_ros.diffusion.checkpoint import load_checkpoint
 from drift_ros.diffusion.colour_patches import colour_patches
 from drift_ros.diffusion.features import DiffusionFeatures, with_colour
 from drift_ros.engine.errors import CheckpointError
-from drift_ros.engine.features import FrameFeatures, LayerFeatures
+from drift_ros.engine.frame_features import FrameFeatures, LayerFeatures
 from drift_ros.engine.kernel_fast import propagate
 
 

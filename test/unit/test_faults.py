@@ -25,6 +25,7 @@ from drift_ros.engine import memory as memory_module
 from drift_ros.engine import tracker as tracker_module
 from drift_ros.engine.head_weights import HeadWeighting
 from drift_ros.engine.memory import ReferenceMemory
+from drift_ros.engine.prompt import TargetModel
 from drift_ros.engine.table import ObjectTable
 from drift_ros.refinement.colour import ColourSolver
 
@@ -52,11 +53,15 @@ COLLABORATORS = [
     *((ReferenceMemory, n) for n in ('read', 'search', 'push', 'pin', 'remove', 'refresh')),
     *((ReferenceMemory, n) for n in ('aligned', '_bounded')),
     *((HeadWeighting, name) for name in ('add', 'remove')),
+    *((TargetModel, name) for name in ('seeded', 'learnt', 'without', 'judge')),
     *((ColourSolver, name) for name in ('remember', 'refine')),
     *((ObjectTable, n) for n in ('reserve', 'follow', 'recover', 'observe', 'remove', 'clear')),
-    *((decide, n) for n in ('recover', 'leave_out', 'compete', 'assign', 'confidence_of')),
+    *((decide, n) for n in ('recall', 'leave_out', 'compete', 'assign', 'confidence_of')),
     (memory_module, 'propagate'),
-    *((tracker_module, name) for name in ('token_shares', 'distinct_labels', 'covered')),
+    *(
+        (tracker_module, name)
+        for name in ('token_shares', 'distinct_labels', 'covered', 'describe')
+    ),
 ]
 
 
@@ -126,7 +131,7 @@ def same(one, two):
     """Whether two states are one: the table by its values, all else the very same objects."""
     return one.table == two.table and all(
         getattr(one, name) is getattr(two, name)
-        for name in ('features', 'memory', 'weighting', 'looks', 'shown', 'frames')
+        for name in ('features', 'memory', 'weighting', 'target', 'looks', 'shown', 'frames')
     )
 
 

@@ -13,7 +13,7 @@ from drift_ros import Tracker
 from drift_ros.diffusion.attention import self_attention_layers
 from drift_ros.diffusion.checkpoint import load_checkpoint
 from drift_ros.diffusion.features import DiffusionFeatures
-from drift_ros.engine.features import FrameFeatures, LayerFeatures
+from drift_ros.engine.frame_features import FrameFeatures, LayerFeatures
 from drift_ros.engine.head_weights import (
     choose_cells,
     HeadWeighting,

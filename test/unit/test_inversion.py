@@ -21,6 +21,14 @@ SETTINGS = {
 }
 
 
+def restore(ddim, latents, timestep, steps, predict):
+    """Sample back from a level to clean latents: the way of ``invert``."""
+    levels = [-1, *ddim.levels(timestep, steps)]
+    for start, end in zip(levels[:0:-1], levels[-2::-1], strict=True):
+        latents = ddim.step(latents, predict(latents, start), start, end, start)
+    return latents
+
+
 def make(kind, settings='sd', **options):
     return DDIMScheduler(
         prediction_type=kind,
@@ -101,7 +109,7 @@ def test_round_trip(kind, settings):
     for steps in (4, 16, 64):
         there = ddim.invert(clean, 300, steps, predict)
         assert (there - clean).abs().max() > 0.1
-        back = ddim.restore(there, 300, steps, predict)
+        back = restore(ddim, there, 300, steps, predict)
         errors.append(float((back - clean).abs().max()))
     assert errors[0] < 0.4 and errors[1] < 0.1 and errors[2] < 0.03
     assert errors[1] < 0.4 * errors[0] and errors[2] < 0.4 * errors[1]
@@ -119,7 +127,7 @@ def test_round_trip_with_a_network(tmp_path, family):
     with torch.inference_mode():
         for steps in (2, 8, 32):
             there = ddim.invert(clean, 200, steps, features.run_unet)
-            back = ddim.restore(there, 200, steps, features.run_unet)
+            back = restore(ddim, there, 200, steps, features.run_unet)
             errors.append(float((back - clean).abs().max()))
     assert errors[0] > 1.5 * errors[1] > 2.25 * errors[2]
     assert errors[2] < 0.02
@@ -129,7 +137,7 @@ def test_zero_terminal_snr():
     ddim = DDIM(make('v_prediction', rescale_betas_zero_snr=True))
     noisy = ddim.invert(noise(4), 999, 4, lambda x, level: 0.1 * x)
     assert noisy.isfinite().all()
-    assert ddim.restore(noisy, 999, 4, lambda x, level: 0.1 * x).isfinite().all()
+    assert restore(ddim, noisy, 999, 4, lambda x, level: 0.1 * x).isfinite().all()
 
 
 def test_unknown_prediction_type():
@@ -194,7 +202,7 @@ def test_the_tracker_passes_its_options_on(tmp_path):
     inverted = Tracker(
         folder, configure(resolution=64, noise='inversion', inversion_steps=2), device='cpu'
     )
-    first, second = (t._features.extract(frame()).layers[0].query for t in (plain, inverted))
+    first, second = (t.state.features.extract(frame()).layers[0].query for t in (plain, inverted))
     assert not torch.allclose(first, second, atol=1e-3)
     prompted = Tracker(folder, configure(resolution=64, prompt='a b'), device='cpu')
-    assert not torch.allclose(prompted._features.prompt, plain._features.prompt)
+    assert not torch.allclose(prompted.state.features.prompt, plain.state.features.prompt)

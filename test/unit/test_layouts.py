@@ -8,7 +8,7 @@ import re
 from rosbags.typesys import get_typestore, Stores
 import yaml
 
-from drift_ros.evaluation.bags import IMAGE_TOPIC
+from drift_ros.evaluation.bag_files import IMAGE_TOPIC
 from drift_ros.evaluation.result_bag import OUTPUTS, TRACKS
 from drift_ros.ros.messages import register_type
 

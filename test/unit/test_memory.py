@@ -6,7 +6,7 @@ from scenes import BLUE, ColourFeatures, configure, GREEN, RED, scene
 import torch
 
 from drift_ros import TrackerConfig
-from drift_ros.engine.features import FrameFeatures, LayerFeatures
+from drift_ros.engine.frame_features import FrameFeatures, LayerFeatures
 from drift_ros.engine.memory import ReferenceMemory
 
 

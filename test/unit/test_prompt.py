@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The online prompt against a plain dense solve, and what the tracker relies on."""
 
 import dataclasses
@@ -6,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from drift_ros.engine.features import FrameFeatures, LayerFeatures
+from drift_ros.engine.frame_features import FrameFeatures, LayerFeatures
 from drift_ros.engine.prompt import combine, describe, PromptOptions, TargetModel
 
-OPTIONS = PromptOptions(fourier=64, context=(), hard=0.0)
+OPTIONS = PromptOptions(fourier=64, every=1, hard=0.0)
 
 
 def scene(places, seed=0, grid=(12, 16), dim=8):
@@ -157,6 +158,30 @@ def test_nothing_is_learnt_of_what_is_not_sure():
     assert model.learnt(tokens, soft_of(masks), [1, 2], [False, False]) is model
     half = model.learnt(tokens, soft_of(masks), [1, 2], [True, False])
     assert half.seen_objects[0].any() and not half.seen_objects[1].any()
+
+
+def test_without_objects_there_is_nothing_to_say():
+    tokens = describe(scene([])[0], OPTIONS)
+    model = TargetModel.empty(OPTIONS)
+    soft = torch.ones(12, 16, 1)
+    scores = model.scores(tokens, [])
+    assert scores.shape == (12, 16, 0)
+    assert torch.equal(combine(soft, scores, OPTIONS), soft)
+    assert model.existence(tokens, soft, soft, scores, []).shape == (0,)
+    assert model.learnt(tokens, soft, [], []) is model
+
+
+def test_weights_are_solved_every_few_frames():
+    features, masks = scene([(1, 2, 2)])
+    tokens, soft = describe(features, OPTIONS), soft_of(masks)
+    options = dataclasses.replace(OPTIONS, every=3)
+    model = TargetModel.empty(options).seeded(tokens, masks, [1])
+    changed = []
+    for _ in range(6):
+        later = model.learnt(tokens, soft, [1], [True])
+        changed.append(not torch.equal(later.weights, model.weights))
+        model = later
+    assert changed == [True, False, False, True, False, False]
 
 
 def test_memory_is_bounded():

@@ -20,7 +20,7 @@ from rclpy.node import Node
 from drift_ros.ros import messages, qos
 
 if TYPE_CHECKING:
-    from drift_ros.engine.results import ObjectEstimate
+    from drift_ros.engine.estimates import ObjectEstimate
 
 _OK, _WARN, _ERROR = 0, 1, 2
 

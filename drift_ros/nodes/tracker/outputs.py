@@ -18,7 +18,7 @@ from drift_ros.ros import conversions, messages, qos
 
 if TYPE_CHECKING:
     from drift_ros.api import Tracker
-    from drift_ros.engine.results import TrackResult
+    from drift_ros.engine.estimates import TrackResult
 
 PUBLISHED = {
     'mask': (Image, qos.RESULTS),

@@ -7,7 +7,7 @@ import time
 import cv2
 import numpy as np
 
-from drift_ros.engine.refiner import Refined
+from drift_ros.engine.protocols import Refined
 from drift_ros.engine.table import ObjectState, TrackedObject
 
 

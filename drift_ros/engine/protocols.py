@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the engine asks of a refiner: from the token grid to the edges of the image."""
+"""What the engine asks of others: of a frame its features, of token grids the image's edges."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
+
+from drift_ros.engine.frame_features import FrameFeatures
 
 Piece = tuple[tuple[slice, slice], np.ndarray]
 """Rows and columns of a frame, and a probability there, float32 in [0, 1]; it is 0 elsewhere."""
@@ -64,3 +66,17 @@ class Refiner(Protocol):
             Frames tracked before this one.
 
         """
+
+
+class FeatureExtractor(Protocol):
+    """Anything that turns a frame into queries and keys."""
+
+    def extract(self, frame: np.ndarray) -> FrameFeatures:
+        """Extract features of a (H, W, 3) uint8 RGB frame."""
+
+
+class Extractor(FeatureExtractor, Protocol):
+    """One that can look at :attr:`FrameFeatures.image` again."""
+
+    def extract_resized(self, image: np.ndarray) -> FrameFeatures:
+        """Extract features of a frame in the network's own size."""

@@ -2,7 +2,6 @@
 """What the engine needs to know of a frame: queries and keys on token grids."""
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from torch import Tensor
@@ -38,7 +37,7 @@ class FrameFeatures:
         The captured layers, in the order of the U-Net's forward pass.
     image : np.ndarray, optional
         (h, w, 3) uint8 RGB, the frame as the network saw it; lets the same frame be looked at
-        again, see :class:`Extractor`.
+        again, see :class:`drift_ros.engine.protocols.Extractor`.
 
     """
 
@@ -86,17 +85,3 @@ class FrameFeatures:
                     'left out. If this goes on, the weights are damaged or overflow in half '
                     'precision: check the model'
                 )
-
-
-class FeatureExtractor(Protocol):
-    """Anything that turns a frame into queries and keys."""
-
-    def extract(self, frame: np.ndarray) -> FrameFeatures:
-        """Extract features of a (H, W, 3) uint8 RGB frame."""
-
-
-class Extractor(FeatureExtractor, Protocol):
-    """One that can look at :attr:`FrameFeatures.image` again."""
-
-    def extract_resized(self, image: np.ndarray) -> FrameFeatures:
-        """Extract features of a frame in the network's own size."""
