@@ -17,6 +17,7 @@ SETTINGS = {
     'features.resolution': 96,
     'kernel.radius': 6,
     'states.confidence': 0.0,
+    'states.existence': 0.0,
     'states.lost_after': 1000,
     'experimental.optimize_steps': 10000,
     'experimental.optimize_budget': 600.0,
@@ -84,11 +85,15 @@ class Goal:
 
 
 def follows(tracker, first=1):
-    """Track a frame: both objects are there; returns the tracks and the mask's bytes."""
+    """
+    Track a frame: both objects are there; returns the tracks and the mask's bytes.
+
+    What they look like is up to random weights.
+    """
     tracks = tracker.track(FRAME)
-    assert [(item.id, item.name, item.state) for item in tracks.tracks] == [
-        (first, 'red', 1),
-        (first + 1, 'green', 1),
+    assert [(item.id, item.name) for item in tracks.tracks] == [
+        (first, 'red'),
+        (first + 1, 'green'),
     ]
     return tracks, bytes(tracker.result(tracks).data)
 
@@ -96,6 +101,7 @@ def follows(tracker, first=1):
 def test_cancelled_halfway_with_tracking_unharmed(tracker):
     """The masks are those of a run without learning, to the pixel."""
     plain = [follows(tracker)[1] for _ in range(7)]
+    assert any(any(mask) for mask in plain)
     assert tracker.ask_reset().success
     assert tracker.ask_seed(MASK, frame=FRAME, names=['red', 'green']).success
     goal = Goal(tracker)

@@ -233,6 +233,8 @@ def run_demo(checkpoint, clip, mask, out, *options):
             'features.resolution:=96',
             '-p',
             'states.confidence:=0.0',
+            '-p',
+            'states.existence:=0.0',
             *options,
         ],
         env={**environment(DOMAIN + 1), 'COLUMNS': '160'},

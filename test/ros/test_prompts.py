@@ -25,6 +25,7 @@ PARAMETERS = {
     'features.resolution': 96,
     'kernel.radius': 6,
     'states.confidence': 0.0,
+    'states.existence': 0.0,
     'states.lost_after': 1000,
     'refinement.prompts': 'grabcut',
     'diagnostics_period': 0.2,

@@ -72,6 +72,8 @@ def command(bag, out, checkpoint, *more):
         'kernel.radius=6',
         '--set',
         'states.confidence=0',
+        '--set',
+        'states.existence=0',
         '--out',
         str(out),
         '--threads',

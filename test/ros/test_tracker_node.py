@@ -28,6 +28,7 @@ FAST = {
     'features.resolution': 96,
     'kernel.radius': 6,
     'states.confidence': 0.0,
+    'states.existence': 0.0,
     'states.lost_after': 1000,
 }
 
@@ -165,10 +166,10 @@ def test_values_that_contradict_each_other_are_refused_when_set_and_when_configu
     (reason,) = tracker.set(every=3)
     assert 'refinement.every' in reason and 'refinement.method is sam' in reason
     assert tracker.get('every') == 1
-    assert tracker.set(recovery=0.2, confidence=0.1) == ['', '']  # in turn
-    (reason,) = tracker.set(confidence=0.3)
-    assert 'states.confidence' in reason and 'at once' in reason
-    assert tracker.set(confidence=0.0, recovery=0.5) == ['', '']
+    assert tracker.set(existence=0.1, recovery=0.2) == ['', '']  # in turn
+    (reason,) = tracker.set(existence=0.3)
+    assert 'states.existence' in reason and 'at once' in reason
+    assert tracker.set(existence=0.0, recovery=0.5) == ['', '']
     tracker.start()
     other = DOMAIN + 3
     node = NodeProcess(
