@@ -30,7 +30,7 @@ from drift_ros.media.video import (
     write_image,
 )
 from drift_ros.ros import stamp
-from drift_ros.ros.errors import ClientError
+from drift_ros.ros.client_errors import ClientError
 from drift_ros.ros.processes import Children, prepare_environment, ProcessError, shared_file
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import Any
 import click
 import numpy as np
 
-from drift_ros.ros.errors import ClientError
+from drift_ros.ros.client_errors import ClientError
 
 Point = tuple[float, float]
 

@@ -28,9 +28,9 @@ from std_msgs.msg import Header
 from std_srvs.srv import Trigger
 
 from drift_ros.ros import conversions
+from drift_ros.ros.client_errors import ClientError, NoAnswerError, RefusedError
 from drift_ros.ros.connection import Connection
-from drift_ros.ros.errors import ClientError, NoAnswerError, RefusedError
-from drift_ros.ros.results import Result, Results
+from drift_ros.ros.received import Result, Results
 
 __all__ = [
     'ClientError',

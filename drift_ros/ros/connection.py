@@ -15,7 +15,7 @@ from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 
-from drift_ros.ros.errors import NoAnswerError
+from drift_ros.ros.client_errors import NoAnswerError
 
 _SETTLE = 0.3
 """

@@ -4,7 +4,7 @@ Parameters of all nodes, declared once as data.
 
 A node's parameters are the fields of dataclasses (:class:`NodeConfig` and the engine's
 ``TrackerConfig`` for the tracker). Their metadata give the ROS descriptors and ranges, the
-checks, and what :mod:`drift_ros.ros.reference` writes: the parameter file and the tables of the
+checks, and what :mod:`drift_ros.ros.parameter_docs` writes: the parameter file and the tables of the
 documentation.
 """
 

@@ -21,7 +21,7 @@ import zlib
 import numpy as np
 
 from drift_ros.ros import stamp as stamps
-from drift_ros.ros.errors import ClientError
+from drift_ros.ros.client_errors import ClientError
 from drift_ros.ros.processes import Children, prepare_environment, ProcessError
 
 if TYPE_CHECKING:

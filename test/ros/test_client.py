@@ -19,7 +19,7 @@ from rclpy.executors import SingleThreadedExecutor
 from scenes import GREEN, overlap, RED, scene, square_mask
 
 from drift_ros import TrackerClient
-from drift_ros.ros.errors import ClientError, NoAnswerError, RefusedError
+from drift_ros.ros.client_errors import ClientError, NoAnswerError, RefusedError
 
 ROOT = Path(__file__).resolve().parents[2]
 DOMAIN = 73

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from drift_ros.engine.config import OPTIONS
-from drift_ros.ros import parameters, reference
+from drift_ros.ros import parameters
 
 ROOT = Path(__file__).resolve().parents[2]
 ALL = [
@@ -52,7 +52,7 @@ def test_checks_name_parameter_value_and_range():
 
 def test_parameter_file_is_up_to_date():
     text = (ROOT / 'config' / 'tracker.yaml').read_text(encoding='utf-8')
-    assert text == reference.tracker_yaml(), 'run: python -m drift_ros.ros.reference'
+    assert text == reference.tracker_yaml(), 'run: python -m drift_ros.ros.parameter_docs'
     values = yaml.safe_load(text)['/**']['tracker']['ros__parameters']
     for item in parameters.parameters(*parameters.NODES['tracker']):
         if item.name.startswith('experimental.'):
@@ -69,7 +69,7 @@ def test_parameter_file_is_up_to_date():
 
 def test_page_is_up_to_date():
     text = (ROOT / 'docs' / 'nodes.md').read_text(encoding='utf-8')
-    assert text == reference.fill_tables(text), 'run: python -m drift_ros.ros.reference'
+    assert text == reference.fill_tables(text), 'run: python -m drift_ros.ros.parameter_docs'
     for _, item in ALL:
         assert f'| `{item.name}` |' in text
 

@@ -17,8 +17,8 @@ from std_msgs.msg import Header
 from vision_msgs.msg import Detection2DArray
 
 from drift_ros.ros import conversions, qos, stamp
+from drift_ros.ros.client_errors import ClientError, NoAnswerError
 from drift_ros.ros.connection import Connection
-from drift_ros.ros.errors import ClientError, NoAnswerError
 
 _POLL = 0.02
 """Seconds between two looks at what else has to be watched while waiting."""

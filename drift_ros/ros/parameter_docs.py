@@ -4,7 +4,7 @@ The parameter file of the tracker and the parameter tables of docs/nodes.md, fro
 
 After a change of :mod:`drift_ros.ros.parameters` or of the engine's options, in a checkout::
 
-    python -m drift_ros.ros.reference
+    python -m drift_ros.ros.parameter_docs
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def tracker_yaml() -> str:
     lines = [
         '# SPDX-License-Identifier: Apache-2.0',
         '# Parameters of the tracker node, all at their defaults.',
-        '# Written by: python -m drift_ros.ros.reference',
+        '# Written by: python -m drift_ros.ros.parameter_docs',
         '/**:',
         '  tracker:',
         '    ros__parameters:',
