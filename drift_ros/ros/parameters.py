@@ -4,8 +4,8 @@ Parameters of all nodes, declared once as data.
 
 A node's parameters are the fields of dataclasses (:class:`NodeConfig` and the engine's
 ``TrackerConfig`` for the tracker). Their metadata give the ROS descriptors and ranges, the
-checks, and what :mod:`drift_ros.ros.parameter_docs` writes: the parameter file and the tables of the
-documentation.
+checks, and what :mod:`drift_ros.ros.parameter_docs` writes: the parameter file and the tables of
+the documentation.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ def test_checks_name_parameter_value_and_range():
 
 def test_parameter_file_is_up_to_date():
     text = (ROOT / 'config' / 'tracker.yaml').read_text(encoding='utf-8')
-    assert text == reference.tracker_yaml(), 'run: python -m drift_ros.ros.parameter_docs'
+    assert text == parameter_docs.tracker_yaml(), 'run: python -m drift_ros.ros.parameter_docs'
     values = yaml.safe_load(text)['/**']['tracker']['ros__parameters']
     for item in parameters.parameters(*parameters.NODES['tracker']):
         if item.name.startswith('experimental.'):
@@ -69,14 +69,14 @@ def test_parameter_file_is_up_to_date():
 
 def test_page_is_up_to_date():
     text = (ROOT / 'docs' / 'nodes.md').read_text(encoding='utf-8')
-    assert text == reference.fill_tables(text), 'run: python -m drift_ros.ros.parameter_docs'
+    assert text == parameter_docs.fill_tables(text), 'run: python -m drift_ros.ros.parameter_docs'
     for _, item in ALL:
         assert f'| `{item.name}` |' in text
 
 
 def test_a_stale_table_is_noticed():
     page = 'a\n<!-- parameters: player -->\nstale row\n<!-- end parameters -->\nb\n'
-    filled = reference.fill_tables(page)
+    filled = parameter_docs.fill_tables(page)
     assert filled != page and '`source`' in filled and 'stale row' not in filled
     assert filled.startswith('a\n') and filled.endswith('\nb\n')
-    assert reference.fill_tables(filled) == filled
+    assert parameter_docs.fill_tables(filled) == filled
