@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from drift_ros.engine.config import OPTIONS
-from drift_ros.ros import parameters
+from drift_ros.ros import parameter_docs, parameters
 
 ROOT = Path(__file__).resolve().parents[2]
 ALL = [
