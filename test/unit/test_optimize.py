@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Prompt tokens are learnt from the masks, swapped in at the end, and never halfway."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from scenes import ColourFeatures, configure, GREEN, RED, scene, square_mask
@@ -213,3 +215,23 @@ def test_weights_of_heads_are_chosen_anew(sd1):
     before = torch.cat(tracker.state.weighting.weights)
     finish(tracker.optimize())
     assert not torch.equal(torch.cat(tracker.state.weighting.weights), before)
+
+
+def test_trackers_share_a_checkpoint_and_nothing_else(sd1):
+    """Tokens that one learns do not reach the other, and passes at one time do not mix."""
+    checkpoint = load_checkpoint(sd1, device='cpu')
+    config = configure(**{**FAST, 'existence': 0.0, 'optimize_steps': 5})
+    frames = [scene((16 + 2 * i, 16, 40, RED), (84 - i, 40, 40, GREEN)) for i in range(5)]
+
+    def follow(tracker):
+        tracker.seed(frames[0], MASK)
+        return [tracker.step(frame).labels for frame in frames[1:]]
+
+    alone = follow(Tracker(checkpoint, config))
+    learnt, other = Tracker(checkpoint, config), Tracker(checkpoint, config)
+    learnt.seed(FRAME, MASK)
+    finish(learnt.optimize())
+    assert learnt.tokens and not other.tokens
+    with ThreadPoolExecutor(2) as pool:
+        both = list(pool.map(follow, [other, Tracker(checkpoint, config)]))
+    assert all(np.array_equal(*pair) for got in both for pair in zip(got, alone, strict=True))
