@@ -21,19 +21,25 @@ Values are never changed in place: every method gives a new model.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 import torch.nn.functional as F
 
+from drift_ros.engine.existence import (
+    evenly,
+    ExistenceOptions,
+    probability,
+    show,
+    Shown,
+    Traits,
+)
 from drift_ros.engine.frame_features import FrameFeatures
 
 # What lies so many tokens around an object in its seed frame is learnt with more weight.
 _RIM = 4
-# How fast the usual area follows an object's.
-_AREA_RATE = 0.1
 
 
 @dataclass(frozen=True)
@@ -77,11 +83,8 @@ class PromptOptions:
         kernel knows better, and takes out what leaked.
     floor : float
         Where an object is less probable than this, its score has no vote.
-    looks : int
-        Tokens of an object's seed, and as many of its last frame, to compare a find with.
-    exist : tuple of float
-        Log-odds that an object is there: a constant, and the weights of the four cues of
-        :meth:`TargetModel.existence`.
+    existence : ExistenceOptions
+        How it is told whether an object is there.
 
     """
 
@@ -100,8 +103,7 @@ class PromptOptions:
     gain: float = 1.0
     around: int = 0
     floor: float = 0.005
-    looks: int = 192
-    exist: tuple[float, float, float, float, float] = (-45.0, 50.0, 1.35, 1.0, 8.0)
+    existence: ExistenceOptions = field(default_factory=ExistenceOptions)
 
 
 def describe(features: FrameFeatures, options: PromptOptions) -> Tensor:
@@ -155,11 +157,8 @@ class TargetModel:
         (K, D, D) float32, of each object in later frames.
     seen_rest : Tensor
         (D, D) float32, of what was no object in later frames.
-    looks : Tensor
-        (K, 2, n, c) half precision, of each object single tokens' fine queries, of unit length:
-        from its seed frame, and from the last frame learnt from. Unused rows are 0.
-    area : Tensor
-        (K,) float32, tokens each object has covered of late.
+    traits : tuple of Traits
+        K, how each object looks, and what it usually shows.
     weights : Tensor
         (D, K) float32.
     frames : int
@@ -173,8 +172,7 @@ class TargetModel:
     seed_rest: Tensor
     seen_objects: Tensor
     seen_rest: Tensor
-    looks: Tensor
-    area: Tensor
+    traits: tuple[Traits, ...]
     weights: Tensor
     frames: int = 0
 
@@ -182,12 +180,13 @@ class TargetModel:
     def empty(cls, options: PromptOptions | None = None) -> TargetModel:
         """Know nothing."""
         none = torch.zeros(0, 0, 0)
-        return cls(options or PromptOptions(), (), *(none for _ in range(7)))
+        return cls(options or PromptOptions(), (), none, none, none, none, (), none)
 
     @property
     def nbytes(self) -> int:
         """Bytes held."""
-        return sum(value.nbytes for value in vars(self).values() if isinstance(value, Tensor))
+        held = [value for value in vars(self).values() if isinstance(value, Tensor)]
+        return sum(tensor.nbytes for tensor in (*held, *(one.looks for one in self.traits)))
 
     def seeded(
         self,
@@ -221,6 +220,7 @@ class TargetModel:
             rest = rest - others.flatten().to(inputs)
         taken = (1.0 - rest).unflatten(0, tokens.shape[:2])[None]
         near = F.max_pool2d(taken, 2 * _RIM + 1, 1, _RIM)[0] > 0.0
+        fine, free = self._fine(tokens), (rest > 0.99).unflatten(0, tokens.shape[:2])
         rest = (2.0 * rest - 1.0).clamp(0.0, 1.0)
         rest_moments = self._rest_moments(inputs, rest, 0, near)
         known = self._known()
@@ -232,13 +232,13 @@ class TargetModel:
             if number in known:
                 moments = (known[number].seed + 2.0 * moments) / 3.0
                 around = (known[number].rest + 2.0 * around) / 3.0
-            look = self._look(inputs, weight)
             known[number] = _Known(
                 seed=moments,
                 rest=around,
                 seen=torch.zeros_like(moments),
-                looks=torch.stack([look, look]),
-                area=shares[:, k].sum(),
+                traits=Traits.of(
+                    fine, weight.unflatten(0, tokens.shape[:2]), free, self.options.existence
+                ),
             )
         seen_rest = self.seen_rest if self.object_ids else torch.zeros_like(rest_moments)
         return self._solved(known, seen_rest)
@@ -246,10 +246,9 @@ class TargetModel:
     def learnt(
         self,
         tokens: Tensor,
-        soft: Tensor,
+        judged: Judgement,
         object_ids: Sequence[int],
         sure: Sequence[bool],
-        near: Tensor | None = None,
     ) -> TargetModel:
         """
         Learn from a frame the objects were found in.
@@ -258,47 +257,40 @@ class TargetModel:
         ----------
         tokens : Tensor
             (h, w, c), see :func:`describe`.
-        soft : Tensor
-            (h, w, 1 + K) in [0, 1], probability of the rest and of each object.
+        judged : Judgement
+            Of the same frame, see :meth:`judge`.
         object_ids : sequence of int
-            Ids of the K objects.
+            Ids of the K objects, in the order of the judgement's channels.
         sure : sequence of bool
-            Whether each of them is known to be where ``soft`` has it. Nothing is learnt of the
-            others, nor of the tokens that may be theirs: leave their probabilities in ``soft``.
-        near : Tensor, optional
-            (h, w) bool, tokens the kernel took for objects.
+            Whether each of them is known to be where it was judged to be. Nothing is learnt of
+            the others, nor of the tokens that may be theirs.
 
         """
         if not any(sure):
             return self
         options, count = self.options, self.options.samples
-        inputs, soft = tokens.flatten(0, 1), soft.flatten(0, 1)
+        inputs, soft = tokens.flatten(0, 1), judged.soft.flatten(0, 1)
+        fine = self._fine(tokens)
         weights = (2.0 * soft - 1.0).clamp_min(0.0)
         due = self.frames % options.every == 0
         kept, rate = (1.0 - options.forgetting) ** options.every, options.rate * options.every
         known = self._known()
         for number, before in known.items():
             channel = object_ids.index(number)
-            weight = weights[:, 1 + channel]
-            if not sure[channel] or not bool((weight > 0).any()):
+            weight, shown = weights[:, 1 + channel], judged.shown.get(number)
+            if not sure[channel] or shown is None or not bool((weight > 0).any()):
                 continue
-            area = soft[:, 1 + channel].sum()
-            known[number] = replace(
-                before,
-                looks=torch.stack([before.looks[0], self._look(inputs, weight)]),
-                area=before.area + _AREA_RATE * (area - before.area),
+            traits = before.traits.after(
+                fine, weight.view(tokens.shape[:2]), shown, options.existence
             )
+            known[number] = replace(before, traits=traits)
             if due:
                 moments = self._moments(inputs, weight, count)
                 known[number] = replace(known[number], seen=kept * before.seen + rate * moments)
         if not due:
-            return replace(
-                self,
-                looks=torch.stack([one.looks for one in known.values()]),
-                area=torch.stack([one.area for one in known.values()]),
-                frames=self.frames + 1,
-            )
-        rest = self._rest_moments(inputs, weights[:, 0], count, near)
+            every = tuple(one.traits for one in known.values())
+            return replace(self, traits=every, frames=self.frames + 1)
+        rest = self._rest_moments(inputs, weights[:, 0], count, judged.near)
         model = self._solved(known, kept * self.seen_rest + rate * rest)
         return replace(model, frames=self.frames + 1)
 
@@ -340,61 +332,6 @@ class TargetModel:
         scores[where] = self._lift(tokens[where]).matmul(weights)
         return scores
 
-    def existence(
-        self,
-        tokens: Tensor,
-        kernel: Tensor,
-        soft: Tensor,
-        scores: Tensor,
-        object_ids: Sequence[int],
-    ) -> Tensor:
-        """
-        Tell how probable it is that each object is in the frame at all.
-
-        The kernel always hands its mass to something. Where the object is gone, what it points
-        at (1) resembles no token of the object as closely, by the mean best cosine; (2) is
-        smaller than the object was, by the logarithm to base 2 of the ratio; (3) scores low;
-        (4) is pointed at diffusely.
-
-        Parameters
-        ----------
-        tokens : Tensor
-            (h, w, c), see :func:`describe`.
-        kernel, soft : Tensor
-            (h, w, 1 + K) in [0, 1], the kernel's probabilities before and after :func:`combine`.
-        scores : Tensor
-            (h, w, K), see :meth:`scores`.
-        object_ids : sequence of int
-
-        Returns
-        -------
-        Tensor
-            (K,) in [0, 1].
-
-        """
-        odds = []
-        constant, *weights = self.options.exist
-        for channel, number in enumerate(object_ids):
-            k = self.object_ids.index(number)
-            mass, score = soft[..., 1 + channel], scores[..., channel]
-            core = (mass > 0.5 * mass.max()).nonzero()  # (n, 2)
-            if not len(core) or float(mass.max()) < self.options.floor:
-                odds.append(mass.new_tensor(float('-inf')))
-                continue
-            core = core[_evenly(len(core), self.options.looks, core.device)]
-            found = self._fine(tokens[core[:, 0], core[:, 1]])
-            best = found.matmul(self.looks[k].flatten(0, 1).t().to(found)).amax(dim=1)
-            held = (mass * (score > 0)).sum() / self.area[k].clamp_min(1e-6)
-            raw = kernel[..., 1 + channel]
-            cues = (
-                best.mean(),
-                (held + 0.01).log2().clamp(-4.0, 0.0),
-                score[core[:, 0], core[:, 1]].mean(),
-                raw.square().sum() / raw.sum().clamp_min(1e-6),
-            )
-            odds.append(constant + sum(w * cue for w, cue in zip(weights, cues, strict=True)))
-        return torch.stack(odds).sigmoid() if odds else soft.new_zeros(0)
-
     def judge(self, tokens: Tensor, kernel: Tensor, object_ids: Sequence[int]) -> Judgement:
         """
         Vote on what the kernel says of a frame, and tell which objects are there.
@@ -412,29 +349,32 @@ class TargetModel:
         near = (kernel[..., 1:] > self.options.floor).any(dim=-1)
         scores = self.scores(tokens, object_ids, near)
         soft = combine(kernel, scores, self.options)
-        existence = self.existence(tokens, kernel, soft, scores, object_ids)
-        return Judgement(
-            kernel, soft, near, dict(zip(object_ids, existence.tolist(), strict=True))
-        )
+        options, known = self.options.existence, self._known()
+        fine = self._fine(tokens)
+        shown: dict[int, Shown | None] = {}
+        existence: dict[int, float] = {}
+        for k, number in enumerate(object_ids):
+            mass, raw = soft[..., 1 + k], kernel[..., 1 + k]
+            traits = known[number].traits
+            seen = bool((mass > self.options.floor).any())
+            one = show(fine, raw, mass, scores[..., k], traits, options) if seen else None
+            shown[number], existence[number] = one, probability(one, traits, options)
+        return Judgement(kernel, soft, near, existence, shown)
 
     def _known(self) -> dict[int, _Known]:
         """What is known of each object, by id."""
-        parts = (self.seed_objects, self.seed_rest, self.seen_objects, self.looks, self.area)
+        parts = (self.seed_objects, self.seed_rest, self.seen_objects, self.traits)
         return {
             number: _Known(*(part[k] for part in parts))
             for k, number in enumerate(self.object_ids)
         }
 
     def _fine(self, inputs: Tensor) -> Tensor:
-        """(n, c) to the part that is not averaged, of unit length."""
-        return F.normalize(inputs[:, : inputs.shape[1] // (1 + len(self.options.context))], dim=1)
-
-    def _look(self, inputs: Tensor, weight: Tensor) -> Tensor:
-        """Single tokens of those with the larger weights: (looks, c / parts) half precision."""
-        used = (weight > 0.4 * weight.max()).nonzero()[:, 0]
-        used = used[_evenly(len(used), self.options.looks, used.device)]
-        fine = self._fine(inputs[used]).half()
-        return F.pad(fine, (0, 0, 0, self.options.looks - len(fine)))
+        """(..., c) to the part that is not averaged, of unit length."""
+        parts = 1 + len(self.options.context)
+        if parts == 1:
+            return inputs
+        return F.normalize(inputs[..., : inputs.shape[-1] // parts], dim=-1)
 
     def _lift(self, inputs: Tensor) -> Tensor:
         """(n, c) to features (n, D)."""
@@ -466,7 +406,7 @@ class TargetModel:
         """
         used = weight.nonzero()[:, 0]
         if count:
-            used = used[_evenly(len(used), count, used.device)]
+            used = used[evenly(len(used), count, used.device)]
         weight = weight[used]
         weight = weight * (self.options.mass / weight.sum().clamp_min(1e-6))
         lifted = self._lift(inputs[used])
@@ -493,8 +433,7 @@ class TargetModel:
             seed_rest=rests,
             seen_objects=seen,
             seen_rest=seen_rest,
-            looks=torch.stack([one.looks for one in known.values()]),
-            area=torch.stack([one.area for one in known.values()]),
+            traits=tuple(one.traits for one in known.values()),
             weights=weights,
             frames=0,
         )
@@ -513,6 +452,8 @@ class Judgement:
         (h, w) bool, tokens the kernel takes for objects.
     existence : dict of int to float
         Probability that an object is in the frame, by id.
+    shown : dict of int to Shown
+        What the frame shows of each object, by id; None: nothing.
 
     """
 
@@ -520,6 +461,7 @@ class Judgement:
     soft: Tensor
     near: Tensor
     existence: dict[int, float]
+    shown: dict[int, Shown | None]
 
 
 @dataclass(frozen=True)
@@ -529,8 +471,7 @@ class _Known:
     seed: Tensor
     rest: Tensor
     seen: Tensor
-    looks: Tensor
-    area: Tensor
+    traits: Traits
 
 
 def combine(soft: Tensor, scores: Tensor, options: PromptOptions) -> Tensor:
@@ -583,13 +524,6 @@ def _averages(size: int, radius: int, device: torch.device) -> Tensor:
     places = torch.arange(size, device=device)
     band = ((places[:, None] - places).abs() <= radius).float()
     return band / band.sum(dim=1, keepdim=True)
-
-
-def _evenly(length: int, count: int, device: torch.device) -> Tensor:
-    """Places of ``count`` of ``length`` things, evenly spaced; of all, if there are fewer."""
-    if length <= count:
-        return torch.arange(length, device=device)
-    return torch.arange(count, device=device) * length // count
 
 
 @lru_cache(maxsize=8)

@@ -354,7 +354,7 @@ class OnlineTracker:
         if found:  # what shows none of the objects says nothing of them
             memory = memory.push(features, decide.leave_out(soft, _others(channels, found)))
             sure_of = [number in found and judged.existence[number] >= 0.5 for number in channels]
-            target = target.learnt(tokens, judged.soft, list(channels), sure_of, judged.near)
+            target = target.learnt(tokens, judged, list(channels), sure_of)
 
         def observe(table: ObjectTable) -> ObjectTable:
             return table.observe(seen, found, self.config.states.lost_after)

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from drift_ros.engine.existence import Shown
 from drift_ros.engine.frame_features import FrameFeatures, LayerFeatures
-from drift_ros.engine.prompt import combine, describe, PromptOptions, TargetModel
+from drift_ros.engine.prompt import combine, describe, Judgement, PromptOptions, TargetModel
 
 OPTIONS = PromptOptions(fourier=64, every=1, hard=0.0)
 
@@ -31,12 +32,19 @@ def soft_of(masks):
     return torch.cat([1.0 - masks.sum(-1, keepdim=True), masks], dim=-1)
 
 
+def judged_of(soft):
+    """A judgement of objects 1, 2, ... and 4, 7 that are where they are."""
+    shown = dict.fromkeys((1, 2, 4, 7), Shown(0.1, float(soft[..., 1].sum()), 1.0, 1.0))
+    return Judgement(soft, soft, (soft[..., 1:] > 0.005).any(dim=-1), {}, shown)
+
+
 def snapshot(model):
-    return {
+    held = {
         field.name: value.clone()
         for field in dataclasses.fields(model)
         if isinstance(value := getattr(model, field.name), torch.Tensor)
     }
+    return {**held, **{f'look {k}': one.looks.clone() for k, one in enumerate(model.traits)}}
 
 
 def test_weights_are_those_of_a_dense_solve_in_float64():
@@ -45,7 +53,7 @@ def test_weights_are_those_of_a_dense_solve_in_float64():
     tokens, again = describe(features, OPTIONS), describe(later, OPTIONS)
     soft = soft_of(0.9 * moved)
     model = TargetModel.empty(OPTIONS).seeded(tokens, masks, [4, 7])
-    model = model.learnt(again, soft, [4, 7], [True, True])
+    model = model.learnt(again, judged_of(soft), [4, 7], [True, True])
 
     samples = torch.cat([tokens.flatten(0, 1), again.flatten(0, 1)])
     lifted = model._lift(samples).double().numpy()
@@ -117,11 +125,13 @@ def test_an_object_that_is_gone_does_not_exist():
     model = TargetModel.empty(OPTIONS).seeded(tokens, masks, [1, 2])
     gone = describe(scene([(1, 2, 2), (5, 6, 9)])[0], OPTIONS)
     soft = soft_of(masks)
-    here = model.existence(tokens, soft, soft, model.scores(tokens, [1, 2]), [1, 2])
-    then = model.existence(gone, soft, soft, model.scores(gone, [1, 2]), [1, 2])
-    assert here.min() > 0.9 and then[0] > 0.9 and then[1] < 0.5
+    here = model.judge(tokens, soft, [1, 2])
+    assert min(here.existence.values()) > 0.9
+    model = model.learnt(tokens, here, [1, 2], [True, True])
+    then = model.judge(gone, soft, [1, 2]).existence
+    assert then[1] > 0.9 and then[2] < 0.3
     none = soft_of(torch.zeros_like(masks))
-    assert not model.existence(tokens, none, none, model.scores(tokens, [1, 2]), [1, 2]).any()
+    assert not any(model.judge(tokens, none, [1, 2]).existence.values())
 
 
 def test_a_removed_object_takes_its_statistics_along():
@@ -143,7 +153,7 @@ def test_a_correction_outweighs_what_was_learnt_before():
     tokens, again = describe(features, OPTIONS), describe(other, OPTIONS)
     model = TargetModel.empty(OPTIONS).seeded(tokens, masks, [1])
     for _ in range(20):
-        model = model.learnt(tokens, soft_of(masks), [1], [True])
+        model = model.learnt(tokens, judged_of(soft_of(masks)), [1], [True])
     new = moved[..., 0] > 0
     assert model.scores(again, [1])[..., 0][new].mean() < 0.0
     model = model.seeded(again, moved, [1])
@@ -155,8 +165,8 @@ def test_nothing_is_learnt_of_what_is_not_sure():
     features, masks = scene([(1, 2, 2), (2, 6, 9)])
     tokens = describe(features, OPTIONS)
     model = TargetModel.empty(OPTIONS).seeded(tokens, masks, [1, 2])
-    assert model.learnt(tokens, soft_of(masks), [1, 2], [False, False]) is model
-    half = model.learnt(tokens, soft_of(masks), [1, 2], [True, False])
+    assert model.learnt(tokens, judged_of(soft_of(masks)), [1, 2], [False, False]) is model
+    half = model.learnt(tokens, judged_of(soft_of(masks)), [1, 2], [True, False])
     assert half.seen_objects[0].any() and not half.seen_objects[1].any()
 
 
@@ -167,8 +177,9 @@ def test_without_objects_there_is_nothing_to_say():
     scores = model.scores(tokens, [])
     assert scores.shape == (12, 16, 0)
     assert torch.equal(combine(soft, scores, OPTIONS), soft)
-    assert model.existence(tokens, soft, soft, scores, []).shape == (0,)
-    assert model.learnt(tokens, soft, [], []) is model
+    judged = model.judge(tokens, soft, [])
+    assert judged.existence == {} and torch.equal(judged.soft, soft)
+    assert model.learnt(tokens, judged, [], []) is model
 
 
 def test_weights_are_solved_every_few_frames():
@@ -178,7 +189,7 @@ def test_weights_are_solved_every_few_frames():
     model = TargetModel.empty(options).seeded(tokens, masks, [1])
     changed = []
     for _ in range(6):
-        later = model.learnt(tokens, soft, [1], [True])
+        later = model.learnt(tokens, judged_of(soft), [1], [True])
         changed.append(not torch.equal(later.weights, model.weights))
         model = later
     assert changed == [True, False, False, True, False, False]
@@ -190,7 +201,7 @@ def test_memory_is_bounded():
     model = TargetModel.empty(OPTIONS).seeded(tokens, masks, [1, 2])
     held = model.nbytes
     for _ in range(30):
-        model = model.learnt(tokens, soft_of(masks), [1, 2], [True, True])
+        model = model.learnt(tokens, judged_of(soft_of(masks)), [1, 2], [True, True])
         model = model.seeded(tokens, masks[..., :1], [1], others=masks[..., 1])
     assert model.nbytes == held
     assert model.weights.isfinite().all()
@@ -204,7 +215,7 @@ def test_it_is_deterministic_and_changes_nothing_in_place():
     soft = soft_of(masks)
     given = soft.clone()
     ways = [
-        lambda: model.learnt(tokens, soft, [1, 2], [True, True]),
+        lambda: model.learnt(tokens, judged_of(soft), [1, 2], [True, True]),
         lambda: model.seeded(tokens, masks[..., :1], [1]),
         lambda: model.without(1),
     ]
