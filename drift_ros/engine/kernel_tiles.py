@@ -125,11 +125,12 @@ def propagate_tiles(
     for head, weight in enumerate(mix.tolist()):
         exact_query = query[head].float().contiguous().numpy()
         _fill(rough_query, query[head], 0, 0)
-        for window, blocks in zip(windows, rough_keys, strict=True):
-            for place, member in enumerate(window.members):
-                _fill(blocks[:, place], keys[member][head], window.reach, window.aside)
         for place, member in enumerate(order):
             exact_keys[place] = keys[member][head]
+        widened = iter(exact_keys)
+        for window, blocks in zip(windows, rough_keys, strict=True):
+            for place in range(len(window.members)):
+                _fill(blocks[:, place], next(widened), window.reach, window.aside)
         exact = exact_keys.flatten(0, 2).numpy()
         slack = 2.0 * _ROUNDING * _longest(exact) if top_k else math.inf
 
@@ -248,12 +249,12 @@ def _float(bits):
     return np.int32(bits << 16).view(np.float32)
 
 
-@compiled('int64(float32)')
+@compiled('int16(float32)')
 def _floor_bits(value):
     """Give what all bfloat16 of at least this value are not below, as integers."""
     if value > np.float32(0):
-        return np.int64(np.float32(value).view(np.int32)) >> 16
-    return np.int64(-32768)
+        return np.int16(np.float32(value).view(np.int32) >> 16)
+    return np.int16(-32768)
 
 
 @compiled('void(float32[::1], float32)')
@@ -286,7 +287,7 @@ def _candidates(logits, place, y, x, top, layout, height, width, limit, margin, 
                 for first in range(top - reach, top - reach + rows, _SIDE):
                     hits = np.int16(0)  # counted, as the compiler uses all lanes for that
                     for i in range(_TILE):
-                        hits += logits[run, i] >= floor
+                        hits = np.int16(hits + np.int16(logits[run, i] >= floor))
                     if hits:
                         for v in range(max(first, low), min(first + _SIDE, high)):
                             for u in range(left, right):

@@ -29,6 +29,7 @@ from torch import Tensor
 import torch.nn.functional as F
 
 from drift_ros.engine.features import FrameFeatures
+from drift_ros.engine.kernel import resize_labels
 
 # What lies so many tokens around an object in its seed frame is learnt with more weight.
 _RIM = 4
@@ -119,25 +120,30 @@ def describe(features: FrameFeatures, options: PromptOptions) -> Tensor:
         (h, w, c) float32 on the finest grid, of unit length.
 
     """
-    height, width = features.grid
+    grid = features.grid
     layers = []
     for layer in features.layers:
-        # (heads, h, w, d) to (1, heads * d, h, w)
-        joint = layer.query.float().permute(0, 3, 1, 2).flatten(0, 1)[None]
-        if joint.shape[2:] != (height, width):
-            joint = F.interpolate(joint, (height, width), mode='bilinear', align_corners=False)
-        layers.append(F.normalize(joint, dim=1))
-    fine = torch.cat(layers, dim=1) * len(layers) ** -0.5
-    parts = [fine]
-    for radius in options.context:
-        blurred = fine
-        for axis in range(2):
-            kernel, padding = [1, 1], [0, 0]
-            kernel[axis], padding[axis] = 2 * radius + 1, radius
-            blurred = F.avg_pool2d(blurred, kernel, 1, padding, count_include_pad=False)
-        parts.append(F.normalize(blurred, dim=1))
-    joined = torch.cat(parts, dim=1) * len(parts) ** -0.5
-    return joined[0].permute(1, 2, 0)
+        joint = layer.query.float().permute(1, 2, 0, 3).flatten(2)  # (h, w, heads * d)
+        layers.append(F.normalize(resize_labels(joint[None], grid, 'bilinear')[0], dim=-1))
+    fine = layers[0] if len(layers) == 1 else torch.cat(layers, dim=-1) * len(layers) ** -0.5
+    parts = 1 + len(options.context)
+    joined = fine.new_empty(*grid, parts, fine.shape[-1])
+    torch.mul(fine, parts**-0.5, out=joined[:, :, 0])
+    for place, radius in enumerate(options.context, start=1):
+        # means over squares as products with a band matrix on either side: faster than pooling
+        down, across = (_band(length, radius, fine.device) for length in grid)
+        blurred = across @ (down @ fine.flatten(1)).view_as(fine)
+        length = blurred.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+        torch.mul(blurred, parts**-0.5 / length, out=joined[:, :, place])
+    return joined.flatten(2)
+
+
+@lru_cache(maxsize=16)
+def _band(length: int, radius: int, device: torch.device) -> Tensor:
+    """Give the matrix (length, length) that takes means over ``2 radius + 1`` neighbours."""
+    place = torch.arange(length, device=device)
+    near = ((place[:, None] - place).abs() <= radius).float()
+    return near / near.sum(dim=1, keepdim=True)
 
 
 @dataclass(frozen=True)
