@@ -23,7 +23,7 @@ from drift_ros.diffusion.checkpoint import Checkpoint
 from drift_ros.diffusion.colour_patches import colour_patches
 from drift_ros.diffusion.inversion import DDIM
 from drift_ros.engine.errors import CheckpointError
-from drift_ros.engine.frame_features import FrameFeatures, LayerFeatures
+from drift_ros.engine.frame_features import FrameFeatures, LayerFeatures, working_scale
 
 # Colour patches are blocks of 3 x 3 tokens; their cosine is divided by this to stand beside
 # attention logits.
@@ -66,7 +66,8 @@ class DiffusionFeatures:
         timestep : int
             Noise level tau the U-Net is told, 0 to 999. -1: the checkpoint's own.
         resolution : int
-            The frame's shorter side is resized to about this many pixels.
+            The frame's shorter side is resized to about this many pixels; fewer where a
+            picture is long, see :func:`drift_ros.engine.features.working_scale`.
         noise, inversion_steps, noise_samples, noise_seed
             How latents get to the noise level, see
             :class:`drift_ros.engine.config.FeatureOptions`.
@@ -190,11 +191,12 @@ class DiffusionFeatures:
         vae, unet = self.checkpoint.vae, self.checkpoint.unet
         stride = 2 ** (len(vae.config.block_out_channels) - 1)
         stride *= 2 ** (len(unet.config.block_out_channels) - 1)
-        ratio = self._resolution / min(height, width)
-        return (
-            max(round(height * ratio / stride), 1) * stride,
-            max(round(width * ratio / stride), 1) * stride,
-        )
+        ratio = working_scale(height, width, self._resolution) / stride
+        rows, columns = max(round(height * ratio), 1), max(round(width * ratio), 1)
+        if 1 in (rows, columns):  # a strip may be too thin for the network, but not too long
+            most = max(round(height * width * ratio**2), 1)
+            rows, columns = min(rows, most), min(columns, most)
+        return rows * stride, columns * stride
 
     @property
     def inverts(self) -> bool:

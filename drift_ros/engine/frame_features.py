@@ -2,11 +2,25 @@
 """What the engine needs to know of a frame: queries and keys on token grids."""
 
 from dataclasses import dataclass
+import math
 
 import numpy as np
 from torch import Tensor
 
 from drift_ros.engine.errors import FrameError
+
+# Of pictures longer than this times their height, the number of pixels is bounded.
+_LONG = 2.4
+
+
+def working_scale(height: int, width: int, resolution: int) -> float:
+    """
+    Give the factor by which a frame is resized for the network.
+
+    Its shorter side gets ``resolution`` pixels; that of a long picture gets fewer, as time and
+    memory go with the number of pixels.
+    """
+    return min(resolution / min(height, width), resolution * math.sqrt(_LONG / (height * width)))
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from drift_ros.engine.errors import FrameError, SeedError
+from drift_ros.engine.frame_features import working_scale
 from drift_ros.engine.table import ObjectInfo
 
 # Share of what was last seen of an object from which a new seed is said to cover it.
@@ -106,7 +107,7 @@ def distinct_labels(label_mask: np.ndarray, size: tuple[int, ...], resolution: i
     if labels[0] < 0:
         raise SeedError(f'the mask has the negative label {labels[0]}; use labels from 1 up')
     # A token of a stride-4 grid covers this many pixels of the frame.
-    least = max(round((4 * min(label_mask.shape) / resolution) ** 2), 1)
+    least = max(round((4 / working_scale(*label_mask.shape, resolution)) ** 2), 1)
     reasons = {
         int(label): f'{area} pixels; at resolution {resolution} an object needs {least}: mark '
         'more of it, or raise the resolution'

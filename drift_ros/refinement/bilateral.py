@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from drift_ros.refinement.compiled import compiled
+from drift_ros.engine.compiled import compiled
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@
 import cv2
 import numpy as np
 
-from drift_ros.refinement.compiled import compiled
+from drift_ros.engine.compiled import compiled
 
 # Bins of luma and of the two chroma channels; chroma beyond 64..192 goes to the outer bins.
 _BINS = (16, 24, 24)

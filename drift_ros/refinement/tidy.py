@@ -4,7 +4,7 @@
 import cv2
 import numpy as np
 
-from drift_ros.refinement.compiled import compiled
+from drift_ros.engine.compiled import compiled
 
 
 def without_strays(probability: np.ndarray) -> np.ndarray:

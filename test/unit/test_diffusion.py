@@ -178,6 +178,21 @@ def test_any_frame_size(sd1, size):
     assert features.extract(frame(*size)).grid == (height // 8, width // 8)
 
 
+@pytest.mark.parametrize('size', [(480, 854), (854, 480), (480, 480), (400, 960), (97, 131)])
+def test_the_shorter_side_of_ordinary_pictures_has_the_resolution(sd1, size):
+    features = DiffusionFeatures(load_checkpoint(sd1, device='cpu'), resolution=240)
+    want = tuple(round(length * 240 / min(size) / 32) * 32 for length in size)
+    assert features.working_size(*size) == want
+
+
+@pytest.mark.parametrize('size', [(32, 1024), (1024, 32), (16, 4000), (16, 65_000), (300, 1000)])
+def test_long_pictures_have_no_more_tokens_than_wide_ones(sd1, size):
+    features = DiffusionFeatures(load_checkpoint(sd1, device='cpu'), resolution=240)
+    height, width = features.working_size(*size)
+    assert 0.5 < height * width / (2.4 * 240**2) < 1.5  # sides are multiples of 32
+    assert (height > width) == (size[0] > size[1])
+
+
 def test_extraction_is_deterministic(sd1):
     features = DiffusionFeatures(load_checkpoint(sd1, device='cpu'), resolution=64)
     first, second = features.extract(frame()), features.extract(frame())

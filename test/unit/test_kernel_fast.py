@@ -4,8 +4,8 @@
 import pytest
 import torch
 
-from drift_ros.engine import kernel_fast as propagation
-from drift_ros.engine.kernel_fast import _largest, propagate
+from drift_ros.engine import kernel_fast, kernel_tiles
+from drift_ros.engine.kernel_fast import propagate
 
 
 def dense(query, keys, labels, radius, top_k, temperature, head_weights):
@@ -68,9 +68,18 @@ def example(heads=2, height=5, width=7, dim=6, references=2, channels=3):
     return query, keys, labels
 
 
+@pytest.fixture(params=['bfloat16', 'float32', 'rows'])
+def way(request, monkeypatch):
+    """Every way to compute it: with fast products in bfloat16, without, and without loops."""
+    monkeypatch.setattr(kernel_tiles, '_has_bfloat16', lambda: request.param == 'bfloat16')
+    if request.param == 'rows':
+        monkeypatch.setattr(kernel_fast, 'propagate_tiles', kernel_fast.propagate_rows)
+        monkeypatch.setattr(kernel_fast, '_CHUNK', 100)
+
+
 @pytest.mark.parametrize('radius', [None, 0, 1, 2, 3, 50])
 @pytest.mark.parametrize('top_k', [0, 1, 5, 1000])
-def test_agrees_with_the_dense_implementation(radius, top_k):
+def test_agrees_with_the_dense_implementation(way, radius, top_k):
     query, keys, labels = example()
     weights = torch.tensor([0.3, 0.7])
     got = propagate(
@@ -147,7 +156,7 @@ def test_heads_of_weight_zero_are_not_computed(radius):
         (5, 3, (0, 2)),
     ],
 )
-def test_each_reference_may_have_its_own_window(height, width, radii, top_k):
+def test_each_reference_may_have_its_own_window(way, height, width, radii, top_k):
     """A key out of its reference's window has no say: as if its logit were minus infinity."""
     query, keys, labels = example(3, height, width, references=len(radii))
     top_k = min(top_k, len(radii))
@@ -159,12 +168,8 @@ def test_each_reference_may_have_its_own_window(height, width, radii, top_k):
         propagate(query, keys[:2], labels[:2], radius=(3, 3, 3))
 
 
-@pytest.mark.parametrize('tile', [3, 8, 12])
-@pytest.mark.parametrize('room', [1, 2**15, 2**30])
-def test_results_depend_neither_on_tiles_nor_on_room(monkeypatch, tile, room):
-    """Few objects far apart, so that most queries need no work; windows of two sizes."""
-    monkeypatch.setattr(propagation, '_TILE', tile)
-    monkeypatch.setattr(propagation, '_ROOM', room)
+def test_far_objects_and_windows_of_two_sizes(way):
+    """Few objects far apart, so that most queries need no work."""
     query, keys, _ = example(2, 33, 46, 8, 4)
     labels = torch.zeros(4, 33, 46, 3)
     labels[:, 2:6, 3:9, 1] = 0.7
@@ -186,7 +191,7 @@ def test_keys_may_come_one_reference_at_a_time():
         assert torch.equal(propagate(query, list(keys), labels, **options), want)
 
 
-def test_equal_affinities_count_alike():
+def test_equal_affinities_count_alike(way):
     """More keys tie for a place among the largest than there are places."""
     query, keys = torch.ones(1, 20, 20, 4), torch.ones(2, 1, 20, 20, 4)
     labels = torch.zeros(2, 20, 20, 2)
@@ -197,20 +202,14 @@ def test_equal_affinities_count_alike():
     torch.testing.assert_close(got * 6, (got * 6).round(), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize('length', [1, 31, 200, 1000, 1023, 4480])
-def test_the_largest_values_are_found_among_group_maxima(length):
-    values = torch.randn(2, length, 5, generator=torch.Generator().manual_seed(length))
-    count = min(7, length)
-    want, where = values.topk(count, dim=1)
-    got, index = _largest(values, count)
-    order = got.argsort(dim=-1, descending=True)
-    assert torch.equal(got.gather(-1, order), want.transpose(1, 2))
-    assert torch.equal(index.gather(-1, order), where.transpose(1, 2))
-
-
-def test_ties_among_the_largest_give_distinct_rows():
-    values = torch.zeros(1, 700, 3)
-    values[:, ::50] = 1.0  # 14 of them
-    got, index = _largest(values, 15)
-    assert torch.equal(got.sum(-1), torch.full((1, 3), 14.0))
-    assert all(len(column.unique()) == 15 for column in index[0])
+def test_threads_of_other_numbers_give_the_same():
+    query, keys, labels = example(2, 40, 50)
+    threads = torch.get_num_threads()
+    want = propagate(query, keys, labels, radius=3, top_k=5)
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            assert torch.equal(propagate(query, keys, labels, radius=3, top_k=5), want)
+            assert torch.get_num_threads() == count
+    finally:
+        torch.set_num_threads(threads)
