@@ -67,7 +67,7 @@ class DiffusionFeatures:
             Noise level tau the U-Net is told, 0 to 999. -1: the checkpoint's own.
         resolution : int
             The frame's shorter side is resized to about this many pixels; fewer where a
-            picture is long, see :func:`drift_ros.engine.features.working_scale`.
+            picture is long, see :func:`drift_ros.engine.frame_features.working_scale`.
         noise, inversion_steps, noise_samples, noise_seed
             How latents get to the noise level, see
             :class:`drift_ros.engine.config.FeatureOptions`.
