@@ -36,18 +36,22 @@ MODELLESS = ('first-mask', 'flow')
 """Engines that are no tracker: without options, without any model."""
 
 # Window and temperature are the best ones found on the dev sequences (docs/evaluation.md).
+# Without the online prompt, which is no part of a baseline.
+_PLAIN: dict[str, Any] = {'target.gain': 0.0, 'states.existence': 0.0}
 _COLOUR: dict[str, dict[str, Any]] = {
     'colour4': {
         'stride': 4,
         'cells': 5,
         'colour_temperature': 0.015,
         'kernel.radius': 9,
+        **_PLAIN,
     },
     'colour8': {
         'stride': 8,
         'cells': 3,
         'colour_temperature': 0.015,
         'kernel.radius': 5,
+        **_PLAIN,
     },
 }
 _COLOUR_OPTIONS = {'stride': int, 'cells': int, 'colour_temperature': float}
