@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from drift_ros.engine.features import FrameFeatures, LayerFeatures
 from drift_ros.engine.existence import Shown
+from drift_ros.engine.features import FrameFeatures, LayerFeatures
 from drift_ros.engine.prompt import combine, describe, Judgement, PromptOptions, TargetModel
 
 OPTIONS = PromptOptions(fourier=64, every=1, hard=0.0)
