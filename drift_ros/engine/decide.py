@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Mapping
 import numpy as np
 from torch import Tensor
 
+from drift_ros.engine.config import StateOptions
 from drift_ros.engine.protocols import Piece
 
 
@@ -18,6 +19,32 @@ def confidence_of(mass: Tensor) -> float:
     """Mean of an object's probability (h, w), weighted by itself: 1 crisp, near 0 diffuse."""
     total = float(mass.sum())
     return float(mass.square().sum()) / total if total > 0 else 0.0
+
+
+def seen(
+    confidence: Mapping[int, float],
+    existence: Mapping[int, float],
+    missing: Collection[int],
+    options: StateOptions,
+) -> list[int]:
+    """
+    Say which objects are in the frame; of missing ones one has to be surer.
+
+    Parameters
+    ----------
+    confidence, existence : mapping of int to float
+        By object id.
+    missing : collection of int
+        Ids of those that were not found in the last frame.
+    options : StateOptions
+
+    """
+    return [
+        number
+        for number in existence
+        if confidence[number] >= options.confidence
+        and existence[number] >= (options.recovery if number in missing else options.existence)
+    ]
 
 
 def recall(soft: Tensor, search: Tensor, channel: int) -> Tensor:
@@ -49,6 +76,19 @@ def leave_out(soft: Tensor, absent: Collection[int]) -> Tensor:
     for channel in absent:
         soft[..., 0] += soft[..., channel]
         soft[..., channel] = 0.0
+    return soft
+
+
+def forget(soft: Tensor, absent: Collection[int]) -> Tensor:
+    """
+    Take the channels of objects that were not found away; what they held belongs to nobody.
+
+    A frame remembered so says nothing, rather than "background", where they may have been.
+    """
+    if not absent:
+        return soft
+    soft = soft.clone()
+    soft[..., list(absent)] = 0.0
     return soft
 
 

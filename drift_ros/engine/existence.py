@@ -39,20 +39,20 @@ class ExistenceOptions:
     ----------
     looks : int
         Tokens of an object's seed, and as many of its last frame, to compare a find with.
-    doubt : float
-        Where the logarithm of the ratio of the rest's distance to the object's own is this,
-        unlikeness counts half: below, the features hardly tell the object from the rest.
+    unlike : float
+        An object that differs more than this from itself, on the scale of
+        :attr:`Traits.spread`, is allowed the excess.
     constant : float
         Log-odds of an object of which nothing lacks.
     weights : tuple of float
-        What lacks by each of the four cues of :func:`lacks` takes of these.
+        What each of the four cues of :func:`lacks` takes of these, where it is 1.
 
     """
 
     looks: int = 192
-    doubt: float = 0.3
-    constant: float = 5.0
-    weights: tuple[float, float, float, float] = (6.0, 1.35, 3.0, 6.0)
+    unlike: float = 0.25
+    constant: float = 8.2
+    weights: tuple[float, float, float, float] = (30.0, 1.1, 0.4, 4.0)
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,8 @@ class Shown:
     Attributes
     ----------
     distance : float
-        [0, 2], mean cosine distance of its core to the object's looks, each to the closest one.
+        [0, 2], cosine distance of its core to the object's looks, each token to the closest one;
+        mean over the closer half, as the other one may lie on its edge.
     area : float
         Tokens whose score is the object's, by their probability.
     score : float
@@ -89,9 +90,9 @@ class Traits:
     looks : Tensor
         (2, n, c) half precision, single tokens' fine queries of unit length: from its seed
         frame, and from the last frame learnt from. Unused rows are 0.
-    rest : float
-        Distance, as in :class:`Shown`, of the rest of its seed frame: of as many tokens as the
-        object has, those most like it.
+    spread : float
+        [0, 1], mean cosine distance of any two tokens of its seed frame, half of which are the
+        object's: the scale of all distances.
     usual : Shown
         Running means over the frames it was found in; a score or crispness of 0 is not known.
     frames : int
@@ -100,7 +101,7 @@ class Traits:
     """
 
     looks: Tensor
-    rest: float
+    spread: float
     usual: Shown
     frames: int = 0
 
@@ -127,16 +128,14 @@ class Traits:
         own = tokens[places[:, 0], places[:, 1]]  # (m, c)
         apart = (places[:, None] - places).abs().amax(dim=-1) > _NEAR  # (m, m)
         likeness = own.matmul(own.t()).masked_fill(~apart, -1.0)
-        outside, inside = 0.0, 0.0
-        if bool(rest.any()):
-            most = tokens[rest].matmul(own.t()).amax(dim=1)  # (n,)
-            count = max(1, min(len(most), int((weight > 0).sum())))
-            outside = inside = 1.0 - float(most.topk(count).values.mean())
+        others = tokens[rest] if bool(rest.any()) else tokens.flatten(0, 1)  # (n, c)
+        spread = 1.0 - float((own.mean(dim=0) + others.mean(dim=0)).square().sum()) / 4.0
+        inside = spread  # one that is so small that nothing is known
         if bool(apart.any()):
-            inside = 1.0 - float(likeness.amax(dim=1)[apart.any(dim=1)].mean())
+            inside = float(_closer(1.0 - likeness.amax(dim=1)[apart.any(dim=1)]))
         look = look_of(tokens, weight, options)
         usual = Shown(inside, float(weight.sum()), 0.0, 0.0)
-        return cls(torch.stack([look, look]), outside, usual)
+        return cls(torch.stack([look, look]), spread, usual)
 
     def after(
         self, tokens: Tensor, weight: Tensor, shown: Shown, options: ExistenceOptions
@@ -194,9 +193,8 @@ def show(
     """
     rows, columns = _core(mass, 0.5, options.looks).unbind(-1)
     looks = traits.looks.flatten(0, 1).to(tokens)  # (2 * looks, c)
-    closest = tokens[rows, columns].matmul(looks.t()).amax(dim=1)
     values = (
-        1.0 - closest.mean(),
+        _closer(1.0 - tokens[rows, columns].matmul(looks.t()).amax(dim=1)),
         (mass * (score > 0)).sum(),
         score[rows, columns].mean(),
         kernel.square().sum() / kernel.sum().clamp_min(1e-6),
@@ -208,15 +206,13 @@ def lacks(shown: Shown, traits: Traits, options: ExistenceOptions) -> Iterator[f
     """
     Say what lacks of what an object usually shows: 0 is nothing, by four cues.
 
-    (1) Unlikeness, [0, 2]: on a logarithmic scale of distances, 0 at the object's own and 1 at
-    the one of the rest; less where these hardly differ. (2) Halvings of its area, [0, 4].
-    (3) Share of its score, [0, 1.5]; (4) of its crispness, [0, 1].
+    (1) Unlikeness, on the scale of the spread, less as far as the object itself usually differs
+    by more than :attr:`ExistenceOptions.unlike`: of features that do not tell it from the rest,
+    nothing. (2) Halvings of its area, [0, 4]. (3) Share of its score, [0, 1.5]; (4) of its
+    crispness, [0, 1]; nothing of these two while they are not known.
     """
-    usual = traits.usual
-    own = max(usual.distance, _LEAST)
-    span = max(math.log(max(traits.rest, _LEAST) / own), 0.0)
-    further = max(math.log(max(shown.distance, _LEAST) / own), 0.0)
-    yield min(further * span / (span * span + options.doubt**2), 2.0)
+    usual, spread = traits.usual, max(traits.spread, _LEAST)
+    yield max(shown.distance / spread - max(usual.distance / spread - options.unlike, 0.0), 0.0)
     left = shown.area / max(usual.area, 1e-6) + 0.01
     yield min(max(-math.log2(max(left, 1e-6)), 0.0), 4.0)
     yield min(max(usual.score - shown.score, 0.0) / max(usual.score, 0.1), 1.5)
@@ -230,6 +226,11 @@ def probability(shown: Shown | None, traits: Traits, options: ExistenceOptions) 
     cues = zip(options.weights, lacks(shown, traits, options), strict=True)
     odds = options.constant - sum(weight * lack for weight, lack in cues)
     return 1.0 / (1.0 + math.exp(-odds))
+
+
+def _closer(distances: Tensor) -> Tensor:
+    """Mean of the smaller half of some distances (n,), n > 0."""
+    return distances.topk(len(distances) // 2 + 1, largest=False).values.mean()
 
 
 def _core(mass: Tensor, share: float, count: int) -> Tensor:

@@ -6,7 +6,7 @@ A memory is a value: every change gives a new one and leaves the old one, tensor
 was. Label channels are the table's (:mod:`drift_ros.engine.table`); the memory only indexes them.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import dataclasses
 from dataclasses import dataclass
 from itertools import combinations
@@ -92,20 +92,42 @@ class ReferenceMemory:
         radii = [kernel.seed_radius or None] * len(seeds) + [kernel.radius or None] * len(earlier)
         return self._attend(features, [*seeds, *earlier], radii, weights)
 
-    def search(self, features: FrameFeatures, weights: Weights | None = None) -> Tensor:
+    def search(
+        self,
+        features: FrameFeatures,
+        weights: Weights | None = None,
+        channels: Iterable[int] = (),
+    ) -> Tensor:
         """
         Propagate labels from wherever they match: as :meth:`read`, without windows.
 
-        Asked are the seed frames, and the last frame remembered: how objects looked of late.
+        Asked are the seed frames, and of each object sought, by its channel, the last remembered
+        frame it was found in: how it looked of late.
         """
-        return self._match_anywhere(features, (*self.pinned, *self.recent[-1:]), weights)
+        earlier = (*self.older, *self.recent)
+        last = set()
+        for channel in channels:
+            holding = [
+                n for n, held in enumerate(earlier) if held.labels[..., channel].max() > 0.5
+            ]
+            last.update(holding[-1:])
+        asked = (*self.pinned, *(earlier[index] for index in sorted(last)))
+        return self._match_anywhere(features, asked, weights)
 
     def push(self, features: FrameFeatures, labels: Tensor) -> 'ReferenceMemory':
-        """Remember a frame with labels (h, w, 1 + objects); others make room."""
+        """
+        Remember a frame with labels (h, w, 1 + objects); others make room.
+
+        Where labels sum to less than 1, that much is not known, and the frame has so much less to
+        say.
+        """
         options = self.config.memory
         objects = labels[..., 1:]
-        objects = objects.masked_fill(objects < self.config.experimental.label_floor, 0.0)
-        background = 1.0 - objects.sum(dim=-1, keepdim=True)
+        floor = self.config.experimental.label_floor
+        objects = objects.masked_fill(objects < floor, 0.0)
+        unknown = 1.0 - labels.sum(dim=-1, keepdim=True)
+        unknown = unknown.masked_fill(unknown < max(floor, 1e-3), 0.0)
+        background = 1.0 - unknown - objects.sum(dim=-1, keepdim=True)
         kept = Reference(features.half(), torch.cat([background, objects], dim=-1))
         recent, older, pushed = (*self.recent, kept), self.older, self.pushed + 1
         if len(recent) > options.recent:
@@ -343,7 +365,9 @@ class ReferenceMemory:
                 head_weights=weights / share,
             )
             total += share * resize_labels(propagated[None], grid, 'bilinear')[0]
-        return total
+        known = total.sum(dim=-1, keepdim=True)  # less than 1 where labels were not known
+        total[..., :1] += known < 1e-3
+        return total / total.sum(dim=-1, keepdim=True)
 
     def _match_anywhere(
         self, features: FrameFeatures, references: Sequence[Reference], weights: Weights | None

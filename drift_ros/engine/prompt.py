@@ -278,11 +278,10 @@ class TargetModel:
         for number, before in known.items():
             channel = object_ids.index(number)
             weight, shown = weights[:, 1 + channel], judged.shown.get(number)
+            where = weight.view(tokens.shape[:2])
             if not sure[channel] or shown is None or not bool((weight > 0).any()):
                 continue
-            traits = before.traits.after(
-                fine, weight.view(tokens.shape[:2]), shown, options.existence
-            )
+            traits = before.traits.after(fine, where, shown, options.existence)
             known[number] = replace(before, traits=traits)
             if due:
                 moments = self._moments(inputs, weight, count)

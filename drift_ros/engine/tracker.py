@@ -2,27 +2,24 @@
 """
 The online algorithm: seed, correct, step, remove. It imports no ROS and reads no files.
 
-Compute, then commit: everything known is one immutable :class:`State`. An operation computes a
+Compute, then commit: everything known is one immutable
+:class:`~drift_ros.engine.state.State`. An operation computes a
 new one from the present one, and the last thing it does is one assignment. Whatever is raised
 before, and by whom, the tracker is as it was.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
-from dataclasses import dataclass, field
 import threading
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from drift_ros.engine import decide
 from drift_ros.engine.config import TrackerConfig
 from drift_ros.engine.estimates import ObjectEstimate, Stopwatch, TrackResult
-from drift_ros.engine.frame_features import FrameFeatures
-from drift_ros.engine.head_weights import HeadWeighting
-from drift_ros.engine.memory import ReferenceMemory
-from drift_ros.engine.prompt import describe, Judgement, PromptOptions, TargetModel
+from drift_ros.engine.find import find
+from drift_ros.engine.prompt import describe
 from drift_ros.engine.protocols import Extractor, FeatureExtractor, Refiner
 from drift_ros.engine.seeds import (
     check_frame,
@@ -32,40 +29,8 @@ from drift_ros.engine.seeds import (
     SeedRequest,
     token_shares,
 )
+from drift_ros.engine.state import State
 from drift_ros.engine.table import names_of, ObjectInfo, ObjectTable
-
-
-@dataclass(frozen=True)
-class State:
-    """
-    Everything a tracker knows; a value, of which nothing is ever changed.
-
-    Attributes
-    ----------
-    features : FeatureExtractor
-        With the prompt it is conditioned on.
-    table : ObjectTable
-    memory : ReferenceMemory
-    weighting : HeadWeighting
-    target : TargetModel
-        The online prompt.
-    looks : mapping of int to object
-        What the refiner saw of each object in its seed frame, by id.
-    shown : np.ndarray, optional
-        (H, W) label image of the last frame, or of a seed since.
-    frames : int
-        Frames tracked so far.
-
-    """
-
-    features: FeatureExtractor
-    table: ObjectTable
-    memory: ReferenceMemory
-    weighting: HeadWeighting
-    target: TargetModel
-    looks: Mapping[int, Any] = field(default_factory=dict)
-    shown: np.ndarray | None = None
-    frames: int = 0
 
 
 class OnlineTracker:
@@ -85,14 +50,7 @@ class OnlineTracker:
         self.config.validate()
         self._refiner = refiner
         self._lock = threading.Lock()  # of the table, which seeds may be prepared in meanwhile
-        target = self.config.target
-        self._blank = State(
-            features,
-            ObjectTable(),
-            ReferenceMemory(self.config),
-            HeadWeighting(self.config),
-            TargetModel.empty(PromptOptions(gain=target.gain, rate=target.rate)),
-        )
+        self._blank = State.blank(features, self.config)
         self._state = self._blank
 
     @property
@@ -331,12 +289,12 @@ class OnlineTracker:
         clock.lap('features')
 
         tokens = describe(features, state.target.options)  # (h, w, c)
-        judged = self._judge(state, features, tokens)
+        judged = find(features, tokens, state)
         confidences = {
             number: decide.confidence_of(judged.soft[..., channel])
             for number, channel in channels.items()
         }
-        seen = self._seen(state.table, confidences, judged.existence)
+        seen = decide.seen(confidences, judged.existence, state.table.missing, self.config.states)
         sure = [number for number in seen if number in state.table.believed]
         soft = decide.leave_out(judged.soft, _others(channels, sure))
         clock.lap('propagation')
@@ -352,7 +310,7 @@ class OnlineTracker:
         found = set(np.unique(labels).tolist()) & set(sure)
         memory, target = state.memory, state.target
         if found:  # what shows none of the objects says nothing of them
-            memory = memory.push(features, decide.leave_out(soft, _others(channels, found)))
+            memory = memory.push(features, decide.forget(judged.soft, _others(channels, found)))
             sure_of = [number in found and judged.existence[number] >= 0.5 for number in channels]
             target = target.learnt(tokens, judged, list(channels), sure_of)
 
@@ -369,31 +327,6 @@ class OnlineTracker:
         self._commit(observe, memory=memory, target=target, shown=labels, frames=state.frames + 1)
         ordered = tuple(sorted(objects, key=lambda item: item.id))
         return TrackResult(labels, ordered, clock.stop(), refined)
-
-    def _judge(self, state: State, features: FrameFeatures, tokens: Tensor) -> Judgement:
-        """Ask kernel and online prompt; for missing objects, in the whole frame as well."""
-        weights, ids = state.weighting.weights, list(state.table.channels)
-        judged = state.target.judge(tokens, state.memory.read(features, weights), ids)
-        if missing := state.table.missing:
-            search = state.memory.search(features, weights)
-            for number, channel in missing.items():
-                wide = decide.recall(judged.kernel, search, channel)
-                other = state.target.judge(tokens, wide, ids)
-                if other.existence[number] > judged.existence[number]:
-                    judged = other
-        return judged
-
-    def _seen(
-        self, table: ObjectTable, confidence: Mapping[int, float], existence: Mapping[int, float]
-    ) -> list[int]:
-        """Say which objects are in the frame; of missing ones one has to be surer."""
-        options, missing = self.config.states, table.missing
-        return [
-            number
-            for number in table.channels
-            if confidence[number] >= options.confidence
-            and existence[number] >= (options.recovery if number in missing else options.existence)
-        ]
 
     def look_again(self, features: Extractor) -> None:
         """Go on with another extractor, and look at all remembered frames again with it."""

@@ -56,11 +56,12 @@ COLLABORATORS = [
     *((TargetModel, name) for name in ('seeded', 'learnt', 'without', 'judge')),
     *((ColourSolver, name) for name in ('remember', 'refine')),
     *((ObjectTable, n) for n in ('reserve', 'follow', 'recover', 'observe', 'remove', 'clear')),
-    *((decide, n) for n in ('recall', 'leave_out', 'compete', 'assign', 'confidence_of')),
+    *((decide, n) for n in ('seen', 'recall', 'leave_out', 'forget', 'compete', 'assign')),
+    (decide, 'confidence_of'),
     (memory_module, 'propagate'),
     *(
         (tracker_module, name)
-        for name in ('token_shares', 'distinct_labels', 'covered', 'describe')
+        for name in ('token_shares', 'distinct_labels', 'covered', 'describe', 'find')
     ),
 ]
 
