@@ -41,6 +41,10 @@ class Reference:
     owners: frozenset[int] = frozenset()
     first: frozenset[int] = frozenset()
 
+    def beside(self, masks: Tensor) -> Tensor:
+        """Share (h, w) of each token that objects besides those of masks (h, w, K) cover."""
+        return (1.0 - self.labels[..., 0] - masks.sum(dim=-1)).clamp_min(0.0)
+
 
 def without_channels(labels: Tensor, channels: Sequence[int]) -> Tensor:
     """Give channels, as far as there are such, to the background."""

@@ -213,7 +213,7 @@ class OnlineTracker:
             features, shares, ids, state.table.follow(ids).channels, state.weighting.weights
         )
         weighting = state.weighting.add(features, shares, ids, state.features)
-        others = 1.0 - memory.pinned[-1].labels[..., 0] - shares.sum(dim=-1)
+        others = memory.pinned[-1].beside(shares)
         tokens = describe(features, state.target.options)
         target = state.target.seeded(tokens, shares, ids, others)
         looks = {**state.looks, **self._refiner.remember(request.frame, masks)}
@@ -332,10 +332,18 @@ class OnlineTracker:
         """Go on with another extractor, and look at all remembered frames again with it."""
         state = self._state
         memory = state.memory.refresh(features.extract_resized)
-        weighting = state.weighting
-        for reference, masks, ids in memory.marked(state.table.channels):
-            weighting = weighting.add(reference.features, masks, ids, features)
-        self._commit(lambda table: table, features=features, memory=memory, weighting=weighting)
+        weighting, target = self._blank.weighting, self._blank.target
+        for seed, masks, ids in memory.marked(state.table.channels):
+            weighting = weighting.add(seed.features, masks, ids, features)
+            tokens = describe(seed.features, target.options)
+            target = target.seeded(tokens, masks, ids, seed.beside(masks))
+        self._commit(
+            lambda table: table,
+            features=features,
+            memory=memory,
+            weighting=weighting,
+            target=target,
+        )
 
     def _commit(self, change: Callable[[ObjectTable], ObjectTable], **fields: Any) -> None:
         """Let a new state take the place of the present one, in one assignment."""
