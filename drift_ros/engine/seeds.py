@@ -24,15 +24,13 @@ class SeedRequest:
     Attributes
     ----------
     frame : np.ndarray
-        (H, W, 3) uint8 RGB.
+        (H, W, 3) uint8 RGB; a copy, the seed may be applied later.
     mask : np.ndarray
-        (H, W) integer.
+        (H, W) integer; likewise.
     labels : tuple of int
         Distinct non-zero labels of the mask, ascending.
-    object_ids : tuple of int
-        The id of each label's object.
-    names : tuple of str
-        Its name.
+    infos : tuple of ObjectInfo
+        Each label's object.
     corrected : frozenset of int
         Ids of objects that were there before, and are corrected by this seed.
     notes : tuple of str
@@ -43,10 +41,24 @@ class SeedRequest:
     frame: np.ndarray
     mask: np.ndarray
     labels: tuple[int, ...]
-    object_ids: tuple[int, ...]
-    names: tuple[str, ...]
+    infos: tuple[ObjectInfo, ...]
     corrected: frozenset[int] = frozenset()
     notes: tuple[str, ...] = ()
+
+    @property
+    def object_ids(self) -> tuple[int, ...]:
+        """The id of each label's object."""
+        return tuple(info.id for info in self.infos)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Its name."""
+        return tuple(info.name for info in self.infos)
+
+    @property
+    def reserved(self) -> tuple[ObjectInfo, ...]:
+        """Objects that this seed brings."""
+        return tuple(info for info in self.infos if info.id not in self.corrected)
 
 
 def check_frame(frame: np.ndarray) -> None:

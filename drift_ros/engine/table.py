@@ -30,7 +30,12 @@ class ObjectState(IntEnum):
 
 @dataclass(frozen=True)
 class ObjectInfo:
-    """Identity of a live object: ``id`` from 1 up, never reused; ``name`` as given."""
+    """
+    Identity of a live object: ``id`` from 1 up, never reused; ``name`` as given.
+
+    An object keeps one and the same ``ObjectInfo`` from its reservation on: a reservation that was
+    given up and a later one that got its id are told apart by it.
+    """
 
     id: int
     name: str
@@ -171,14 +176,18 @@ class ObjectTable:
         )
         return table, infos
 
-    def cancel(self, object_ids: Collection[int], *, reuse: bool) -> 'ObjectTable':
+    def holds(self, info: ObjectInfo) -> bool:
+        """Say whether this very object, not another that has its id, is followed or reserved."""
+        return any(info is known for known in self.infos)
+
+    def cancel(self, infos: Collection[ObjectInfo], *, reuse: bool) -> 'ObjectTable':
         """
         Give reservations up.
 
         With ``reuse``, their ids are given again if they are the last ones: nobody has been told
         of them.
         """
-        gone = {info.id for info in self.reserved if info.id in object_ids}
+        gone = {info.id for info in self.reserved if any(info is own for own in infos)}
         next_id = self.next_id
         while reuse and next_id - 1 in gone:
             next_id -= 1

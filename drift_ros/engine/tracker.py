@@ -18,6 +18,7 @@ from torch import Tensor
 
 from drift_ros.engine import decide
 from drift_ros.engine.config import TrackerConfig
+from drift_ros.engine.errors import SeedError
 from drift_ros.engine.estimates import ObjectEstimate, Stopwatch, TrackResult
 from drift_ros.engine.frame_features import FrameFeatures
 from drift_ros.engine.head_weights import HeadWeighting
@@ -208,11 +209,10 @@ class OnlineTracker:
             )
             chosen = {**corrected, **dict(zip(new, infos, strict=True))}
             request = SeedRequest(
-                frame=frame,
-                mask=label_mask,
+                frame=np.array(frame),
+                mask=np.array(label_mask),
                 labels=tuple(labels),
-                object_ids=tuple(chosen[label].id for label in labels),
-                names=tuple(chosen[label].name for label in labels),
+                infos=tuple(chosen[label] for label in labels),
                 corrected=frozenset(info.id for info in corrected.values()),
                 notes=notes,
             )
@@ -221,7 +221,7 @@ class OnlineTracker:
 
     def cancel_seed(self, request: SeedRequest) -> None:
         """Give up a prepared seed of whose ids nobody has been told; from any thread."""
-        self._commit(lambda table: table.cancel(request.object_ids, reuse=True))
+        self._commit(lambda table: table.cancel(request.reserved, reuse=True))
 
     def apply_seed(self, request: SeedRequest) -> None:
         """
@@ -232,21 +232,18 @@ class OnlineTracker:
         try:
             self._follow(request)
         except BaseException:
-            self._commit(lambda table: table.cancel(request.object_ids, reuse=False))
+            self._commit(lambda table: table.cancel(request.reserved, reuse=False))
             raise
 
     def _follow(self, request: SeedRequest) -> None:
         state = self._state
-        live = {info.id for info in state.table.infos}
-        chosen = {
-            number: label
-            for label, number in zip(request.labels, request.object_ids, strict=True)
-            if number in live
-        }
-        if not chosen:
+        pairs = zip(request.labels, request.infos, strict=True)
+        live = {info: label for label, info in pairs if state.table.holds(info)}
+        if not live:
             return
         features = state.features.extract(request.frame)
         features.check()
+        chosen = {info.id: label for info, label in live.items()}
         masks = {number: request.mask == label for number, label in chosen.items()}
         shares = token_shares(np.stack(list(masks.values()), axis=-1), features.grid)
         shares = shares.to(features.layers[0].key.device)
@@ -263,8 +260,18 @@ class OnlineTracker:
         shown = shown.astype(np.uint16)
         for number, mask in masks.items():
             shown[mask] = number
+
+        def follow(table: ObjectTable) -> ObjectTable:
+            gone = [info.id for info in live if not table.holds(info)]
+            if gone:
+                raise SeedError(
+                    f'the seed of object {gone[0]} was given up while this one was carried out; '
+                    'seed again'
+                )
+            return table.follow(ids).recover(ids)
+
         self._commit(
-            lambda table: table.follow(ids).recover(ids),
+            follow,
             memory=memory,
             weighting=weighting,
             target=target,

@@ -321,6 +321,63 @@ def test_prepared_seeds_can_be_given_up_or_overtaken():
     assert [entry.id for entry in tracker.step(frame).objects] == [request.object_ids[1]]
 
 
+def test_giving_a_seed_up_twice_leaves_who_got_its_id_alone():
+    tracker = make()
+    frame = scene((16, 16, 24, RED), (70, 50, 24, GREEN))
+    first = tracker.prepare_seed(frame, square_mask((16, 16, 24)), ['red'])
+    tracker.cancel_seed(first)
+    second = tracker.prepare_seed(frame, square_mask((70, 50, 24)), ['green'])
+    assert second.object_ids == first.object_ids
+    tracker.cancel_seed(first)
+    tracker.apply_seed(first)
+    tracker.apply_seed(second)
+    result = tracker.step(frame)
+    assert [item.name for item in result.objects] == ['green']
+    assert overlap(result.labels == 1, square_mask((70, 50, 24)) == 1) > 0.8
+
+
+def test_giving_a_correction_up_leaves_the_prepared_seed_it_corrects():
+    tracker = make()
+    frame = scene((16, 16, 24, RED))
+    seed = tracker.prepare_seed(frame, square_mask((16, 16, 24)))
+    tracker.cancel_seed(tracker.prepare_seed(frame, square_mask((16, 16, 24)), None, {1: 1}))
+    tracker.apply_seed(seed)
+    assert [item.id for item in tracker.step(frame).objects] == [1]
+
+
+def test_a_seed_given_up_while_its_correction_is_carried_out():
+    tracker = make()
+    frame = scene((16, 16, 24, RED))
+    tracker.seed(frame, square_mask((16, 16, 24)))
+    seed = tracker.prepare_seed(frame, square_mask((60, 40, 20)))
+    correction = tracker.prepare_seed(frame, square_mask((60, 40, 20)), None, {1: 2})
+    extract = tracker.state.features.extract
+
+    def overtaken(image):
+        thread = threading.Thread(target=tracker.cancel_seed, args=[seed])
+        thread.start()
+        thread.join(timeout=10)
+        return extract(image)
+
+    tracker.state.features.extract = overtaken
+    with pytest.raises(SeedError, match='the seed of object 2 was given up while'):
+        tracker.apply_seed(correction)
+    tracker.state.features.extract = extract
+    assert [item.id for item in tracker.step(frame).objects] == [1]
+    assert tracker.seed(frame, square_mask((60, 40, 20))) == [2]
+    assert [item.id for item in tracker.step(frame).objects] == [1, 2]
+
+
+def test_prepared_seeds_do_not_change_with_the_arrays_they_were_made_of():
+    tracker = make()
+    frame, mask = scene((16, 16, 24, RED)), square_mask((16, 16, 24))
+    request = tracker.prepare_seed(frame, mask)
+    frame[:], mask[:] = 0, 0
+    tracker.apply_seed(request)
+    labels = tracker.step(scene((16, 16, 24, RED))).labels
+    assert overlap(labels == 1, square_mask((16, 16, 24)) == 1) > 0.8
+
+
 def test_a_seed_that_fails_inside_the_network_reserves_nothing():
     tracker = make()
 
