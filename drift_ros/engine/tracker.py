@@ -30,6 +30,7 @@ from drift_ros.engine.seeds import (
     corrections,
     covered,
     distinct_labels,
+    label_array,
     SeedRequest,
     token_shares,
 )
@@ -194,23 +195,24 @@ class OnlineTracker:
         check_frame(frame)
         size = (frame.shape[0], frame.shape[1])
         self._state.table.check_size(size)
+        label_mask = label_array(label_mask)
         labels = distinct_labels(label_mask, size, self.config.features.resolution)
         named = names_of(labels, names)
         known = self._state
         corrected = corrections(object_ids, labels, known.table.infos)
         new = [label for label in labels if label not in corrected]
+        wanted, most = [named[label] for label in new], self.config.states.max_objects
+        known.table.reserve(wanted, size, most)  # too many are refused before they are looked at
         others = tuple(info for info in known.table.infos if info not in corrected.values())
         notes = tuple(covered(label_mask == label, known.shown, others) for label in labels)
         with self._lock:
             state = self._state
             state.table.check_size(size)
-            table, infos = state.table.reserve(
-                [named[label] for label in new], size, self.config.states.max_objects
-            )
+            table, infos = state.table.reserve(wanted, size, most)
             chosen = {**corrected, **dict(zip(new, infos, strict=True))}
             request = SeedRequest(
                 frame=np.array(frame),
-                mask=np.array(label_mask),
+                mask=label_mask,
                 labels=tuple(labels),
                 infos=tuple(chosen[label] for label in labels),
                 corrected=frozenset(info.id for info in corrected.values()),
@@ -241,11 +243,11 @@ class OnlineTracker:
         live = {info: label for label, info in pairs if state.table.holds(info)}
         if not live:
             return
+        chosen = {info.id: label for info, label in live.items()}
         features = state.features.extract(request.frame)
         features.check()
-        chosen = {info.id: label for info, label in live.items()}
         masks = {number: request.mask == label for number, label in chosen.items()}
-        shares = token_shares(np.stack(list(masks.values()), axis=-1), features.grid)
+        shares = token_shares(masks.values(), features.grid)
         shares = shares.to(features.layers[0].key.device)
         ids = list(chosen)
         memory = state.memory.pin(
