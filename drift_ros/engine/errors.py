@@ -1,7 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Errors a caller can act on. Every message names the cause and the remedy."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+
+_LISTED = 8
+"""Things of one kind that a message names; people read it, and the node's log."""
+
+
+def listed(texts: Collection[str], separator: str = '; ') -> str:
+    """Join texts for a message; of many the first ones, and how many more there are."""
+    shown = list(texts)[:_LISTED]
+    more = len(texts) - len(shown)
+    return separator.join([*shown, f'and {more} more'] if more else shown)
 
 
 class DriftRosError(ValueError):
@@ -48,8 +58,7 @@ class PromptError(DriftRosError):
     @classmethod
     def of(cls, reasons: Mapping[int, str]) -> 'PromptError':
         """Make the error whose message is the reasons, prompts counted from 1."""
-        listed = '; '.join(f'prompt {index + 1}: {why}' for index, why in reasons.items())
-        return cls(listed, reasons)
+        return cls(listed([f'prompt {i + 1}: {why}' for i, why in reasons.items()]), reasons)
 
 
 class UnknownObjectError(DriftRosError):

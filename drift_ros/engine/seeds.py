@@ -1,20 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """Seeds: masks that say what to follow, checked before anything is changed by them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+import numbers
+from typing import Any
 
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
-from drift_ros.engine.errors import FrameError, SeedError
-from drift_ros.engine.frame_features import working_scale
-from drift_ros.engine.table import ObjectInfo
+from drift_ros.engine.errors import FrameError, listed, SeedError
+from drift_ros.engine.table import listed_ids, ObjectInfo
 
 # Share of what was last seen of an object from which a new seed is said to cover it.
 _COVERED = 0.5
+# A frame's longer side is at most so many times the shorter: the model sees the shorter one at a
+# fixed size, so that a strip of 4000x16 would be 60000x240 to it.
+_LONGEST = 64
 
 
 @dataclass(frozen=True)
@@ -25,15 +29,13 @@ class SeedRequest:
     Attributes
     ----------
     frame : np.ndarray
-        (H, W, 3) uint8 RGB.
+        (H, W, 3) uint8 RGB; a copy, the seed may be applied later.
     mask : np.ndarray
-        (H, W) integer.
+        (H, W) integer; likewise.
     labels : tuple of int
         Distinct non-zero labels of the mask, ascending.
-    object_ids : tuple of int
-        The id of each label's object.
-    names : tuple of str
-        Its name.
+    infos : tuple of ObjectInfo
+        Each label's object.
     corrected : frozenset of int
         Ids of objects that were there before, and are corrected by this seed.
     notes : tuple of str
@@ -44,10 +46,24 @@ class SeedRequest:
     frame: np.ndarray
     mask: np.ndarray
     labels: tuple[int, ...]
-    object_ids: tuple[int, ...]
-    names: tuple[str, ...]
+    infos: tuple[ObjectInfo, ...]
     corrected: frozenset[int] = frozenset()
     notes: tuple[str, ...] = ()
+
+    @property
+    def object_ids(self) -> tuple[int, ...]:
+        """The id of each label's object."""
+        return tuple(info.id for info in self.infos)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Its name."""
+        return tuple(info.name for info in self.infos)
+
+    @property
+    def reserved(self) -> tuple[ObjectInfo, ...]:
+        """Objects that this seed brings."""
+        return tuple(info for info in self.infos if info.id not in self.corrected)
 
 
 def check_frame(frame: np.ndarray) -> None:
@@ -67,6 +83,31 @@ def check_frame(frame: np.ndarray) -> None:
     if min(frame.shape[:2]) < 16:
         size = f'{frame.shape[1]}x{frame.shape[0]}'
         raise FrameError(f'the frame is {size}; it must be at least 16x16')
+    if max(frame.shape[:2]) > _LONGEST * min(frame.shape[:2]):
+        raise FrameError(
+            f'the frame is {frame.shape[1]}x{frame.shape[0]}; one side may be at most {_LONGEST} '
+            'times the other: crop it'
+        )
+
+
+def label_array(label_mask: Any) -> np.ndarray:
+    """
+    Copy a mask into an array; what is hidden of a masked array is background.
+
+    Raises
+    ------
+    SeedError
+        It is none.
+
+    """
+    try:
+        masked = isinstance(label_mask, np.ma.MaskedArray)
+        return np.array(label_mask.filled(0) if masked else label_mask)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise SeedError(
+            f'the mask is a {type(label_mask).__name__} that is no array ({error}); give an '
+            '(H, W) array of integer labels, 0 = background'
+        ) from None
 
 
 def distinct_labels(label_mask: np.ndarray, size: tuple[int, ...], resolution: int) -> list[int]:
@@ -88,10 +129,10 @@ def distinct_labels(label_mask: np.ndarray, size: tuple[int, ...], resolution: i
         With a reason for each label that is too small.
 
     """
-    if label_mask.ndim != 2 or not np.issubdtype(label_mask.dtype, np.integer):
+    if label_mask.ndim != 2 or label_mask.dtype.kind not in 'iu':
         raise SeedError(
             f'the mask has shape {label_mask.shape} and type {label_mask.dtype}; it must be one '
-            'channel of integer labels, 0 = background'
+            'channel of integer labels, 0 = background (of a bool mask, mask.astype(numpy.uint8))'
         )
     if label_mask.shape != tuple(size):
         raise SeedError(
@@ -116,8 +157,8 @@ def distinct_labels(label_mask: np.ndarray, size: tuple[int, ...], resolution: i
         if area < least
     }
     if reasons:
-        listed = '; '.join(f'label {label}: {why}' for label, why in reasons.items())
-        raise SeedError(f'too small to follow: {listed}', reasons)
+        texts = [f'label {label}: {why}' for label, why in reasons.items()]
+        raise SeedError(f'too small to follow: {listed(texts)}', reasons)
     return labels.tolist()
 
 
@@ -140,12 +181,12 @@ def covered(mask: np.ndarray, shown: np.ndarray | None, infos: tuple[ObjectInfo,
     return '; '.join(notes)
 
 
-def token_shares(masks: np.ndarray, grid: tuple[int, int]) -> Tensor:
-    """Share of each token covered: (H, W, K) in [0, 1] to (h, w, K) float32 in [0, 1]."""
+def token_shares(masks: Iterable[np.ndarray], grid: tuple[int, int]) -> Tensor:
+    """Share of each token covered: K masks (H, W) bool to (h, w, K) float32 in [0, 1]."""
     height, width = grid
-    shares = [
-        cv2.resize(channel, (width, height), interpolation=cv2.INTER_AREA)
-        for channel in np.moveaxis(masks.astype(np.float32), -1, 0)
+    shares = [  # one after the other: together they may be large
+        cv2.resize(mask.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA)
+        for mask in masks
     ]
     return torch.from_numpy(np.stack(shares, axis=-1))
 
@@ -160,16 +201,21 @@ def corrections(
     ------
     SeedError
         With a reason for each label whose object does not live, or that is not in the mask; or
-        when two labels are to correct one object.
+        when two labels are to correct one object, or this is no mapping of integers.
 
     """
-    wanted = {label: number for label, number in (object_ids or {}).items() if number}
+    given = {} if object_ids is None else object_ids
+    if not isinstance(given, Mapping) or not all(_whole(number) for number in given.values()):
+        raise SeedError(
+            f'object_ids is {given!r}; it must map labels of the mask to the integer ids of the '
+            'objects they correct'
+        )
+    wanted = {label: int(number) for label, number in given.items() if number}
     known = {info.id: info for info in infos}
     reasons = {
         label: f'there is no label {label} in the mask'
         if label not in labels
-        else f'there is no object {number} to correct; live objects: '
-        f'{", ".join(map(str, known)) or "none"}'
+        else f'there is no object {number} to correct; live objects: {listed_ids(known)}'
         for label, number in wanted.items()
         if label not in labels or number not in known
     }
@@ -177,5 +223,10 @@ def corrections(
     if twice:
         raise SeedError(f'two labels of the mask are to correct object {twice[0]}')
     if reasons:
-        raise SeedError('; '.join(reasons.values()), reasons)
+        raise SeedError(listed(list(reasons.values())), reasons)
     return {label: known[number] for label, number in wanted.items()}
+
+
+def _whole(number: Any) -> bool:
+    """Say whether something can be an id; 0 and None stand for a new object."""
+    return number is None or (isinstance(number, numbers.Integral) and type(number) is not bool)

@@ -10,8 +10,12 @@ from collections.abc import Collection, Mapping, Sequence
 import dataclasses
 from dataclasses import dataclass
 from enum import IntEnum
+import reprlib
+from typing import Any
 
-from drift_ros.engine.errors import FrameError, SeedError, UnknownObjectError
+import numpy as np
+
+from drift_ros.engine.errors import FrameError, listed, SeedError, UnknownObjectError
 
 LAST_ID = 65_535
 """The highest id: masks are published with 16 bits a pixel."""
@@ -30,7 +34,12 @@ class ObjectState(IntEnum):
 
 @dataclass(frozen=True)
 class ObjectInfo:
-    """Identity of a live object: ``id`` from 1 up, never reused; ``name`` as given."""
+    """
+    Identity of a live object: ``id`` from 1 up, never reused; ``name`` as given.
+
+    An object keeps one and the same ``ObjectInfo`` from its reservation on: a reservation that was
+    given up and a later one that got its id are told apart by it.
+    """
 
     id: int
     name: str
@@ -124,8 +133,7 @@ class ObjectTable:
         """Raise UnknownObjectError unless the object is followed or reserved."""
         known = [info.id for info in self.infos]
         if object_id not in known:
-            listed = ', '.join(map(str, known)) or 'none'
-            raise UnknownObjectError(f'no object {object_id}; live objects: {listed}')
+            raise UnknownObjectError(f'no object {object_id!r}; live objects: {listed_ids(known)}')
 
     def check_size(self, size: tuple[int, ...]) -> None:
         """Raise FrameError when a frame of (H, W) is not of the size the objects live in."""
@@ -171,14 +179,18 @@ class ObjectTable:
         )
         return table, infos
 
-    def cancel(self, object_ids: Collection[int], *, reuse: bool) -> 'ObjectTable':
+    def holds(self, info: ObjectInfo) -> bool:
+        """Say whether this very object, not another that has its id, is followed or reserved."""
+        return any(info is known for known in self.infos)
+
+    def cancel(self, infos: Collection[ObjectInfo], *, reuse: bool) -> 'ObjectTable':
         """
-        Give reservations up.
+        Give reservations up, those that are still there.
 
         With ``reuse``, their ids are given again if they are the last ones: nobody has been told
         of them.
         """
-        gone = {info.id for info in self.reserved if info.id in object_ids}
+        gone = {info.id for info in self.reserved if any(info is own for own in infos)}
         next_id = self.next_id
         while reuse and next_id - 1 in gone:
             next_id -= 1
@@ -246,16 +258,29 @@ def names_of(
     Raises
     ------
     SeedError
-        A sequence does not have one name a label.
+        A sequence does not have one name a label, or a name is no text.
 
     """
-    if names is None or len(names) == 0:
+    if names is None:
         return dict.fromkeys(labels, '')
     if isinstance(names, Mapping):
-        return {label: names.get(label, '') for label in labels}
-    if isinstance(names, str) or len(names) != len(labels):
-        raise SeedError(
-            f'{names!r} does not name the {len(labels)} objects of the mask (labels '
-            f'{", ".join(map(str, labels))}); give one name a label, in ascending order, or none'
-        )
-    return dict(zip(labels, names, strict=True))
+        chosen: dict[int, Any] = {label: names.get(label) for label in labels}
+    else:
+        ordered = not isinstance(names, (str, bytes)) and isinstance(names, (Sequence, np.ndarray))
+        given: list[Any] = list(names) if ordered else [names]
+        if not ordered or len(given) not in (0, len(labels)):
+            raise SeedError(
+                f'{reprlib.repr(names)} does not name the {len(labels)} objects of the mask '
+                f'(labels {listed_ids(labels)}); give one name a label, in ascending order, or '
+                'none'
+            )
+        chosen = dict(zip(labels, given or [''] * len(labels), strict=True))
+    wrong = [name for name in chosen.values() if not isinstance(name, (str, type(None)))]
+    if wrong:
+        raise SeedError(f'the name {wrong[0]!r} is no text; give a str for each label, or none')
+    return {label: str(name or '') for label, name in chosen.items()}
+
+
+def listed_ids(numbers: Collection[int]) -> str:
+    """Name ids or labels in a message."""
+    return listed([str(number) for number in numbers], ', ') or 'none'

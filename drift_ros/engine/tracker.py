@@ -17,6 +17,7 @@ import numpy as np
 
 from drift_ros.engine import decide
 from drift_ros.engine.config import TrackerConfig
+from drift_ros.engine.errors import SeedError
 from drift_ros.engine.estimates import ObjectEstimate, Stopwatch, TrackResult
 from drift_ros.engine.find import find
 from drift_ros.engine.prompt import describe
@@ -26,6 +27,7 @@ from drift_ros.engine.seeds import (
     corrections,
     covered,
     distinct_labels,
+    label_array,
     SeedRequest,
     token_shares,
 )
@@ -151,26 +153,26 @@ class OnlineTracker:
         check_frame(frame)
         size = (frame.shape[0], frame.shape[1])
         self._state.table.check_size(size)
+        label_mask = label_array(label_mask)
         labels = distinct_labels(label_mask, size, self.config.features.resolution)
         named = names_of(labels, names)
         known = self._state
         corrected = corrections(object_ids, labels, known.table.infos)
         new = [label for label in labels if label not in corrected]
+        wanted, most = [named[label] for label in new], self.config.states.max_objects
+        known.table.reserve(wanted, size, most)  # too many are refused before they are looked at
         others = tuple(info for info in known.table.infos if info not in corrected.values())
         notes = tuple(covered(label_mask == label, known.shown, others) for label in labels)
         with self._lock:
             state = self._state
             state.table.check_size(size)
-            table, infos = state.table.reserve(
-                [named[label] for label in new], size, self.config.states.max_objects
-            )
+            table, infos = state.table.reserve(wanted, size, most)
             chosen = {**corrected, **dict(zip(new, infos, strict=True))}
             request = SeedRequest(
-                frame=frame,
+                frame=np.array(frame),
                 mask=label_mask,
                 labels=tuple(labels),
-                object_ids=tuple(chosen[label].id for label in labels),
-                names=tuple(chosen[label].name for label in labels),
+                infos=tuple(chosen[label] for label in labels),
                 corrected=frozenset(info.id for info in corrected.values()),
                 notes=notes,
             )
@@ -179,7 +181,7 @@ class OnlineTracker:
 
     def cancel_seed(self, request: SeedRequest) -> None:
         """Give up a prepared seed of whose ids nobody has been told; from any thread."""
-        self._commit(lambda table: table.cancel(request.object_ids, reuse=True))
+        self._commit(lambda table: table.cancel(request.reserved, reuse=True))
 
     def apply_seed(self, request: SeedRequest) -> None:
         """
@@ -190,23 +192,20 @@ class OnlineTracker:
         try:
             self._follow(request)
         except BaseException:
-            self._commit(lambda table: table.cancel(request.object_ids, reuse=False))
+            self._commit(lambda table: table.cancel(request.reserved, reuse=False))
             raise
 
     def _follow(self, request: SeedRequest) -> None:
         state = self._state
-        live = {info.id for info in state.table.infos}
-        chosen = {
-            number: label
-            for label, number in zip(request.labels, request.object_ids, strict=True)
-            if number in live
-        }
-        if not chosen:
+        pairs = zip(request.labels, request.infos, strict=True)
+        live = {info: label for label, info in pairs if state.table.holds(info)}
+        if not live:
             return
+        chosen = {info.id: label for info, label in live.items()}
         features = state.features.extract(request.frame)
         features.check()
         masks = {number: request.mask == label for number, label in chosen.items()}
-        shares = token_shares(np.stack(list(masks.values()), axis=-1), features.grid)
+        shares = token_shares(masks.values(), features.grid)
         shares = shares.to(features.layers[0].key.device)
         ids = list(chosen)
         memory = state.memory.pin(
@@ -221,8 +220,18 @@ class OnlineTracker:
         shown = shown.astype(np.uint16)
         for number, mask in masks.items():
             shown[mask] = number
+
+        def follow(table: ObjectTable) -> ObjectTable:
+            gone = [info.id for info in live if not table.holds(info)]
+            if gone:
+                raise SeedError(
+                    f'the seed of object {gone[0]} was given up while this one was carried out; '
+                    'seed again'
+                )
+            return table.follow(ids).recover(ids)
+
         self._commit(
-            lambda table: table.follow(ids).recover(ids),
+            follow,
             memory=memory,
             weighting=weighting,
             target=target,

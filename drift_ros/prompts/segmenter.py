@@ -3,6 +3,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+import numbers
 from typing import Protocol
 
 import cv2
@@ -17,6 +18,8 @@ from drift_ros.refinement.colour import ColourSolver, Surroundings
 from drift_ros.refinement.mask_prompts import stack_points
 from drift_ros.refinement.sam import SamCoder, shared_sam, stability
 from drift_ros.refinement.window import Window
+
+_FARTHEST = 1e6
 
 
 @dataclass(frozen=True)
@@ -149,6 +152,8 @@ def check_prompts(frame: np.ndarray, prompts: Sequence[Prompt]) -> None:
 
     """
     check_frame(frame)
+    if isinstance(prompts, Prompt) or any(not isinstance(item, Prompt) for item in prompts or ()):
+        raise PromptError('these are no prompts; give a sequence of drift_ros Prompt objects')
     if not prompts:
         raise PromptError('there are no prompts; give a box or a point for each object')
     height, width = frame.shape[:2]
@@ -162,9 +167,18 @@ def check_prompts(frame: np.ndarray, prompts: Sequence[Prompt]) -> None:
 
 
 def _fault(prompt: Prompt, width: int, height: int) -> str:
-    numbers = [*(prompt.box or ()), *(value for point in prompt.points for value in point[:2])]
-    if not np.all(np.isfinite(numbers)):
-        return 'a coordinate is not a number'
+    if prompt.box is not None and len(prompt.box) != 4:
+        return f'the box has {len(prompt.box)} numbers; it needs x_min, y_min, x_max, y_max'
+    if any(len(point) != 3 for point in prompt.points):
+        return 'a point is not x, y and whether it is on the object'
+    box = () if prompt.box is None else prompt.box
+    for value in (*box, *(value for point in prompt.points for value in point[:2])):
+        # far less than what overflows further on, and far more than any image has
+        if not isinstance(value, numbers.Real) or not abs(float(value)) <= _FARTHEST:
+            return (
+                f'a coordinate is {value!r}, not a number of pixels from '
+                f'-{_FARTHEST:g} to {_FARTHEST:g}'
+            )
     if prompt.box is not None:
         x0, y0, x1, y1 = prompt.box
         if x1 <= x0 or y1 <= y0:

@@ -14,8 +14,9 @@ torch, so a program starts at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+import numbers
 from typing import Any
 
 from builtin_interfaces.msg import Time
@@ -28,11 +29,17 @@ from std_msgs.msg import Header
 from std_srvs.srv import Trigger
 
 from drift_ros.ros import conversions
-from drift_ros.ros.client_errors import ClientError, NoAnswerError, RefusedError
+from drift_ros.ros.client_errors import (
+    ArgumentError,
+    ClientError,
+    NoAnswerError,
+    RefusedError,
+)
 from drift_ros.ros.connection import Connection
 from drift_ros.ros.received import Result, Results
 
 __all__ = [
+    'ArgumentError',
     'ClientError',
     'Marked',
     'NoAnswerError',
@@ -159,6 +166,10 @@ class TrackerClient(Connection):
             Seconds; to configure loads a model, which a cold disk makes slow.
 
         """
+        if transition not in TRANSITIONS:
+            raise ArgumentError(
+                f'there is no transition {transition!r}; choose from {", ".join(TRANSITIONS)}'
+            )
         self.state()  # connects both, so that the answer is not lost
         request = ChangeState.Request()
         request.transition.id = TRANSITIONS[transition]
@@ -201,20 +212,18 @@ class TrackerClient(Connection):
 
         Raises
         ------
-        RefusedError, NoAnswerError
+        RefusedError, NoAnswerError, ArgumentError
             Nothing has changed.
-        ConversionError
-            The mask or the frame is none.
 
         """
         header = header or Header()
         request = SeedMask.Request(
-            mask=conversions.labels_to_image(np.asarray(labels), header),
-            names=list(names),
-            object_ids=list(object_ids),
+            mask=_image(conversions.labels_to_image, labels, header),
+            names=[_name(name) for name in _each(names, 'names')],
+            object_ids=[_id(number) for number in _each(object_ids, 'object_ids')],
         )
         if frame is not None:
-            request.image = conversions.rgb_to_image(frame, header)
+            request.image = _image(conversions.rgb_to_image, frame, header)
         answer = self._ask(SeedMask, 'seed_mask', request)
         _check(answer, dict(zip(answer.labels, answer.errors)), 'label')
         return tuple(
@@ -275,7 +284,7 @@ class TrackerClient(Connection):
 
         Raises
         ------
-        RefusedError, NoAnswerError
+        RefusedError, NoAnswerError, ArgumentError
             Nothing has changed.
 
         """
@@ -300,7 +309,7 @@ class TrackerClient(Connection):
     ) -> Marked:
         request = kind.Request(prompts=[prompt], stamp=stamp or Time())
         if frame is not None:
-            request.image = conversions.rgb_to_image(frame, Header(stamp=request.stamp))
+            request.image = _image(conversions.rgb_to_image, frame, Header(stamp=request.stamp))
         answer = self._ask(kind, service, request)
         _check(answer, dict(enumerate(answer.errors)), 'prompt')
         return Marked(
@@ -319,10 +328,10 @@ class TrackerClient(Connection):
         ------
         RefusedError
             There is no such object.
-        NoAnswerError
+        NoAnswerError, ArgumentError
 
         """
-        request = RemoveObject.Request(object_id=object_id)
+        request = RemoveObject.Request(object_id=_id(object_id))
         _check(self._ask(RemoveObject, 'remove_object', request))
 
     def reset(self) -> None:
@@ -367,16 +376,51 @@ def _prompt(
     name: str = '',
     object_id: int = 0,
 ) -> Prompt:
-    return Prompt(
-        box=[float(value) for value in box] if box is not None else [],
-        points=[
+    try:
+        marks = [
             PromptPoint(x=float(x), y=float(y), positive=positive)
             for given, positive in ((points, True), (negative, False))
             for x, y in given
-        ],
-        name=name,
-        object_id=object_id,
-    )
+        ]
+        corners = [float(value) for value in box] if box is not None else []
+    except (TypeError, ValueError) as error:
+        raise ArgumentError(
+            f'a box is (x_min, y_min, x_max, y_max), points and negative are lists of (x, y), all '
+            f'in pixels: {error}'
+        ) from None
+    return Prompt(box=corners, points=marks, name=_name(name), object_id=_id(object_id))
+
+
+def _each(values: Any, what: str) -> Iterable[Any]:
+    """Refuse what could be iterated over, but gives something else than one entry an object."""
+    if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable):
+        raise ArgumentError(
+            f'{what} is {values!r}; give a sequence with one entry an object, in ascending order '
+            "of the mask's values"
+        )
+    return values
+
+
+def _name(name: Any) -> str:
+    try:
+        str.encode(name)
+    except (TypeError, UnicodeEncodeError) as error:
+        raise ArgumentError(f'the name {name!r} is no text: {error}') from None
+    return str(name)
+
+
+def _id(number: Any) -> int:
+    whole = isinstance(number, numbers.Integral) and type(number) is not bool
+    if not whole or not 0 <= number < 2**32:
+        raise ArgumentError(f'{number!r} is no object id; ids are integers from 1 up')
+    return int(number)
+
+
+def _image(convert: Callable[[np.ndarray, Header], Any], array: Any, header: Header) -> Any:
+    try:
+        return convert(np.asarray(array), header)
+    except (TypeError, ValueError) as error:  # ConversionErrors as well
+        raise ArgumentError(str(error)) from None
 
 
 def _check(answer: Any, reasons: dict[int, str] | None = None, what: str = '') -> None:

@@ -8,6 +8,10 @@ class ClientError(RuntimeError):
     """The tracker did not do what was asked; the text says why and what to do about it."""
 
 
+class ArgumentError(ClientError, ValueError):
+    """What was given to the client is none of what it takes; nothing was sent."""
+
+
 class NoAnswerError(ClientError, TimeoutError):
     """The node is not there, or did not answer in time."""
 

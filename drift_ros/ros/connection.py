@@ -7,6 +7,7 @@ from collections.abc import Callable
 import contextlib
 import threading
 import time
+import traceback
 from typing import Any, TypeVar
 
 import rclpy
@@ -15,7 +16,7 @@ from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 
-from drift_ros.ros.client_errors import NoAnswerError
+from drift_ros.ros.client_errors import ClientError, NoAnswerError
 
 _SETTLE = 0.3
 """
@@ -99,11 +100,23 @@ class Connection:
         executor.add_node(self.node)
         with contextlib.suppress(ExternalShutdownException):
             while not self._stop.is_set():
-                executor.spin_once(timeout_sec=0.1)
+                try:
+                    executor.spin_once(timeout_sec=0.1)
+                except ExternalShutdownException:
+                    raise
+                except Exception:  # of a callback; who waits for an answer still gets it
+                    self.node.get_logger().error(traceback.format_exc())
         executor.remove_node(self.node)
+
+    @property
+    def closed(self) -> bool:
+        """Whether :meth:`close` was called."""
+        return self._stop.is_set()
 
     def close(self) -> None:
         """Leave the graph. A node that was given stays; only what was made on it goes."""
+        if self.closed:
+            return
         self._stop.set()
         if self._thread is not None:
             self._thread.join(2.0)
@@ -177,8 +190,12 @@ class Connection:
         ------
         NoAnswerError
             The service did not appear, or did not answer, in time.
+        ClientError
+            This client was closed.
 
         """
+        if self.closed:
+            raise ClientError(f'cannot call {service}: this client was closed; make another one')
         service = self.node.resolve_service_name(service)
         client = self.prepare(kind, service)
         seconds = self.timeout if timeout is None else timeout

@@ -130,6 +130,8 @@ class Results:
         ------
         NoAnswerError
             None came in time.
+        ClientError
+            These results, or the client, were closed.
 
         """
         seconds = self._timeout if timeout is None else timeout
@@ -140,7 +142,7 @@ class Results:
                     self._condition.wait(min(_POLL, max(0.0, end - time.monotonic())))
                 if self._ready:
                     return self._ready.popleft()
-                if self._closed:
+                if self._closed or self._client.closed:
                     raise ClientError('the results were closed')
             self._client.watch()
             if time.monotonic() >= end:

@@ -19,7 +19,12 @@ from rclpy.executors import SingleThreadedExecutor
 from scenes import GREEN, overlap, RED, scene, square_mask
 
 from drift_ros import TrackerClient
-from drift_ros.ros.client_errors import ClientError, NoAnswerError, RefusedError
+from drift_ros.ros.client_errors import (
+    ArgumentError,
+    ClientError,
+    NoAnswerError,
+    RefusedError,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 DOMAIN = 73
@@ -130,6 +135,63 @@ def test_refusals_say_which_and_why(client):
         client.seed(CUP, object_ids=[1, 2])
     with pytest.raises(RefusedError, match='no object 99'):
         client.correct(99, CUP)
+
+
+@pytest.mark.parametrize(
+    ('call', 'message'),
+    [
+        (lambda c: c.seed(CUP * 1.0), 'label image of whole numbers'),
+        (lambda c: c.seed(None), 'label image of whole numbers'),
+        (lambda c: c.seed(CUP, frame=FRAME / 255.0), r'\(H, W, 3\) uint8 frame'),
+        (lambda c: c.seed(CUP, names='c'), "names is 'c'; give a sequence"),
+        (lambda c: c.seed(CUP, names=[1]), 'the name 1 is no text'),
+        (lambda c: c.seed(CUP, names=['\ud800']), 'is no text'),
+        (lambda c: c.seed(CUP, object_ids={1: 2}), 'object_ids is {1: 2}; give a sequence'),
+        (lambda c: c.seed(CUP, object_ids=3), 'object_ids is 3; give a sequence'),
+        (lambda c: c.seed(CUP, object_ids=[-1]), '-1 is no object id'),
+        (lambda c: c.correct('1', CUP), "'1' is no object id"),
+        (lambda c: c.remove(-1), '-1 is no object id'),
+        (lambda c: c.remove(2**40), 'is no object id'),
+        (lambda c: c.seed_prompt(box='abcd'), 'a box is .x_min'),
+        (lambda c: c.seed_prompt(points=(20, 20)), 'lists of .x, y.'),
+        (lambda c: c.seed_prompt(box=BOX, object_id=-1), '-1 is no object id'),
+        (lambda c: c.change_state('start'), "no transition 'start'; choose from configure"),
+    ],
+)
+def test_what_cannot_be_sent_is_refused_with_the_reason(call, message):
+    with TrackerClient('/nowhere', domain_id=DOMAIN, timeout=1) as client:
+        with pytest.raises(ArgumentError, match=message):
+            call(client)
+
+
+def test_an_empty_correction_is_told_to_be_empty(client):
+    (cup,) = client.seed(CUP)
+    with pytest.raises(RefusedError, match='the mask is empty'):
+        client.correct(cup.id, np.zeros_like(CUP))
+
+
+def test_a_closed_client_says_so():
+    client = TrackerClient('/nowhere', domain_id=DOMAIN, timeout=30)
+    results = client.results()
+    client.close()
+    client.close()
+    with pytest.raises(ClientError, match='this client was closed'):
+        client.remove(1)
+    with pytest.raises(ClientError, match='closed'):
+        results.get()
+
+
+def test_a_callback_that_raises_leaves_the_client_alive(client):
+    called = threading.Event()
+
+    def fail(result):
+        called.set()
+        raise ZeroDivisionError('of the callback')
+
+    with client.results(callback=fail):
+        assert called.wait(60)
+        assert client.state() == 'active'
+    client.reset()
 
 
 def test_corrections_keep_the_id(client):

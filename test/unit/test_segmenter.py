@@ -47,6 +47,32 @@ def test_grabcut_finds_what_is_pointed_at(prompt):
     assert 0 <= found.score <= 1
 
 
+@pytest.mark.parametrize(
+    ('prompts', 'message'),
+    [
+        (Prompt(box=RED_BOX), 'these are no prompts; give a sequence'),
+        ([RED_BOX], 'these are no prompts; give a sequence'),
+        ([Prompt(box=(1, 2, 3))], 'the box has 3 numbers; it needs x_min'),
+        ([Prompt(box=('a', 1, 2, 3))], "a coordinate is 'a', not a number"),
+        ([Prompt(box=(-1e308, -1e308, 1e308, 1e308))], '-1e[+]308, not a number of pixels from'),
+        ([Prompt(box=(0, 0, np.inf, 9))], 'a coordinate is inf'),
+        ([Prompt(points=((20, 20),))], 'a point is not x, y and whether'),
+        ([Prompt(box=RED_BOX, name=3)], 'the name 3 is no text'),
+        ([Prompt(box=RED_BOX, object_id='1')], 'integer ids'),
+    ],
+)
+def test_prompts_that_are_none_are_refused(prompts, message):
+    tracker = make()
+    before = tracker.state
+    with pytest.raises((PromptError, SeedError), match=message):
+        tracker.seed_prompts(FRAME, prompts)
+    assert tracker.state is before
+
+
+def test_a_box_may_be_an_array():
+    assert make().seed_prompts(FRAME, [Prompt(box=np.array(RED_BOX))])[0] == [1]
+
+
 def test_several_prompts_follow_several_objects():
     tracker = make()
     ids, found = tracker.seed_prompts(

@@ -2,6 +2,7 @@
 """What the tracker promises its callers."""
 
 import threading
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from drift_ros import (
     UnknownObjectError,
 )
 from drift_ros.engine.config import OPTIONS, RENAMED
+from drift_ros.engine.seeds import token_shares
 from drift_ros.engine.table import LAST_ID
 
 
@@ -231,6 +233,14 @@ def many_labels():
         (many_labels(), None, '300 objects in the mask and room for 63.*raise it'),
         (square_mask((60, 40, 20)), ['a', 'b'], 'does not name the 1 objects'),
         (square_mask((60, 40, 20)), 'a', 'does not name'),
+        (square_mask((60, 40, 20)), 5, '5 does not name the 1 objects'),
+        (square_mask((60, 40, 20)), {'a'}, 'does not name the 1 objects'),
+        (square_mask((60, 40, 20)), [7], 'the name 7 is no text'),
+        (square_mask((60, 40, 20)), {1: b'cup'}, "the name b'cup' is no text"),
+        (None, None, 'one channel of integer labels'),
+        ([[1, 2], [3]], None, 'a list that is no array'),
+        (square_mask((60, 40, 20)) > 0, None, r'mask.astype\(numpy.uint8\)'),
+        (square_mask((60, 40, 20)).astype('m8[s]'), None, 'one channel of integer labels'),
     ],
 )
 def test_bad_seeds_leave_tracking_as_it_was(mask, names, message):
@@ -260,6 +270,7 @@ def test_reasons_name_each_label_and_nothing_is_seeded_by_halves():
         (np.zeros((96, 128), np.uint8), r'\(height, width, 3\) RGB'),
         (np.zeros((96, 128, 4), np.uint8), r'\(height, width, 3\) RGB'),
         (np.zeros((96, 128, 3), np.float32), 'must be uint8'),
+        (np.zeros((16, 4000, 3), np.uint8), '4000x16; one side may be at most 64 times the other'),
         (np.zeros((8, 8, 3), np.uint8), 'at least 16x16'),
         (np.zeros((48, 64, 3), np.uint8), 'is 64x48, the objects were seeded in 128x96; reset'),
     ],
@@ -319,6 +330,104 @@ def test_prepared_seeds_can_be_given_up_or_overtaken():
     tracker.remove(request.object_ids[0])
     tracker.apply_seed(request)
     assert [entry.id for entry in tracker.step(frame).objects] == [request.object_ids[1]]
+
+
+def test_giving_a_seed_up_twice_leaves_who_got_its_id_alone():
+    tracker = make()
+    frame = scene((16, 16, 24, RED), (70, 50, 24, GREEN))
+    first = tracker.prepare_seed(frame, square_mask((16, 16, 24)), ['red'])
+    tracker.cancel_seed(first)
+    second = tracker.prepare_seed(frame, square_mask((70, 50, 24)), ['green'])
+    assert second.object_ids == first.object_ids
+    tracker.cancel_seed(first)
+    tracker.apply_seed(first)
+    tracker.apply_seed(second)
+    result = tracker.step(frame)
+    assert [item.name for item in result.objects] == ['green']
+    assert overlap(result.labels == 1, square_mask((70, 50, 24)) == 1) > 0.8
+
+
+def test_giving_a_correction_up_leaves_the_prepared_seed_it_corrects():
+    tracker = make()
+    frame = scene((16, 16, 24, RED))
+    seed = tracker.prepare_seed(frame, square_mask((16, 16, 24)))
+    tracker.cancel_seed(tracker.prepare_seed(frame, square_mask((16, 16, 24)), None, {1: 1}))
+    tracker.apply_seed(seed)
+    assert [item.id for item in tracker.step(frame).objects] == [1]
+
+
+def test_a_seed_given_up_while_its_correction_is_carried_out():
+    tracker = make()
+    frame = scene((16, 16, 24, RED))
+    tracker.seed(frame, square_mask((16, 16, 24)))
+    seed = tracker.prepare_seed(frame, square_mask((60, 40, 20)))
+    correction = tracker.prepare_seed(frame, square_mask((60, 40, 20)), None, {1: 2})
+    extract = tracker.state.features.extract
+
+    def overtaken(image):
+        thread = threading.Thread(target=tracker.cancel_seed, args=[seed])
+        thread.start()
+        thread.join(timeout=10)
+        return extract(image)
+
+    tracker.state.features.extract = overtaken
+    with pytest.raises(SeedError, match='the seed of object 2 was given up while'):
+        tracker.apply_seed(correction)
+    tracker.state.features.extract = extract
+    assert [item.id for item in tracker.step(frame).objects] == [1]
+    assert tracker.seed(frame, square_mask((60, 40, 20))) == [2]
+    assert [item.id for item in tracker.step(frame).objects] == [1, 2]
+
+
+def test_prepared_seeds_do_not_change_with_the_arrays_they_were_made_of():
+    tracker = make()
+    frame, mask = scene((16, 16, 24, RED)), square_mask((16, 16, 24))
+    request = tracker.prepare_seed(frame, mask)
+    frame[:], mask[:] = 0, 0
+    tracker.apply_seed(request)
+    labels = tracker.step(scene((16, 16, 24, RED))).labels
+    assert overlap(labels == 1, square_mask((16, 16, 24)) == 1) > 0.8
+
+
+@pytest.mark.parametrize(
+    'form',
+    [
+        lambda mask: mask.tolist(),
+        np.asfortranarray,
+        lambda mask: mask.astype('>i4') * (2**31 - 1),
+        lambda mask: mask.astype(np.uint64) << np.uint64(63),
+        lambda mask: np.ma.array(np.where(mask, mask, 2), mask=mask == 0),
+    ],
+)
+def test_masks_may_come_in_any_form_that_is_an_array(form):
+    tracker = make()
+    frame, mask = scene((16, 16, 24, RED)), square_mask((16, 16, 24))
+    assert tracker.seed(frame, form(mask)) == [1]
+    assert overlap(tracker.step(frame).labels == 1, mask == 1) > 0.8
+
+
+def test_a_mask_of_thousands_of_labels_is_refused_in_a_sentence():
+    tracker = make()
+    mask = np.arange(96 * 128).reshape(96, 128)
+    with pytest.raises(SeedError, match='and 12279 more$') as caught:
+        tracker.seed(scene(), mask)
+    assert len(str(caught.value)) < 1000 and len(caught.value.reasons) == 96 * 128 - 1
+    with pytest.raises(SeedError, match='and 12279 more') as caught:
+        make(resolution=384).seed(scene(), mask, ['a'])
+    assert len(str(caught.value)) < 1000
+
+
+def test_masks_of_many_objects_do_not_multiply_in_memory():
+    tracker = make(max_objects=1024, resolution=1200)
+    mask = np.arange(1000, dtype=np.uint16).repeat(1200).reshape(1000, 1200)
+    frame = np.zeros((1000, 1200, 3), np.uint8)
+    request = tracker.prepare_seed(frame, mask)
+    tracemalloc.start()
+    shares = token_shares((mask == label for label in request.labels), (10, 12))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert shares.shape == (10, 12, 999)
+    assert peak < 50e6, 'one mask after the other'
 
 
 def test_a_seed_that_fails_inside_the_network_reserves_nothing():
@@ -444,6 +553,12 @@ def test_corrections_and_new_objects_in_one_mask():
         ({1: 9}, 'no object 9 to correct; live objects: 1'),
         ({3: 1}, 'no label 3 in the mask'),
         ({1: 1, 2: 1}, 'two labels of the mask are to correct object 1'),
+        ([1, 2], r'object_ids is \[1, 2\]; it must map labels'),
+        (1, 'object_ids is 1; it must map labels'),
+        ({1: '1'}, "object_ids is {1: '1'}; it must map labels of the mask to the integer ids"),
+        ({1: 1.5}, 'integer ids'),
+        ({1: True}, 'integer ids'),
+        ({1: [1]}, 'integer ids'),
     ],
 )
 def test_corrections_that_make_no_sense_are_refused(object_ids, message):

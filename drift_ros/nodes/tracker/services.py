@@ -177,7 +177,7 @@ class Services:
         labels = [value for value in np.unique(mask).tolist() if value]
         response.labels, response.object_ids = labels, [0] * len(labels)
         response.errors, response.notes = [''] * len(labels), [''] * len(labels)
-        if len(request.object_ids) not in (0, len(labels)):
+        if labels and len(request.object_ids) not in (0, len(labels)):
             raise SeedError(
                 f'{len(request.object_ids)} object ids for the {len(labels)} objects of the mask; '
                 'give one for each, in ascending order of the labels, 0 for new ones, or none'
