@@ -102,7 +102,13 @@ def propagate(
         near = propagate_tiles if query.device.type == 'cpu' else propagate_rows
         cut = (slice(None), *seen)
         found = near(
-            query[cut], [key[cut] for key in keys], labels[cut], reaches, top_k, mix, ~settled[seen]
+            query[cut],
+            [key[cut] for key in keys],
+            labels[cut],
+            reaches,
+            top_k,
+            mix,
+            ~settled[seen],
         )
         out[seen] = torch.where(settled[seen][..., None], out[seen], found)
     return out

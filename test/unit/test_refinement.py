@@ -13,10 +13,10 @@ from segment_anything.modeling import Sam
 import torch
 
 from drift_ros import CheckpointError, Tracker
+from drift_ros.engine.compiled import compiled
 from drift_ros.refinement import make_refiner
 from drift_ros.refinement.bilateral import BilateralGrid
 from drift_ros.refinement.colour import ColourSolver
-from drift_ros.engine.compiled import compiled
 from drift_ros.refinement.histogram import colour_bins
 from drift_ros.refinement.mask_prompts import read_prompt, stack_points
 from drift_ros.refinement.refiner import Every, Upsampling
