@@ -26,6 +26,7 @@ from torch import Tensor
 import torch.nn.functional as F
 
 from drift_ros.engine.compiled import compiled
+from drift_ros.engine.device import has_bfloat16
 
 # Columns of a block, and rows of a tile: the smaller a tile, the fewer keys outside the window are
 # computed in vain; the larger, the better the matrix products.
@@ -111,7 +112,7 @@ def propagate_tiles(
     layout = np.array([(w.reach, len(w.members), w.rows, w.blocks) for w in windows])
     values = labels[order].float().flatten(0, 2).contiguous().numpy()
     out = np.zeros((height, width, labels.shape[-1]), np.float32)
-    dtype = torch.bfloat16 if _has_bfloat16() else torch.float32
+    dtype = torch.bfloat16 if has_bfloat16() else torch.float32
     count = -(-width // _SIDE)
     rough_query = _room('query', (count, height + _SIDE - 1, _SIDE, dim), dtype)
     rough_keys = [
@@ -173,12 +174,6 @@ class _Head:
                 else:
                     part.copy_(asked @ seen.t())
             _answer(runs, top, block, *self.rest)
-
-
-@lru_cache(maxsize=1)
-def _has_bfloat16() -> bool:
-    """Whether products in bfloat16 are faster than in float32."""
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 @lru_cache
