@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
-import os
 from pathlib import Path
 from typing import Any, TYPE_CHECKING
 
@@ -155,9 +154,6 @@ def run_and_show(
     write_bags: bool = False,
 ) -> dict[tuple[str, str], str]:
     """Run, show and write an evaluation; returns the errors of jobs that failed."""
-    if options['workers'] > 1:
-        # Threads that wait must not spin where several processes share the processors.
-        os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
     from drift_ros.evaluation import run as runner
     from drift_ros.evaluation.provenance import describe_run
 

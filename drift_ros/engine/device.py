@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where networks run."""
 
+from functools import lru_cache
+
 import torch
 
 from drift_ros.engine.errors import CheckpointError
@@ -25,3 +27,9 @@ def resolve_device(device: str | torch.device) -> torch.device:
     if target.type == 'cuda' and not torch.cuda.is_available():
         raise CheckpointError(f'device {device!r}: torch sees no CUDA GPU; use auto or cpu')
     return target
+
+
+@lru_cache(maxsize=1)
+def has_bfloat16() -> bool:
+    """Whether this processor multiplies in bfloat16 faster than in float32."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

@@ -16,7 +16,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 import math
+import os
 import threading
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,14 +26,15 @@ from torch import Tensor
 import torch.nn.functional as F
 
 from drift_ros.engine.compiled import compiled
+from drift_ros.engine.device import has_bfloat16
 
 # Columns of a block, and rows of a tile: the smaller a tile, the fewer keys outside the window are
 # computed in vain; the larger, the better the matrix products.
 _SIDE = 8
 _TILE = _SIDE * _SIDE
 # How far a product is off at most, as a share of both norms: queries, keys and the sum are rounded
-# to 8 bits each.
-_ROUNDING = 1.5 * 2.0**-8
+# to 8 bits each, which makes 1.5; sums in float32 add next to nothing.
+_ROUNDING = 1.6 * 2.0**-8
 # Where the search for the largest starts: so much below what a neighbour ended with.
 _LEEWAY = np.float32(2.0)
 
@@ -109,7 +112,7 @@ def propagate_tiles(
     layout = np.array([(w.reach, len(w.members), w.rows, w.blocks) for w in windows])
     values = labels[order].float().flatten(0, 2).contiguous().numpy()
     out = np.zeros((height, width, labels.shape[-1]), np.float32)
-    dtype = torch.bfloat16 if _has_bfloat16() else torch.float32
+    dtype = torch.bfloat16 if has_bfloat16() else torch.float32
     count = -(-width // _SIDE)
     rough_query = _room('query', (count, height + _SIDE - 1, _SIDE, dim), dtype)
     rough_keys = [
@@ -121,9 +124,8 @@ def propagate_tiles(
         for place, w in enumerate(windows)
     ]
     exact_keys = _room('exact keys', (len(keys), height, width, dim))
-    tiles = list(_tiles_of(wanted))
+    tiles, threads = list(_tiles_of(wanted)), torch.get_num_threads()
     for head, weight in enumerate(mix.tolist()):
-        exact_query = query[head].float().contiguous().numpy()
         _fill(rough_query, query[head], 0, 0)
         for place, member in enumerate(order):
             exact_keys[place] = keys[member][head]
@@ -131,48 +133,47 @@ def propagate_tiles(
         for window, blocks in zip(windows, rough_keys, strict=True):
             for place in range(len(window.members)):
                 _fill(blocks[:, place], next(widened), window.reach, window.aside)
+        exact_query = query[head].float().contiguous().numpy()
         exact = exact_keys.flatten(0, 2).numpy()
         slack = 2.0 * _ROUNDING * _longest(exact) if top_k else math.inf
-
-        def answer(tile: tuple[int, list[int]]) -> None:
-            """Answer the queries of a row of tiles."""
-            top, blocks = tile
-            bands = []
-            for place, (window, known) in enumerate(zip(windows, rough_keys, strict=True)):
-                band = known[:, :, top : top + window.rows]
-                bands.append(_room(f'band {place}', band.shape, dtype).copy_(band))
-            logits = _room('logits', (_TILE * sum(w.seen for w in windows),), torch.bfloat16)
-            parts = [
-                part.view(_TILE, -1) for part in logits.split([_TILE * w.seen for w in windows])
-            ]
-            runs = logits.view(torch.int16).view(-1, _TILE).numpy()
-            for block in blocks:
-                asked = rough_query[block, top : top + _SIDE].flatten(0, 1)
-                for window, band, part in zip(windows, bands, parts, strict=True):
-                    known = band[block : block + window.blocks].view(-1, dim)
-                    if dtype == part.dtype:
-                        torch.mm(asked, known.t(), out=part)
-                    else:
-                        part.copy_(asked @ known.t())
-                _answer(
-                    runs, top, block, layout, exact_query, exact, values, wanted_array, top_k,
-                    slack, weight, out,
-                )  # fmt: skip
-
-        wanted_array = wanted.numpy()
-        threads = torch.get_num_threads()
-        if threads == 1:
-            for tile in tiles:
-                answer(tile)
-        else:
-            list(_threads(threads).map(answer, tiles))
+        rest = (layout, exact_query, exact, values, wanted.numpy(), top_k, slack, weight, out)
+        one = _Head(windows, rough_query, rough_keys, rest)
+        for _ in (
+            map(one.answer, tiles) if threads == 1 else _threads(threads).map(one.answer, tiles)
+        ):
+            pass
     return torch.from_numpy(out).to(query.dtype)
 
 
-@lru_cache(maxsize=1)
-def _has_bfloat16() -> bool:
-    """Whether products in bfloat16 are faster than in float32."""
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+@dataclass(frozen=True)
+class _Head:
+    """What is asked of a head, and what is known: blocks of queries, blocks of keys, and more."""
+
+    windows: Sequence[_Window]
+    query: Tensor
+    keys: Sequence[Tensor]
+    rest: tuple[Any, ...]
+
+    def answer(self, tiles: tuple[int, list[int]]) -> None:
+        """Answer the queries of a row of tiles: its first row, and its blocks."""
+        top, blocks = tiles
+        bands = []
+        for place, (window, known) in enumerate(zip(self.windows, self.keys, strict=True)):
+            band = known[:, :, top : top + window.rows]
+            bands.append(_room(f'band {place}', band.shape, band.dtype).copy_(band))
+        sizes = [_TILE * window.seen for window in self.windows]
+        logits = _room('logits', (sum(sizes),), torch.bfloat16)
+        parts = [part.view(_TILE, -1) for part in logits.split(sizes)]
+        runs = logits.view(torch.int16).view(-1, _TILE).numpy()
+        for block in blocks:
+            asked = self.query[block, top : top + _SIDE].flatten(0, 1)
+            for window, band, part in zip(self.windows, bands, parts, strict=True):
+                seen = band[block : block + window.blocks].flatten(0, 3)
+                if seen.dtype == part.dtype:
+                    torch.mm(asked, seen.t(), out=part)
+                else:
+                    part.copy_(asked @ seen.t())
+            _answer(runs, top, block, *self.rest)
 
 
 @lru_cache
@@ -191,6 +192,8 @@ def _threads(count: int) -> ThreadPoolExecutor:
     return pool
 
 
+os.register_at_fork(after_in_child=_threads.cache_clear)  # threads do not outlive a fork
+
 _rooms = threading.local()
 
 
@@ -203,7 +206,8 @@ def _room(name: str, shape: Sequence[int], dtype: torch.dtype = torch.float32) -
     size = math.prod(shape)
     room = getattr(_rooms, name, None)
     if room is None or room.numel() < size or room.dtype != dtype:
-        room = torch.zeros(size, dtype=dtype)
+        with torch.inference_mode(False):  # or it could be written to in that mode only
+            room = torch.zeros(size, dtype=dtype)
         setattr(_rooms, name, room)
     return room[:size].view(shape)
 
@@ -316,7 +320,7 @@ def _answer(logits, top, block, layout, query, keys, values, wanted, top_k, slac
     dim, most = query.shape[2], 0
     for reach, members, _, _ in layout:
         most += members * min(2 * reach + 1, height) * min(2 * reach + 1, width)
-    best = np.empty(min(top_k, most) if top_k else most, np.float32)
+    best = np.empty(max(min(top_k, most), 1), np.float32)
     rough, exact = np.empty(most, np.float32), np.empty(most, np.float32)
     at = np.empty(most, np.int64)
     mixed = np.empty(channels, np.float32)
@@ -329,7 +333,7 @@ def _answer(logits, top, block, layout, query, keys, values, wanted, top_k, slac
         norm = np.float32(0)
         for i in range(dim):
             norm += asked[i] * asked[i]
-        margin = np.float32(slack * np.sqrt(norm))
+        margin = np.float32(slack * np.sqrt(norm + np.float32(1e-30)))
         found = _candidates(
             logits, place, y, x, top, layout, height, width, guess, margin, best, rough, at
         )
@@ -349,13 +353,17 @@ def _answer(logits, top, block, layout, query, keys, values, wanted, top_k, slac
                 exact[kept] = product
                 at[kept] = at[n]
                 kept += 1
-        best[:] = -np.inf
+        largest, least, ties = np.float32(-np.inf), np.float32(-np.inf), 0
         for n in range(kept):
-            if exact[n] > best[0]:
-                _insert(best, exact[n])
-        least, largest, ties = best[0], best[-1], 0
-        for value in best:
-            ties += value == least
+            largest = max(largest, exact[n])
+        if 0 < top_k < kept:
+            best[:] = -np.inf
+            for n in range(kept):
+                if exact[n] > best[0]:
+                    _insert(best, exact[n])
+            least = best[0]
+            for value in best:
+                ties += value == least
         total = np.float32(0)
         mixed[:] = 0
         for n in range(kept):

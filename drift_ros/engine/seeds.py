@@ -148,8 +148,8 @@ def distinct_labels(label_mask: np.ndarray, size: tuple[int, ...], resolution: i
     if labels[0] < 0:
         raise SeedError(f'the mask has the negative label {labels[0]}; use labels from 1 up')
     # A token of a stride-4 grid covers this many pixels of the frame.
-    scale = working_scale(label_mask.shape[0], label_mask.shape[1], resolution)
-    least = max(round((4 / scale) ** 2), 1)
+    height, width = label_mask.shape
+    least = max(round((4 / working_scale(height, width, resolution)) ** 2), 1)
     reasons = {
         int(label): f'{area} pixels; at resolution {resolution} an object needs {least}: mark '
         'more of it, or raise the resolution'

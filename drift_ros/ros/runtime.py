@@ -46,9 +46,6 @@ def run(
         Of the executor.
 
     """
-    # torch's threads leave the cores to the other processes of the robot while there is no frame,
-    # but wait awake from one step of a frame to the next: to be woken takes longer than most do
-    os.environ.setdefault('GOMP_SPINCOUNT', '20000')
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())

@@ -71,7 +71,7 @@ def example(heads=2, height=5, width=7, dim=6, references=2, channels=3):
 @pytest.fixture(params=['bfloat16', 'float32', 'rows'])
 def way(request, monkeypatch):
     """Every way to compute it: with fast products in bfloat16, without, and without loops."""
-    monkeypatch.setattr(kernel_tiles, '_has_bfloat16', lambda: request.param == 'bfloat16')
+    monkeypatch.setattr(kernel_tiles, 'has_bfloat16', lambda: request.param == 'bfloat16')
     if request.param == 'rows':
         monkeypatch.setattr(kernel_fast, 'propagate_tiles', kernel_fast.propagate_rows)
         monkeypatch.setattr(kernel_fast, '_CHUNK', 100)

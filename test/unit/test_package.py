@@ -3,8 +3,10 @@
 
 import ast
 from importlib import metadata
+import os
 from pathlib import Path
 import re
+import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
 
@@ -189,3 +191,31 @@ def test_fast_dds_profile():
     assert sorted(used) == sorted(descriptors), 'every transport is defined and used'
     size = descriptors['large_images_shared_memory'].findtext('d:segment_size', None, space)
     assert int(size) > 4 * 1920 * 1080 * 3
+
+
+@pytest.mark.parametrize(
+    ('given', 'want'),
+    [
+        ({}, {'GOMP_SPINCOUNT': '1000'}),
+        ({'GOMP_SPINCOUNT': '5'}, {'GOMP_SPINCOUNT': '5'}),
+        ({'OMP_WAIT_POLICY': 'ACTIVE'}, {'OMP_WAIT_POLICY': 'ACTIVE'}),
+    ],
+)
+def test_waiting_threads_hardly_spin_unless_told_to(given, want):
+    """Said in the environment before torch is loaded, however the package comes to be used."""
+    names = ('GOMP_SPINCOUNT', 'OMP_WAIT_POLICY')
+    code = (
+        'import drift_ros, os, sys; '
+        f'print({{n: os.environ[n] for n in {names} if n in os.environ}}); '
+        'assert "torch" not in sys.modules'
+    )
+    environment = {key: value for key, value in os.environ.items() if key not in names}
+    run = subprocess.run(
+        [sys.executable, '-c', code],
+        env={**environment, **given},
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert ast.literal_eval(run.stdout) == want
