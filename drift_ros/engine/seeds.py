@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from drift_ros.engine.errors import FrameError, listed, SeedError
+from drift_ros.engine.frame_features import working_scale
 from drift_ros.engine.table import listed_ids, ObjectInfo
 
 # Share of what was last seen of an object from which a new seed is said to cover it.
