@@ -320,7 +320,11 @@ class OnlineTracker:
 
         objects = tuple(
             ObjectEstimate.of(
-                entry, confidences[entry.info.id], judged.existence[entry.info.id], labels
+                entry,
+                confidences[entry.info.id],
+                judged.existence[entry.info.id],
+                labels,
+                self.config.states.box,
             )
             for entry in observe(state.table).tracked
         )
@@ -333,10 +337,19 @@ class OnlineTracker:
         """Go on with another extractor, and look at all remembered frames again with it."""
         state = self._state
         memory = state.memory.refresh(features.extract_resized)
-        weighting = state.weighting
+        weighting, target = state.weighting, state.target.forgotten()
         for reference, masks, ids in memory.marked(state.table.channels):
             weighting = weighting.add(reference.features, masks, ids, features)
-        self._commit(lambda table: table, features=features, memory=memory, weighting=weighting)
+            others = 1.0 - reference.labels[..., 0] - masks.sum(dim=-1)
+            tokens = describe(reference.features, target.options)
+            target = target.seeded(tokens, masks, ids, others) if ids else target
+        self._commit(
+            lambda table: table,
+            features=features,
+            memory=memory,
+            weighting=weighting,
+            target=target,
+        )
 
     def _commit(self, change: Callable[[ObjectTable], ObjectTable], **fields: Any) -> None:
         """Let a new state take the place of the present one, in one assignment."""
