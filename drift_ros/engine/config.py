@@ -140,6 +140,13 @@ class StateOptions:
     lost_after: int = option(
         10, 'Frames in a row an object may be occluded before it is lost.', low=1, high=100_000
     )
+    box: str = option(
+        'robust',
+        "Extent of an object's box. robust: its largest piece and others that are not small (2 % "
+        'of the area) nor far (half its width), so that stray pixels do not blow it up; all: '
+        'every pixel of its mask.',
+        choices=('robust', 'all'),
+    )
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,10 @@ import numpy as np
 from drift_ros.engine.protocols import Refined
 from drift_ros.engine.table import ObjectState, TrackedObject
 
+# A piece of a mask strayed if it has less than this share of the largest one's area, or is
+# further away than this many of its widths.
+_STRAY_AREA, _STRAY_REACH = 0.02, 0.5
+
 
 @dataclass(frozen=True)
 class ObjectEstimate:
@@ -28,6 +32,7 @@ class ObjectEstimate:
         [0, 1], probability that the object is in the frame at all.
     box : tuple of int, optional
         (x_min, y_min, x_max, y_max) in pixels, maxima exclusive; None unless pixels are assigned.
+        Of all of them or without strays, as ``states.box`` says.
     area : int
         Pixels.
     age : int
@@ -46,9 +51,14 @@ class ObjectEstimate:
 
     @classmethod
     def of(
-        cls, entry: TrackedObject, confidence: float, existence: float, labels: np.ndarray
+        cls,
+        entry: TrackedObject,
+        confidence: float,
+        existence: float,
+        labels: np.ndarray,
+        box: str = 'all',
     ) -> 'ObjectEstimate':
-        """Say what a label image (H, W) shows of an object."""
+        """Say what a label image (H, W) shows of an object; ``box`` as in ``states.box``."""
         mask = labels == entry.info.id
         return cls(
             id=entry.info.id,
@@ -56,7 +66,7 @@ class ObjectEstimate:
             state=entry.state,
             confidence=confidence,
             existence=existence,
-            box=box_of(mask),
+            box=robust_box(mask) if box == 'robust' else box_of(mask),
             area=int(np.count_nonzero(mask)),
             age=entry.age,
         )
@@ -114,3 +124,30 @@ def box_of(mask: np.ndarray) -> tuple[int, int, int, int] | None:
     """(x_min, y_min, x_max, y_max) of the True pixels of a (H, W) mask, maxima exclusive."""
     x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
     return (x, y, x + width, y + height) if width else None
+
+
+def robust_box(mask: np.ndarray) -> tuple[int, int, int, int] | None:
+    """
+    Give the box of the True pixels of a (H, W) mask without those that strayed.
+
+    It is that of the largest piece, and of each other one that has at least a fiftieth of its
+    area and whose box is not further from the box so far than half the largest piece is wide.
+    """
+    whole = box_of(mask)
+    if whole is None:
+        return None
+    left, top, right, bottom = whole
+    part = mask[top:bottom, left:right].astype(np.uint8)
+    count, _, stats, _ = cv2.connectedComponentsWithStats(part)
+    if count == 2:  # the rest, and one piece
+        return whole
+    pieces = stats[1:][np.argsort(-stats[1:, cv2.CC_STAT_AREA], kind='stable')]
+    pieces[:, :2] += (left, top)
+    left, top, width, height, most = (int(value) for value in pieces[0])
+    right, bottom, reach = left + width, top + height, _STRAY_REACH * most**0.5
+    for x, y, width, height, area in pieces[1:].tolist():
+        gap = max(x - right, left - x - width, y - bottom, top - y - height)
+        if area >= _STRAY_AREA * most and gap <= reach:
+            left, top = min(left, x), min(top, y)
+            right, bottom = max(right, x + width), max(bottom, y + height)
+    return left, top, right, bottom

@@ -5,9 +5,9 @@ Whether an object is in a frame at all, by comparison with what it and its surro
 The kernel always hands its mass to something. Where the object is gone, what it points at
 resembles the object less, is smaller, scores lower and is pointed at more diffusely than it was
 while the object was there. How much less is much depends on the features and on the object; so
-every cue is a ratio to the object's own usual level, and likeness is measured on the scale from
-that level to the one of the rest of its seed frame. Where these two do not differ, likeness
-tells nothing, and the object counts as there.
+likeness is measured on the scale of the seed frame's own differences, and the other cues are
+ratios to what is usual of the object. An object that its features do not tell from the rest
+counts as there.
 
 Values are never changed in place.
 """
@@ -40,8 +40,8 @@ class ExistenceOptions:
     looks : int
         Tokens of an object's seed, and as many of its last frame, to compare a find with.
     unlike : float
-        An object that differs more than this from itself, on the scale of
-        :attr:`Traits.spread`, is allowed the excess.
+        Distance, on the scale of :attr:`Traits.spread`, of which an object usually is from itself
+        at most where features tell it from others.
     constant : float
         Log-odds of an object of which nothing lacks.
     weights : tuple of float
@@ -206,13 +206,15 @@ def lacks(shown: Shown, traits: Traits, options: ExistenceOptions) -> Iterator[f
     """
     Say what lacks of what an object usually shows: 0 is nothing, by four cues.
 
-    (1) Unlikeness, on the scale of the spread, less as far as the object itself usually differs
-    by more than :attr:`ExistenceOptions.unlike`: of features that do not tell it from the rest,
-    nothing. (2) Halvings of its area, [0, 4]. (3) Share of its score, [0, 1.5]; (4) of its
-    crispness, [0, 1]; nothing of these two while they are not known.
+    (1) Unlikeness, [0, 1], on the scale of the spread. What usually differs from itself by more
+    than :attr:`ExistenceOptions.unlike` is allowed for; what differs by the whole spread, whose
+    features do not tell it from the rest, wholly. (2) Halvings of its area, [0, 4]. (3) Share of
+    its score, [0, 1.5]; (4) of its crispness, [0, 1]; nothing of these two while they are not
+    known.
     """
     usual, spread = traits.usual, max(traits.spread, _LEAST)
-    yield max(shown.distance / spread - max(usual.distance / spread - options.unlike, 0.0), 0.0)
+    excess = max((usual.distance / spread - options.unlike) / (1.0 - options.unlike), 0.0)
+    yield min(max(shown.distance / spread - excess, 0.0), 1.0)
     left = shown.area / max(usual.area, 1e-6) + 0.01
     yield min(max(-math.log2(max(left, 1e-6)), 0.0), 4.0)
     yield min(max(usual.score - shown.score, 0.0) / max(usual.score, 0.1), 1.5)

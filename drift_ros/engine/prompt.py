@@ -293,13 +293,17 @@ class TargetModel:
         model = self._solved(known, kept * self.seen_rest + rate * rest)
         return replace(model, frames=self.frames + 1)
 
+    def forgotten(self) -> TargetModel:
+        """Know nothing, with the same options."""
+        return TargetModel.empty(self.options)
+
     def without(self, object_id: int) -> TargetModel:
         """Forget an object."""
         if object_id not in self.object_ids:
             return self
         known = self._known()
         del known[object_id]
-        return self._solved(known, self.seen_rest) if known else TargetModel.empty(self.options)
+        return self._solved(known, self.seen_rest) if known else self.forgotten()
 
     def scores(
         self, tokens: Tensor, object_ids: Sequence[int], where: Tensor | None = None

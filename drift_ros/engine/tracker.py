@@ -328,7 +328,11 @@ class OnlineTracker:
 
         objects = tuple(
             ObjectEstimate.of(
-                entry, confidences[entry.info.id], judged.existence[entry.info.id], labels
+                entry,
+                confidences[entry.info.id],
+                judged.existence[entry.info.id],
+                labels,
+                self.config.states.box,
             )
             for entry in observe(state.table).tracked
         )
