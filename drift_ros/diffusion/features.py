@@ -22,7 +22,6 @@ from drift_ros.diffusion.attention import (
 from drift_ros.diffusion.checkpoint import Checkpoint
 from drift_ros.diffusion.colour_patches import colour_patches
 from drift_ros.diffusion.inversion import DDIM
-from drift_ros.engine.device import has_bfloat16
 from drift_ros.engine.errors import CheckpointError
 from drift_ros.engine.frame_features import FrameFeatures, LayerFeatures, working_scale
 
@@ -52,7 +51,6 @@ class DiffusionFeatures:
         noise_samples: int = 1,
         noise_seed: int = 0,
         colour_share: float = 0.0,
-        bfloat16: bool | None = None,
     ) -> None:
         """
         Choose layers, noise level and working size.
@@ -75,9 +73,6 @@ class DiffusionFeatures:
             :class:`drift_ros.engine.config.FeatureOptions`.
         colour_share : float
             Of raw colour in queries and keys, see :func:`with_colour`.
-        bfloat16 : bool, optional
-            Whether a CPU computes the network in bfloat16, all but the queries and keys
-            themselves: these differ by about 1 % then. None: where that is faster.
 
         Raises
         ------
@@ -102,8 +97,6 @@ class DiffusionFeatures:
         self._samples = noise_samples if noise == 'random' else 0
         self._noise_seed = noise_seed
         self._colour_share = colour_share
-        on_cpu = checkpoint.device.type == 'cpu' and checkpoint.dtype == torch.float32
-        self._bfloat16 = on_cpu and (has_bfloat16() if bfloat16 is None else bfloat16)
         self.layers = select_layers(checkpoint.unet, layers or checkpoint.layers)
 
     def conditioned(self, prompt: Tensor, tokens: Mapping[int, Tensor]) -> 'DiffusionFeatures':
@@ -142,28 +135,22 @@ class DiffusionFeatures:
 
     def extract_resized(self, image: np.ndarray) -> FrameFeatures:
         """Run the network on a frame of the working size, as :meth:`resize` gives it."""
-        with self._precision():
-            latents = self.noisy(self.encode(image))
+        latents = self.noisy(self.encode(image))
         captured: dict[str, LayerFeatures] = {}
         latent_size = (latents.shape[-2], latents.shape[-1])
 
         def read(name: str, attn: torch.nn.Module, states: Tensor) -> None:
-            with torch.autocast('cpu', enabled=False):
-                states = states.to(self.checkpoint.dtype)
-                captured[name] = _queries_keys(attn, states, latent_size)
+            captured[name] = _queries_keys(attn, states, latent_size)
 
         processors = {
             name: partial(AttentionReader, read=partial(read, name), last=name == self.layers[-1])
             for name in self.layers
         }
-        with self.checkpoint.lock, torch.inference_mode(), self._precision():
+        with self.checkpoint.lock, torch.inference_mode():
             with capturing(self.checkpoint.unet, processors), contextlib.suppress(PassEnded):
                 self.run_unet(latents)
         attention = FrameFeatures(tuple(captured[name] for name in self.layers), image)
         return with_colour(attention, self._colour_share)
-
-    def _precision(self) -> torch.autocast:
-        return torch.autocast('cpu', torch.bfloat16, enabled=self._bfloat16)
 
     def resize(self, frame: np.ndarray) -> np.ndarray:
         """Resize a frame (H, W, 3) uint8 to the working size."""
