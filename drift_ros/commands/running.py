@@ -256,6 +256,7 @@ def _write_and_show(
         if absences := tables.absence_table(results):
             console.print(absences)
         charts.write_chart(folder / 'scores.png', results)
+        charts.write_reliability(folder / 'existence.png', results)
     for title, columns, rows in (
         ('Boxes and presence, in percent but for delays', tables.PRESENCE, boxes),
         ('Live', tables.LIVE, live_rows),

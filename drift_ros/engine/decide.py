@@ -60,12 +60,17 @@ def recall(soft: Tensor, search: Tensor, channel: int) -> Tensor:
 
     """
     mass = search[..., channel]
-    others = soft.clone()
-    others[..., channel] = 0.0
-    others /= others.sum(dim=-1, keepdim=True).clamp_min(1e-6)
-    soft = others * (1.0 - mass[..., None])
+    rest = soft.clone()
+    rest[..., channel] = 0.0
+    rest /= rest.sum(dim=-1, keepdim=True).clamp_min(1e-6)
+    soft = rest * (1.0 - mass[..., None])
     soft[..., channel] = mass
     return soft
+
+
+def others(channels: Mapping[int, int], object_ids: Collection[int]) -> list[int]:
+    """Channels of all objects but these."""
+    return [channel for number, channel in channels.items() if number not in object_ids]
 
 
 def leave_out(soft: Tensor, absent: Collection[int]) -> Tensor:

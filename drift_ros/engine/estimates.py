@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the tracker says of a frame."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 import time
 
@@ -70,6 +71,20 @@ class ObjectEstimate:
             area=int(np.count_nonzero(mask)),
             age=entry.age,
         )
+
+
+def estimates(
+    entries: Iterable[TrackedObject],
+    confidence: Mapping[int, float],
+    existence: Mapping[int, float],
+    labels: np.ndarray,
+    box: str,
+) -> tuple[ObjectEstimate, ...]:
+    """Say what a label image (H, W) shows of all objects, by ascending id."""
+    return tuple(
+        ObjectEstimate.of(entry, confidence[number], existence[number], labels, box)
+        for number, entry in sorted({entry.info.id: entry for entry in entries}.items())
+    )
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ class ExistenceOptions:
 
     looks: int = 192
     unlike: float = 0.25
-    constant: float = 8.2
+    constant: float = 7.6
     weights: tuple[float, float, float, float] = (30.0, 1.1, 0.4, 4.0)
 
 

@@ -20,7 +20,7 @@ Values are never changed in place: every method gives a new model.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
@@ -37,6 +37,7 @@ from drift_ros.engine.existence import (
     Traits,
 )
 from drift_ros.engine.frame_features import FrameFeatures
+from drift_ros.engine.reference import Reference
 
 # What lies so many tokens around an object in its seed frame is learnt with more weight.
 _RIM = 4
@@ -293,9 +294,14 @@ class TargetModel:
         model = self._solved(known, kept * self.seen_rest + rate * rest)
         return replace(model, frames=self.frames + 1)
 
-    def forgotten(self) -> TargetModel:
-        """Know nothing, with the same options."""
-        return TargetModel.empty(self.options)
+    def again(self, marked: Iterable[tuple[Reference, Tensor, list[int]]]) -> TargetModel:
+        """Learn only what is marked: seed frames, masks (h, w, K) and ids of the K objects."""
+        model = TargetModel.empty(self.options)
+        for seed, masks, ids in marked:
+            if ids:
+                others = 1.0 - seed.labels[..., 0] - masks.sum(dim=-1)
+                model = model.seeded(describe(seed.features, self.options), masks, ids, others)
+        return model
 
     def without(self, object_id: int) -> TargetModel:
         """Forget an object."""
@@ -303,7 +309,7 @@ class TargetModel:
             return self
         known = self._known()
         del known[object_id]
-        return self._solved(known, self.seen_rest) if known else self.forgotten()
+        return self._solved(known, self.seen_rest) if known else TargetModel.empty(self.options)
 
     def scores(
         self, tokens: Tensor, object_ids: Sequence[int], where: Tensor | None = None

@@ -18,7 +18,7 @@ import numpy as np
 from drift_ros.engine import decide
 from drift_ros.engine.config import TrackerConfig
 from drift_ros.engine.errors import SeedError
-from drift_ros.engine.estimates import ObjectEstimate, Stopwatch, TrackResult
+from drift_ros.engine.estimates import estimates, Stopwatch, TrackResult
 from drift_ros.engine.find import find
 from drift_ros.engine.prompt import describe
 from drift_ros.engine.protocols import Extractor, FeatureExtractor, Refiner
@@ -286,7 +286,7 @@ class OnlineTracker:
 
         """
         check_frame(frame)
-        state = self._state
+        state, states = self._state, self.config.states
         size = (frame.shape[0], frame.shape[1])
         state.table.check_size(size)
         clock = Stopwatch()
@@ -303,9 +303,9 @@ class OnlineTracker:
             number: decide.confidence_of(judged.soft[..., channel])
             for number, channel in channels.items()
         }
-        seen = decide.seen(confidences, judged.existence, state.table.missing, self.config.states)
+        seen = decide.seen(confidences, judged.existence, state.table.missing, states)
         sure = [number for number in seen if number in state.table.believed]
-        soft = decide.leave_out(judged.soft, _others(channels, sure))
+        soft = decide.leave_out(judged.soft, decide.others(channels, sure))
         clock.lap('propagation')
 
         stretch = self.config.experimental.normalize
@@ -318,38 +318,31 @@ class OnlineTracker:
         # an object of which no pixel is left was not found, whatever its tokens say
         found = set(np.unique(labels).tolist()) & set(sure)
         memory, target = state.memory, state.target
-        if found:  # what shows none of the objects says nothing of them
-            memory = memory.push(features, decide.forget(judged.soft, _others(channels, found)))
-            sure_of = [number in found and judged.existence[number] >= 0.5 for number in channels]
+        # only what is surely there is remembered and learnt of: errors would feed back
+        certain = {number for number in found if judged.existence[number] >= 0.5}
+        if certain:
+            absent = decide.others(channels, certain)
+            memory = memory.push(features, decide.forget(judged.soft, absent))
+            sure_of = [number in certain for number in channels]
             target = target.learnt(tokens, judged, list(channels), sure_of)
 
         def observe(table: ObjectTable) -> ObjectTable:
-            return table.observe(seen, found, self.config.states.lost_after)
+            return table.observe(seen, found, states.lost_after)
 
-        objects = tuple(
-            ObjectEstimate.of(
-                entry,
-                confidences[entry.info.id],
-                judged.existence[entry.info.id],
-                labels,
-                self.config.states.box,
-            )
-            for entry in observe(state.table).tracked
-        )
+        entries = observe(state.table).tracked
+        objects = estimates(entries, confidences, judged.existence, labels, states.box)
         clock.lap('refinement')
         self._commit(observe, memory=memory, target=target, shown=labels, frames=state.frames + 1)
-        ordered = tuple(sorted(objects, key=lambda item: item.id))
-        return TrackResult(labels, ordered, clock.stop(), refined)
+        return TrackResult(labels, objects, clock.stop(), refined)
 
     def look_again(self, features: Extractor) -> None:
         """Go on with another extractor, and look at all remembered frames again with it."""
         state = self._state
         memory = state.memory.refresh(features.extract_resized)
-        weighting, target = self._blank.weighting, self._blank.target
-        for seed, masks, ids in memory.marked(state.table.channels):
-            weighting = weighting.add(seed.features, masks, ids, features)
-            tokens = describe(seed.features, target.options)
-            target = target.seeded(tokens, masks, ids, seed.beside(masks))
+        weighting = state.weighting
+        for reference, masks, ids in memory.marked(state.table.channels):
+            weighting = weighting.add(reference.features, masks, ids, features)
+        target = state.target.again(memory.marked(state.table.channels))
         self._commit(
             lambda table: table,
             features=features,
@@ -363,8 +356,3 @@ class OnlineTracker:
         with self._lock:
             state = self._state
             self._state = dataclasses.replace(state, table=change(state.table), **fields)
-
-
-def _others(channels: Mapping[int, int], object_ids: Sequence[int] | set[int]) -> list[int]:
-    """Channels of all objects but these."""
-    return [channel for number, channel in channels.items() if number not in object_ids]

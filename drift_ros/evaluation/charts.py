@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from drift_ros.evaluation.presence import ObjectRecord, pooled, roc
+from drift_ros.evaluation.presence import ObjectRecord, pooled, reliability, roc
 from drift_ros.evaluation.results import JobResult
 from drift_ros.evaluation.summaries import engine_summary
 
@@ -39,6 +39,43 @@ def write_chart(path: Path, results: Sequence[JobResult]) -> None:
     figure.legend(loc='outside upper center', ncols=columns, frameon=False)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
+
+
+def write_reliability(path: Path, results: Sequence[JobResult]) -> bool:
+    """
+    Write how far existence can be believed as PNG: what it says over how often that is so.
+
+    Says whether there was anything to write: an engine that gives existence, and frames without
+    the object.
+    """
+    found: dict[str, list[ObjectRecord]] = {}
+    for row in results:
+        found.setdefault(row.engine, []).extend(row.presence().values())
+    curves = {}
+    for engine, rows in found.items():
+        present, existence = pooled(rows) if rows else (np.zeros(0, bool), np.zeros(0))
+        if not present.all() and not np.isnan(existence).all():
+            curves[engine] = reliability(present, existence)
+    if not curves:
+        return False
+    pyplot = _pyplot()
+    figure, (upper, lower) = pyplot.subplots(
+        2, 1, figsize=(5, 5.6), sharex=True, height_ratios=(3, 1), layout='constrained'
+    )
+    upper.plot([0, 1], [0, 1], color='0.7', linewidth=1)
+    for engine, (said, true, count) in curves.items():
+        upper.plot(said, true, marker='o', label=f'{engine} ({count.sum()} frames)')
+        lower.plot(said, count, marker='o')
+    upper.set_ylabel('share of frames with the object')
+    upper.legend(frameon=False)
+    lower.set_xlabel('existence')
+    lower.set_ylabel('frames')
+    lower.set_yscale('log')
+    for axes in (upper, lower):
+        axes.grid(color='0.9')
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+    return True
 
 
 def roc_chart(results: Sequence[JobResult]) -> str:

@@ -165,6 +165,38 @@ def roc(present: np.ndarray, existence: np.ndarray) -> tuple[np.ndarray, np.ndar
     return false, true, float(np.sum(np.diff(false) * (true[1:] + true[:-1]) / 2))
 
 
+def reliability(
+    present: np.ndarray, existence: np.ndarray, bins: int = 10
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """
+    Compare what existence says with how often the object is there.
+
+    Parameters
+    ----------
+    present : np.ndarray
+        (n,) bool.
+    existence : np.ndarray
+        (n,) in [0, 1]; NaN, as of engines that do not say it, is left out.
+    bins : int
+        Parts of [0, 1] of equal width.
+
+    Returns
+    -------
+    said, true, count : np.ndarray
+        (used bins,) mean existence, share of frames with the object, and frames; empty bins are
+        left out.
+
+    """
+    known = ~np.isnan(existence)
+    present, existence = present[known], existence[known]
+    place = np.minimum((existence * bins).astype(int), bins - 1)
+    count = np.bincount(place, minlength=bins)
+    used = count > 0
+    said = np.bincount(place, existence, minlength=bins)[used] / count[used]
+    true = np.bincount(place, present, minlength=bins)[used] / count[used]
+    return said, true, count[used]
+
+
 def _mean(values: np.ndarray) -> float:
     return float(values.mean()) if values.size else math.nan
 

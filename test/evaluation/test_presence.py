@@ -21,6 +21,7 @@ from drift_ros.evaluation.presence import (
     MEASURES,
     ObjectRecord,
     records,
+    reliability,
     returns,
     roc,
 )
@@ -39,6 +40,14 @@ def test_boxes():
     assert box_iou((3, 4, 5, 9), (3, 4, 5, 9)) == 1
     assert centre_error((0, 0, 3, 4), (3, 4, 6, 8)) == 1
     assert centre_error((0, 0, 3, 4), (0, 0, 3, 4)) == 0
+
+
+def test_reliability_compares_what_is_said_with_what_is():
+    present = np.array([False, False, True, True, True, True])
+    said, true, count = reliability(present, np.array([0.02, 0.08, 0.06, 0.95, 1.0, NAN]))
+    np.testing.assert_allclose(said, [0.16 / 3, 0.975])
+    np.testing.assert_allclose(true, [1 / 3, 1.0])
+    assert count.tolist() == [3, 2]
 
 
 def track(box, existence=NAN, area=None):

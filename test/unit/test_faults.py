@@ -53,10 +53,13 @@ COLLABORATORS = [
     *((ReferenceMemory, n) for n in ('read', 'search', 'push', 'pin', 'remove', 'refresh')),
     *((ReferenceMemory, n) for n in ('aligned', '_bounded')),
     *((HeadWeighting, name) for name in ('add', 'remove')),
-    *((TargetModel, name) for name in ('seeded', 'learnt', 'without', 'judge')),
+    *((TargetModel, name) for name in ('seeded', 'learnt', 'without', 'judge', 'again')),
     *((ColourSolver, name) for name in ('remember', 'refine')),
     *((ObjectTable, n) for n in ('reserve', 'follow', 'recover', 'observe', 'remove', 'clear')),
-    *((decide, n) for n in ('seen', 'recall', 'leave_out', 'forget', 'compete', 'assign')),
+    *(
+        (decide, n)
+        for n in ('seen', 'recall', 'leave_out', 'forget', 'compete', 'assign', 'others')
+    ),
     (decide, 'confidence_of'),
     (memory_module, 'propagate'),
     *(

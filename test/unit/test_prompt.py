@@ -10,6 +10,7 @@ import torch
 from drift_ros.engine.existence import Shown
 from drift_ros.engine.frame_features import FrameFeatures, LayerFeatures
 from drift_ros.engine.prompt import combine, describe, Judgement, PromptOptions, TargetModel
+from drift_ros.engine.reference import Reference
 
 OPTIONS = PromptOptions(fourier=64, every=1, hard=0.0)
 
@@ -244,3 +245,14 @@ def test_layers_of_several_grids_and_heads_are_joined(context):
     everywhere, some = model.scores(tokens, [1]), model.scores(tokens, [1], where)
     torch.testing.assert_close(some[where], everywhere[where], atol=1e-4, rtol=1e-4)
     assert not some[~where].any()
+
+
+def test_what_is_marked_is_learnt_again_and_nothing_else():
+    features, masks = scene([(1, 2, 2), (2, 6, 9)])
+    tokens = describe(features, OPTIONS)
+    model = TargetModel.empty(OPTIONS).seeded(tokens, masks, [1, 2])
+    later = model.learnt(tokens, judged_of(soft_of(masks)), [1, 2], [True, True])
+    seed = Reference(features, soft_of(masks), frozenset({1, 2}))
+    again = later.again([(seed, masks, [1, 2]), (seed, masks[..., :0], [])])
+    torch.testing.assert_close(again.weights, model.weights)
+    assert again.object_ids == (1, 2) and not again.seen_rest.any()
