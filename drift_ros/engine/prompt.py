@@ -299,8 +299,8 @@ class TargetModel:
         model = TargetModel.empty(self.options)
         for seed, masks, ids in marked:
             if ids:
-                others = 1.0 - seed.labels[..., 0] - masks.sum(dim=-1)
-                model = model.seeded(describe(seed.features, self.options), masks, ids, others)
+                tokens = describe(seed.features, self.options)
+                model = model.seeded(tokens, masks, ids, seed.beside(masks))
         return model
 
     def without(self, object_id: int) -> TargetModel:

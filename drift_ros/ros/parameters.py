@@ -307,7 +307,7 @@ def _refuse_unknown(names: Iterable[str], groups: set[str]) -> None:
     """Raise ValueError where a name is an old one of ours, or none below one of our groups."""
     reasons = []
     for name in sorted(names):
-        ours = name.partition('.')[0] in groups if '.' in name else name in {**RENAMED, **DROPPED}
+        ours = name.partition('.')[0] in groups or name in {**RENAMED, **DROPPED}
         if groups and ours:
             try:
                 find_option(name)

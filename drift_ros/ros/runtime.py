@@ -30,8 +30,8 @@ def run(
     """
     Spin a node until SIGINT, SIGTERM or until it sets its ``finished`` event; then exit.
 
-    Exit codes: 0 after a signal or when done, 1 when the node could not be made or a callback
-    raised.
+    Exit codes: 0 after a signal or when done, 1 when the node could not be made (the reason is
+    printed) or a callback raised.
 
     Parameters
     ----------
@@ -52,10 +52,14 @@ def run(
     import rclpy
     from rclpy.signals import SignalHandlerOptions
 
-    rclpy.init(
-        args=list(sys.argv if args is None else args),
-        signal_handler_options=SignalHandlerOptions.NO,
-    )
+    try:
+        rclpy.init(
+            args=list(sys.argv if args is None else args),
+            signal_handler_options=SignalHandlerOptions.NO,
+        )
+    except RuntimeError as error:  # a parameter file that is none, unknown ROS arguments
+        _complain(f'cannot use the ROS arguments: {str(error).partition(", at /")[0]}')
+        _exit(1)
     code = _live(factory, stop, threads)
     # What is left of the node (the state machine of a lifecycle, actions) holds its handle, and
     # with it the middleware's shared memory. Nothing here refers to the node any more, but parts
@@ -73,7 +77,7 @@ def _live(factory: Callable[[], Any], stop: threading.Event, threads: int) -> in
     try:
         node = factory()
     except (ParameterException, ValueError) as error:
-        print(f'{os.path.basename(sys.argv[0])}: {error}', file=sys.stderr)
+        _complain(str(error))
         return 1
     executor = MultiThreadedExecutor(threads)
     executor.add_node(node)
@@ -118,6 +122,10 @@ def _live(factory: Callable[[], Any], stop: threading.Event, threads: int) -> in
             getattr(waitable, 'destroy', lambda: None)()
         node.destroy_node()
     return code
+
+
+def _complain(reason: str) -> None:
+    print(f'{os.path.basename(sys.argv[0])}: {reason}', file=sys.stderr)
 
 
 def _exit(code: int) -> NoReturn:

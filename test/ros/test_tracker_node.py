@@ -193,6 +193,7 @@ def test_values_that_contradict_each_other_are_refused_when_set_and_when_configu
         ({'radius': 3, 'refinement': 'none'}, ['now called kernel.radius', 'refinement.method']),
         ({'memory_labels': 'coarse'}, ['memory_labels any more']),
         ({'kernel.raduis': 3}, ["'kernel.raduis'", 'kernel.radius']),
+        ({'kernel': 3}, ["'kernel'", 'kernel.radius']),
         ({'features.resolution': 'high'}, ['features.resolution']),
     ],
     ids=lambda value: '-'.join(value),
@@ -211,6 +212,24 @@ def test_what_is_wrong_at_start_ends_the_process_with_the_reason(tmp_path, param
         assert 'Traceback' not in node.output, node.output
         for word in words:
             assert word in node.output
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'words'),
+    [
+        (['--params-file', 'missing.yaml'], 'missing.yaml'),
+        (['--frobnicate'], 'frobnicate'),
+    ],
+    ids=['missing file', 'unknown'],
+)
+def test_ros_arguments_that_are_none_end_the_process_with_the_reason(tmp_path, arguments, words):
+    node = NodeProcess('recorder', DOMAIN + 1, tmp_path / 'log', ['--ros-args', *arguments])
+    try:
+        assert node.process.wait(TIMEOUT) == 1
+    finally:
+        node.close()
+    assert 'Traceback' not in node.output, node.output
+    assert 'cannot use the ROS arguments: ' in node.output and words in node.output
 
 
 def test_parameters_of_others_do_no_harm(checkpoint, tmp_path):
