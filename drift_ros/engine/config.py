@@ -121,7 +121,7 @@ class StateOptions:
         64, 'Objects followed at once; a seed beyond is refused.', low=1, high=1024
     )
     confidence: float = option(
-        0.3, 'An object less confident than this counts as occluded.', low=0.0, high=1.0
+        0.15, 'An object less confident than this counts as occluded.', low=0.0, high=1.0
     )
     existence: float = option(
         0.3,
