@@ -47,6 +47,7 @@ def kernel_losses(
     owner: Tensor | None = None,
     strangers: int = 0,
     dropout: float = 0.0,
+    window: int = 0,
 ) -> dict[str, Tensor]:
     """
     Losses of the views 1.. towards the views before them.
@@ -71,6 +72,8 @@ def kernel_losses(
     owner : (B, K, L) float, which of the L layers each label belongs to; without, no membership
     strangers : so many random keys of each other scene are further negatives of correspondence
     dropout : share of the keys that labels are not propagated from, drawn at random
+    window : labels are propagated from at most so many tokens away, as the tracker does it, and
+        points that moved farther do not count; 0 for everywhere
 
     Returns
     -------
@@ -82,10 +85,13 @@ def kernel_losses(
     scenes, views, heads, n, d = query.shape
     side = int(round(n**0.5))
     query = query * d**-0.5
+    cells = torch.arange(n)
+    place = torch.stack([cells % side, cells // side], -1)  # N, 2
+    at = place
     if rows is not None and rows < n:
         pick = torch.randperm(n)[:rows]
         query, target, visible = query[:, :, :, pick], target[:, :, pick], visible[:, :, pick]
-        aim = labels[:, :, pick]
+        aim, at = labels[:, :, pick], place[pick]
     else:
         aim = labels
     index, weight = bilinear_weights(target, side, side, stride)
@@ -106,17 +112,23 @@ def kernel_losses(
         out['correspondence'] += (nll.mean(1) * mask).sum() / count
         with torch.no_grad():
             best = logits[..., :n].mean(1).argmax(-1)
-            at = torch.stack([best % side, best // side], -1).float()
             true = (target[:, v] + 0.5) / stride - 0.5
-            near = ((at - true).abs().amax(-1) <= 1.0).float()
+            near = ((place[best] - true).abs().amax(-1) <= 1.0).float()
             out['accuracy'] += (near * mask).sum() / count
 
         keys = key[:, :v].transpose(1, 2).flatten(2, 3)  # B, heads, v * N, d
         values = labels[:, :v].flatten(1, 2)  # B, v * N, K
+        kept = torch.arange(v * n)
         if dropout:
             kept = torch.randperm(v * n)[: round((1 - dropout) * v * n)]
             keys, values = keys[:, :, kept], values[:, kept]
-        shares = (query[:, v] @ keys.transpose(-1, -2)).float().softmax(-1)
+        logits = (query[:, v] @ keys.transpose(-1, -2)).float()
+        if window:
+            far = (at[:, None] - place[kept % n]).abs().amax(-1) > window  # rows, keys
+            logits = logits.masked_fill(far, -torch.inf)
+            mask = mask * ((at - true).abs().amax(-1) <= window - 1)
+            count = mask.sum().clamp(min=1)
+        shares = logits.softmax(-1)
         carried = (shares @ values[:, None]).float().mean(1)  # B, rows, K
         cross = -(aim[:, v] * (carried + 1e-5).log()).sum(-1)
         out['transport'] += (cross * mask).sum() / count

@@ -153,6 +153,8 @@ class Trainer(Run[dict[str, Tensor]]):
             truncation=True,
             return_tensors='pt',
         ).input_ids
+        for name, parameter in self.unet.named_parameters():
+            parameter.requires_grad_(not name.startswith(tuple(config['frozen'])))
         self.network = torch.nn.ModuleDict({'unet': self.unet, 'text': self.text})
         self.parameters = list(self.network.parameters())
         self.optimizer = torch.optim.AdamW(
@@ -211,6 +213,7 @@ class Trainer(Run[dict[str, Tensor]]):
             batch['owner'][:scenes],
             self.config['strangers'],
             self.config['key_dropout'],
+            self.config['window'],
         )
 
     def losses(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
@@ -224,16 +227,18 @@ class Trainer(Run[dict[str, Tensor]]):
             memory_format=torch.channels_last
         )
         out: dict[str, Tensor] = {}
-        # the kernel, as deployed: low timestep, mostly noise-free, stop at the layer
-        t = torch.randint(0, c['low_timestep'], (scenes,), generator=rng)
-        noisy = torch.rand(scenes, generator=rng) >= c['clean_share']
-        t_all = t.repeat_interleave(views)
-        noise = torch.randn(latents.shape, generator=rng)
-        noise = noise * noisy.repeat_interleave(views)[:, None, None, None]
-        z = velocity(latents, noise, self.alphas[t_all])[0]
-        text = self._text(batch['category'], rng, 0.5).repeat_interleave(views, 0)
-        self.capture.queries_keys(z, t_all, text)
-        out.update(self._kernel_losses(batch, scenes))
+        w = c['weights']
+        if w['correspondence'] or w['transport'] or w['membership']:
+            # the kernel, as deployed: low timestep, mostly noise-free, stop at the layer
+            t = torch.randint(0, c['low_timestep'], (scenes,), generator=rng)
+            noisy = torch.rand(scenes, generator=rng) >= c['clean_share']
+            t_all = t.repeat_interleave(views)
+            noise = torch.randn(latents.shape, generator=rng)
+            noise = noise * noisy.repeat_interleave(views)[:, None, None, None]
+            z = velocity(latents, noise, self.alphas[t_all])[0]
+            text = self._text(batch['category'], rng, 0.5).repeat_interleave(views, 0)
+            self.capture.queries_keys(z, t_all, text)
+            out.update(self._kernel_losses(batch, scenes))
         if step % c['denoise_every'] == 0:
             m = min(c['denoise_scenes'], scenes)
             t = torch.randint(0, 1000, (m,), generator=rng).repeat_interleave(views)
@@ -247,7 +252,7 @@ class Trainer(Run[dict[str, Tensor]]):
             v_predicted = self.capture.denoise(z, t, text, views if shared else 1)
             out['denoise'] = F.mse_loss(v_predicted, v_true)
             low = t[::views] < c['kernel_max_timestep']
-            if bool(low.all()):
+            if bool(low.all()) and 'transport' in out:
                 noisy_losses = self._kernel_losses(batch, m)
                 for name in ('correspondence', 'transport', 'membership'):
                     out[f'noisy_{name}'] = noisy_losses[name]

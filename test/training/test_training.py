@@ -222,6 +222,24 @@ def test_further_negatives_and_hidden_points_count():
     assert fewer['correspondence'] == plain['correspondence']
 
 
+def test_labels_can_be_sought_near_by_only():
+    """In a window a point's look-alike far away gets no vote, and far movers do not count."""
+    side = 10
+    n = side * side
+    ys, xs = torch.meshgrid(torch.arange(side), torch.arange(side), indexing='ij')
+    code = 30 * torch.nn.functional.one_hot((xs % 5).flatten(), 5).float()  # alike 5 columns on
+    features = code.view(1, 1, 1, n, 5).expand(1, 2, 1, n, 5)
+    target = torch.stack([xs, ys], -1).float().view(1, 1, n, 2).expand(1, 2, n, 2) * 4 + 1.5
+    visible = torch.ones(1, 2, n, dtype=torch.bool)
+    labels = torch.nn.functional.one_hot((xs // 5).flatten(), 2).float().expand(1, 2, n, 2)
+    everywhere = kernel_losses(features, features, target, visible, labels, 4)
+    near = kernel_losses(features, features, target, visible, labels, 4, window=3)
+    assert everywhere['transport'] > 0.5 and near['transport'] < 0.01
+    moved = (target + 16).clamp(max=side * 4 - 3)
+    none = kernel_losses(features, features, moved, visible, labels, 4, window=2)
+    assert none['transport'] < near['transport'] + 0.01
+
+
 def test_partial_pass_gives_the_full_pass_queries(trainer):
     latents = torch.randn(2, models.LATENT_CHANNELS, 16, 16)
     text = torch.randn(2, 12, 64)
@@ -260,6 +278,20 @@ def test_resumed_run_equals_an_uninterrupted_one(trainer, photos, tmp_path):
         for a, b in zip(one.parameters(), other.parameters(), strict=True):
             assert torch.equal(a, b)
     assert [r['step'] for r in resumed.history] == [1, 2, 3, 4]
+
+
+def test_frozen_weights_stay(photos, tmp_path):
+    """A stage can teach the rest to denoise on top of a finished kernel."""
+    frozen = ('conv_in', 'down_blocks.0.resnets', 'time_embedding')
+    weights = ('weights.correspondence=0', 'weights.transport=0', 'denoise_every=1')
+    config = load_config(None, (*TINY, *weights, f'frozen=[{", ".join(frozen)}]', 'warmup=1'))
+    trainer = Trainer(config, photos, tmp_path / 'run')
+    before = {k: v.clone() for k, v in trainer.unet.state_dict().items()}
+    trainer.run(stop=3)
+    changed = {k for k, v in trainer.unet.state_dict().items() if not torch.equal(v, before[k])}
+    assert not any(name.startswith(frozen) for name in changed)
+    assert any(name.startswith('up_blocks') for name in changed)
+    assert 'correspondence' not in trainer.history[-1]
 
 
 def test_export_loads_with_stock_classes(trainer, tmp_path):
