@@ -97,7 +97,7 @@ def load_stages(
 
 
 def _weights(path: Path) -> dict[str, Any]:
-    """Read the weights of U-Net and text encoder from a state.pt or an exported folder."""
+    """Read averaged weights of U-Net and text encoder from a state.pt or an exported folder."""
     if path.is_dir():
         return {
             'unet': UNet2DConditionModel.from_pretrained(
@@ -105,7 +105,15 @@ def _weights(path: Path) -> dict[str, Any]:
             ).state_dict(),
             'text': CLIPTextModel.from_pretrained(path, subfolder='text_encoder').state_dict(),
         }
-    return torch.load(path, map_location='cpu', weights_only=True)
+    average = torch.load(path, map_location='cpu', weights_only=True)['average']
+    return {
+        part: {
+            name.removeprefix(f'module.{part}.'): value
+            for name, value in average.items()
+            if name.startswith(f'module.{part}.')
+        }
+        for part in ('unet', 'text')
+    }
 
 
 class Trainer(Run[dict[str, Tensor]]):
@@ -301,7 +309,7 @@ class Trainer(Run[dict[str, Tensor]]):
 
     def start_from(self, path: Path) -> list[str]:
         """
-        Start a new run from another run's weights, whose network may differ.
+        Start a new run from another run's averaged weights, whose network may differ.
 
         Weights of equal name and shape are taken. A first convolution of another kernel size is
         centred. Attention blocks the other network lacks start as identities.

@@ -339,7 +339,7 @@ def test_start_from_another_network(trainer, photos, tmp_path):
     )
     fresh = other.start_from(trainer.out / 'state.pt')
     assert not fresh
-    old, new = trainer.unet.state_dict(), other.unet.state_dict()
+    old, new = trainer.averaged()[0].state_dict(), other.unet.state_dict()
     assert torch.equal(new['conv_in.weight'][..., 1:-1, 1:-1], old['conv_in.weight'])
     assert torch.equal(new['conv_out.weight'], old['conv_out.weight'])
     other.save()
@@ -378,10 +378,10 @@ def test_unknown_configuration_key_is_named():
 
 def test_published_recipe_is_a_chain():
     stages = load_stages(DEFAULT_CONFIG.with_name('published.yaml'), ('batch=2',))
-    assert [name for name, _ in stages] == ['late', 'early']
-    assert [config['unet']['early'] for _, config in stages] == [False, True]
+    assert [name for name, _ in stages] == ['late', 'early', 'kernel', 'denoise']
+    assert [config['unet']['early'] for _, config in stages] == [False, True, True, True]
     assert all(config['batch'] == 2 for _, config in stages)
-    with pytest.raises(ValueError, match='2 stages'):
+    with pytest.raises(ValueError, match='4 stages'):
         load_config(DEFAULT_CONFIG.with_name('published.yaml'))
 
 
