@@ -28,14 +28,16 @@ def files(folder):
 
 setup(
     name=package,
-    version='0.1.0',
+    version='0.2.0',
     description='Follow any object in a camera stream from one mask, with the self-attention of '
     'an image diffusion model, in ROS 2.',
     author='drift_ros maintainers',
     author_email='drift_ros@users.noreply.github.com',
     license='Apache-2.0',
     packages=find_packages(include=[package, f'{package}.*']),
-    package_data={package: ['checkpoints/*', 'checkpoints/**/*', 'py.typed']},
+    package_data={
+        package: ['checkpoints/*', 'checkpoints/**/*', '*.pyi', 'py.typed', '*/*.j2', '*/*.yaml'],
+    },
     data_files=[
         ('share/ament_index/resource_index/packages', [f'resource/{package}']),
         (f'share/{package}', ['package.xml']),
@@ -46,6 +48,11 @@ setup(
     install_requires=requirements('requirements.txt'),
     extras_require={
         'dev': requirements('requirements-dev.txt'),
+        'experiments': [
+            line
+            for line in requirements('requirements-dev.txt')
+            if line.startswith('scikit-learn')
+        ],
         'ray': [line for line in requirements('requirements-dev.txt') if line.startswith('ray')],
         'ros': requirements('requirements-ros.txt'),
     },

@@ -21,8 +21,8 @@ from rich.table import Table
 import torch
 
 from drift_ros import Tracker, TrackerConfig
+from drift_ros.api import diffusion_features
 from drift_ros.diffusion.checkpoint import EMBEDDED
-from drift_ros.engine.tracker import diffusion_features
 from drift_ros.evaluation.baselines import CosineFeatures
 from drift_ros.evaluation.datasets import find_sequences
 from drift_ros.evaluation.metric import SequenceScorer, summarize
@@ -69,7 +69,9 @@ def dev_score(
 def model_config(model: Path | None) -> TrackerConfig:
     """Return the tracker's defaults with the layer the model was trained for, no refinement."""
     notes = json.loads(((model or EMBEDDED) / 'drift_ros.json').read_text())
-    return TrackerConfig(layers=(notes['attention_layer'],), refinement='none')
+    return TrackerConfig.of(
+        {'features.layers': (notes['attention_layer'],), 'refinement.method': 'none'}
+    )
 
 
 def model_score(

@@ -15,8 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from drift_ros.diffusion.attention import self_attention_layers
 from drift_ros.diffusion.checkpoint import load_checkpoint
-from drift_ros.diffusion.features import DiffusionFeatures, LayerFeatures, self_attention_layers
+from drift_ros.diffusion.features import DiffusionFeatures
+from drift_ros.engine.frame_features import LayerFeatures
 from drift_ros.media.video import VideoReader
 
 from .dev import hidden_features, model_config
@@ -86,7 +88,10 @@ def main(
     checkpoint = load_checkpoint(model)
     config = model_config(model)
     last = DiffusionFeatures(
-        checkpoint, layers=config.layers, timestep=config.timestep, resolution=config.resolution
+        checkpoint,
+        layers=config.features.layers,
+        timestep=config.features.timestep,
+        resolution=config.features.resolution,
     )
     captured = last.layers[0]
     many = max(
@@ -94,7 +99,10 @@ def main(
         key=lambda name: checkpoint.unet.get_submodule(name).heads,
     )
     coarse = DiffusionFeatures(
-        checkpoint, layers=(many,), timestep=config.timestep, resolution=config.resolution
+        checkpoint,
+        layers=(many,),
+        timestep=config.features.timestep,
+        resolution=config.features.resolution,
     )
     hidden = hidden_features(model, config, 1.0)
     pairs = [

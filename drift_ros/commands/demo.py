@@ -16,26 +16,25 @@ from pathlib import Path
 import shutil
 import time
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
 import click
 import numpy as np
 
 from drift_ros.media import overlay
+from drift_ros.media.labels import read_labels
 from drift_ros.media.video import (
-    read_label_image,
     VideoError,
     VideoReader,
     VideoWriter,
     write_image,
 )
-from drift_ros.ros.processes import (
-    Children,
-    GraphClient,
-    prepare_environment,
-    ProcessError,
-    shared_file,
-)
+from drift_ros.ros import stamp
+from drift_ros.ros.errors import ClientError
+from drift_ros.ros.processes import Children, prepare_environment, ProcessError, shared_file
+
+if TYPE_CHECKING:
+    from drift_ros.ros.client import TrackerClient
 
 NAMESPACE = '/drift_ros_demo'
 RECORDED = (
@@ -50,7 +49,7 @@ _STATES = {1: 'TRACKING', 2: 'OCCLUDED', 3: 'LOST'}
 
 
 @dataclass(frozen=True)
-class Seed:
+class ClipMask:
     """A mask for one frame of the clip."""
 
     index: int
@@ -64,7 +63,11 @@ def default_clip() -> Path:
     """
     Find the clip that set-up fetched.
 
-    :raises ProcessError: it is not there
+    Raises
+    ------
+    ProcessError
+        It is not there.
+
     """
     for name in ('cup.mp4', 'carphone_pristine.mp4'):
         path = shared_file(f'data/clips/{name}')
@@ -73,11 +76,15 @@ def default_clip() -> Path:
     raise ProcessError('the demo clip is missing: run "make setup", or give --video and --mask')
 
 
-def clip_seeds(clip: Path) -> list[Seed]:
+def clip_seeds(clip: Path) -> list[ClipMask]:
     """
     Read the hand-made masks that come with a clip, ``config/demo/CLIP/NAME_FRAME.png``.
 
-    :raises ProcessError: there are none
+    Raises
+    ------
+    ProcessError
+        There are none.
+
     """
     folder = shared_file(f'config/demo/{clip.stem}')
     files = sorted(folder.glob('*_*.png')) if folder else []
@@ -86,37 +93,42 @@ def clip_seeds(clip: Path) -> list[Seed]:
     seeds = []
     for file in files:
         name, _, index = file.stem.rpartition('_')
-        seeds.append(Seed(int(index), (name,), read_label_image(file)))
+        seeds.append(ClipMask(int(index), (name,), read_labels(file)))
     return sorted(seeds, key=lambda seed: seed.index)
 
 
-class User(GraphClient):
-    """What a user of the tracker does: transitions, seeds, watching the results."""
+class Watch:
+    """What a user of the tracker looks at: the tracks of every frame, and its diagnostics."""
 
-    def __init__(self) -> None:
+    def __init__(self, client: TrackerClient) -> None:
+        """Subscribe."""
         from diagnostic_msgs.msg import DiagnosticArray
         from drift_ros_msgs.msg import TrackArray
         from std_srvs.srv import Trigger
 
-        super().__init__('demo', NAMESPACE, {'player/resume': Trigger})
+        from drift_ros.ros import qos
+
+        self._client, self._trigger = client, Trigger
+        client.prepare(Trigger, 'player/resume')
         self.tracks: list[TrackArray] = []
         self.diagnostics: dict[str, str] = {}
-        self.node.create_subscription(TrackArray, 'tracker/tracks', self.tracks.append, 100)
-        self.node.create_subscription(DiagnosticArray, '/diagnostics', self._diagnose, 10)
+        node = client.node
+        node.create_subscription(
+            TrackArray, f'{client.tracker}/tracks', self.tracks.append, qos.LISTENING
+        )
+        node.create_subscription(DiagnosticArray, '/diagnostics', self._diagnose, qos.DIAGNOSTICS)
 
     def _diagnose(self, message: Any) -> None:
         for status in message.status:
             if status.name.endswith('tracker: tracking'):
                 self.diagnostics = {item.key: item.value for item in status.values}
 
-    def resume(self, index: int, watch: Callable[[], None]) -> None:
+    def resume(self, index: int) -> None:
         """Let the player go on after frame ``index``."""
-        from std_srvs.srv import Trigger
-
-        self.call(
+        self._client.call(
+            self._trigger,
             'player/resume',
-            Trigger.Request(),
-            watch,
+            self._trigger.Request(),
             resend=3.0,
             unless=lambda: len(self.tracks) > index + 1,
         )
@@ -132,8 +144,8 @@ def read_results(bag: Path) -> Iterator[tuple[np.ndarray, list[SimpleNamespace]]
 
     from drift_ros.ros import conversions
 
-    masks: dict[tuple[int, int], Any] = {}
-    tracks: dict[tuple[int, int], Any] = {}
+    masks: dict[int, Any] = {}
+    tracks: dict[int, Any] = {}
     with AnyReader([bag]) as reader:
         for connection, _, data in reader.messages():
             target = (
@@ -145,11 +157,10 @@ def read_results(bag: Path) -> Iterator[tuple[np.ndarray, list[SimpleNamespace]]
             )
             if target is not None:
                 message = reader.deserialize(data, connection.msgtype)
-                stamp = message.header.stamp
-                target[stamp.sec, stamp.nanosec] = message
-    for stamp in sorted(masks):
+                target[stamp.nanoseconds(message.header.stamp)] = message
+    for when in sorted(masks):
         objects = []
-        for item in tracks[stamp].tracks if stamp in tracks else ():
+        for item in tracks[when].tracks if when in tracks else ():
             box = item.box
             objects.append(
                 SimpleNamespace(
@@ -167,7 +178,7 @@ def read_results(bag: Path) -> Iterator[tuple[np.ndarray, list[SimpleNamespace]]
                     else None,
                 )
             )
-        yield conversions.image_to_labels(masks[stamp]), objects
+        yield conversions.image_to_labels(masks[when]), objects
 
 
 def draw_results(
@@ -181,9 +192,26 @@ def draw_results(
     """
     Draw a recorded run: an annotated MP4 and a contact sheet.
 
-    :param reader: the frames that were played
-    :param seeded: frames of the run in which objects were seeded; they are on the sheet
-    :returns: the two files and the video's codec
+    Parameters
+    ----------
+    reader : VideoReader
+        The frames that were played.
+    bag : Path
+        What was recorded.
+    out : Path
+        Folder for the two files.
+    advance : callable
+        Called after each frame.
+    seeded : sequence of int
+        Frames of the run in which objects were seeded; they are on the sheet.
+    pictures : int
+        On the sheet.
+
+    Returns
+    -------
+    tuple
+        The two files and the video's codec.
+
     """
     length = max(len(reader), 1)
     chosen = set(np.linspace(0, length - 1, pictures).round().astype(int).tolist())
@@ -210,14 +238,13 @@ def draw_results(
 
 def _run(
     video: Path,
-    seeds: list[Seed],
+    seeds: list[ClipMask],
     start: int,
     frames: int,
     out: Path,
     tracker_parameters: dict[str, object],
     record_images: bool,
 ) -> None:
-    from lifecycle_msgs.msg import Transition
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -241,6 +268,8 @@ def _run(
     if (bag / 'metadata.yaml').exists() or list(bag.glob('*.mcap')):
         shutil.rmtree(bag)
     prepare_environment()
+    from drift_ros.ros.client import TrackerClient
+
     began = time.monotonic()
     console = Console()
     progress = Progress(
@@ -257,8 +286,10 @@ def _run(
         children.start('tracker', {'replay': True, **tracker_parameters})
         topics = [*RECORDED, *(['image'] if record_images else [])]
         children.start('recorder', {'output': bag, 'topics': list(topics)})
-        user = User()
-        stack.callback(user.close)
+        client = stack.enter_context(
+            TrackerClient(namespace=NAMESPACE, name='demo', timeout=_PATIENCE)
+        )
+        user = Watch(client)
         stack.enter_context(progress)
 
         setup = progress.add_task('loading the model', total=4)
@@ -267,13 +298,14 @@ def _run(
             children.check()
             progress.refresh()
 
-        if not user.change_state(Transition.TRANSITION_CONFIGURE, watch):
+        client.watch = watch
+        if not client.change_state('configure'):
             raise ProcessError(f'the tracker could not be configured:\n{children.tail("tracker")}')
         progress.advance(setup)
-        user.change_state(Transition.TRANSITION_ACTIVATE, watch)
+        client.change_state('activate')
         progress.advance(setup)
         wanted = {f'{NAMESPACE}/{topic}': 1 for topic in RECORDED}
-        while any(user.node.count_subscribers(topic) < count for topic, count in wanted.items()):
+        while any(client.node.count_subscribers(topic) < count for topic, count in wanted.items()):
             watch()
             time.sleep(0.05)
         progress.advance(setup)
@@ -314,17 +346,17 @@ def _run(
                 inference.append(1e3 * message.stage_times[list(message.stages).index('total')])
             for seed in seeds:
                 if seed.index - start == done:
-                    ids = user.seed(seed.labels, message.header, watch, names=seed.names)
-                    seconds = user.answer_time
+                    found = client.seed(seed.labels, header=message.header, names=seed.names)
+                    seconds = client.answer_time
                     answers.append(seconds)
                     named = ', '.join(
-                        f'{name} (id {number})' for name, number in zip(seed.names, ids.values())
+                        f'{name} (id {item.id})' for name, item in zip(seed.names, found)
                     )
                     progress.console.print(
                         f'frame {done}: seeded {named}, answered after {1e3 * seconds:.0f} ms'
                     )
             if done in holds:
-                user.resume(done, watch)
+                user.resume(done)
             done, last = done + 1, time.monotonic()
             progress.update(tracking, completed=done)
         before = user.diagnostics
@@ -430,9 +462,9 @@ def demo(
     try:
         clip = video or default_clip()
         if mask is not None:
-            labels = read_label_image(mask)
+            labels = read_labels(mask)
             count = len(np.unique(labels[labels > 0]))
-            seeds = [Seed(start or 0, tuple(f'object {i + 1}' for i in range(count)), labels)]
+            seeds = [ClipMask(start or 0, tuple(f'object {i + 1}' for i in range(count)), labels)]
         else:
             seeds = clip_seeds(clip)
         first = seeds[0].index if start is None else start
@@ -451,7 +483,7 @@ def demo(
             {k: v for k, v in parameters.items() if v != ''},
             record_images,
         )
-    except (ProcessError, VideoError) as error:
+    except (ClientError, ProcessError, VideoError) as error:
         raise click.ClickException(str(error)) from error
 
 

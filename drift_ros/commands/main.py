@@ -13,18 +13,18 @@ import drift_ros
 
 _COMMANDS = {
     'ablate': (
-        'drift_ros.experiments.ablation:ablate',
+        'drift_ros.commands.ablate:ablate',
         "Compare the parts of the method: the paper's figures and tables.",
     ),
     'benchmark': (
-        'drift_ros.experiments.benchmarks:benchmark',
+        'drift_ros.commands.benchmark:benchmark',
         'Measure what the tracker needs on this machine.',
     ),
     'eval': (
         'drift_ros.commands.evaluate:evaluate',
         'Measure tracking accuracy on datasets and bags.',
     ),
-    'bag': ('drift_ros.commands.evaluate:bag', 'Make rosbag2 bags from datasets and videos.'),
+    'bag': ('drift_ros.commands.bag:bag', 'Make rosbag2 bags from datasets and videos.'),
     'models': (
         'drift_ros.commands.models:models',
         'List known checkpoints, check a file, download one.',

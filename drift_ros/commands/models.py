@@ -3,18 +3,15 @@
 ``drift_ros models``: known checkpoints, whether they are here, and are what they should be.
 
 This is the only place of the package that downloads anything, and only when a person asks for
-it on the command line. Torch is not imported.
+it on the command line. Nothing else here imports torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 import hashlib
 import os
 from pathlib import Path
-import urllib.error
-import urllib.request
 
 import click
 
@@ -154,9 +151,9 @@ def check(path: Path, known: tuple[KnownModel, ...] = KNOWN) -> KnownModel:
     raise CheckpointError(f'{path} is no checkpoint known here; its SHA-256 is {found}')
 
 
-def download(model: KnownModel, folder: Path) -> Iterator[tuple[int, int]]:
+def download(model: KnownModel, folder: Path) -> Path:
     """
-    Fetch a checkpoint and check it; yields bytes so far and in all (0 where not told).
+    Fetch a checkpoint, showing progress, and check it.
 
     The file appears under its name only once it is whole.
 
@@ -171,33 +168,22 @@ def download(model: KnownModel, folder: Path) -> Iterator[tuple[int, int]]:
             f'{model.name} is a folder and is not downloaded by this command'
             + (f': see {model.url}' if model.url else '')
         )
+    from torch.hub import download_url_to_file
+
     folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f'{model.file}.part'
-    digest = hashlib.sha256()
+    path = folder / model.file
     try:
-        with (
-            urllib.request.urlopen(model.url, timeout=60) as response,
-            open(partial, 'wb') as file,
-        ):
-            total, done = int(response.headers.get('Content-Length') or 0), 0
-            while chunk := response.read(_CHUNK):
-                file.write(chunk)
-                digest.update(chunk)
-                done += len(chunk)
-                yield done, total
-    except (OSError, urllib.error.URLError) as error:
-        partial.unlink(missing_ok=True)
+        download_url_to_file(model.url, str(path), hash_prefix=model.sha256)
+    except OSError as error:
         raise CheckpointError(
             f'cannot download {model.url}: {error}. Get it by another way, put '
             f'it anywhere and check it with --check'
         ) from error
-    if digest.hexdigest() != model.sha256:
-        partial.unlink()
+    except RuntimeError as error:
         raise CheckpointError(
-            f'what came from {model.url} has the SHA-256 {digest.hexdigest()} '
-            f'instead of {model.sha256}; nothing was kept'
-        )
-    partial.rename(folder / model.file)
+            f'what came from {model.url} is not what was published; nothing was kept ({error})'
+        ) from error
+    return path
 
 
 @click.command()
@@ -230,7 +216,7 @@ def models(file: Path | None, name: str | None, folder: Path | None, blank: Path
     """
     List known checkpoints, check a file, or download one.
 
-    Give the file to the tracker as the parameter sam_checkpoint, a folder as model.
+    Give the file to the tracker as the parameter refinement.sam_checkpoint, a folder as model.
     """
     folder = folder or default_folder()
     try:
@@ -243,7 +229,10 @@ def models(file: Path | None, name: str | None, folder: Path | None, blank: Path
             from drift_ros.refinement.sam_weights import save_untrained
 
             save_untrained(blank)
-            click.echo(f'{blank} holds random weights; give it to the tracker as sam_checkpoint')
+            click.echo(
+                f'{blank} holds random weights; give it to the tracker as '
+                'refinement.sam_checkpoint'
+            )
         else:
             _list(folder)
     except CheckpointError as error:
@@ -251,20 +240,13 @@ def models(file: Path | None, name: str | None, folder: Path | None, blank: Path
 
 
 def _fetch(model: KnownModel, folder: Path) -> None:
-    from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
-
     path = folder / model.file
     if path.exists():
         check(path)
         click.echo(f'{path} is there already, and whole')
         return
-    with Progress(
-        '{task.description}', BarColumn(), DownloadColumn(), TransferSpeedColumn()
-    ) as progress:
-        task = progress.add_task(model.file, total=None)
-        for done, total in download(model, folder):
-            progress.update(task, completed=done, total=total or None)
-    click.echo(f'{path} is whole; give it to the tracker as sam_checkpoint')
+    download(model, folder)
+    click.echo(f'{path} is whole; give it to the tracker as refinement.sam_checkpoint')
 
 
 def _list(folder: Path) -> None:
@@ -283,7 +265,7 @@ def _list(folder: Path) -> None:
             'embedded',
             _size(embedded / 'sam_small'),
             'Apache-2.0',
-            'small Segment Anything model, the default of sam_checkpoint',
+            'small Segment Anything model, the default of refinement.sam_checkpoint',
             str(embedded / 'sam_small'),
         ),
     ]

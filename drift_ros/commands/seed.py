@@ -4,19 +4,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-import threading
 from typing import Any
 
 import click
 import numpy as np
 
+from drift_ros.ros.errors import ClientError
+
 Point = tuple[float, float]
-
-
-def _await(future: Any, seconds: float) -> Any:
-    done = threading.Event()
-    future.add_done_callback(lambda _: done.set())
-    return future.result() if done.wait(seconds) else None
 
 
 @click.command()
@@ -46,6 +41,13 @@ def _await(future: Any, seconds: float) -> Any:
 )
 @click.option('--name', default='', help='Name of the object.')
 @click.option(
+    '--id',
+    'object_id',
+    type=click.IntRange(1),
+    default=None,
+    help='Correct this object, which keeps id and name, instead of following a new one.',
+)
+@click.option(
     '--image',
     'image_file',
     type=click.Path(path_type=Path, exists=True),
@@ -69,6 +71,7 @@ def seed(
     positive: tuple[Point, ...],
     negative: tuple[Point, ...],
     name: str,
+    object_id: int | None,
     image_file: Path | None,
     node: str,
     dry_run: bool,
@@ -78,76 +81,37 @@ def seed(
     """
     Follow what a box, points, or a box with points mark in the newest frame.
 
-    Prints the new object's id, or why there is none.
+    Prints the object's id, or why there is none.
     """
     if box is None and not positive:
         raise click.UsageError('point at the object: give --box X0 Y0 X1 Y1 or --point X Y')
-    from drift_ros_msgs.msg import Prompt, PromptPoint
-    from drift_ros_msgs.srv import SeedPrompt, Segment
-    import rclpy
-    from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
-    from std_msgs.msg import Header
-
+    if dry_run and object_id is not None:
+        raise click.UsageError('--dry-run follows nothing: leave --id out')
     from drift_ros.media.video import read_image
-    from drift_ros.ros import conversions
+    from drift_ros.ros.client import TrackerClient
 
-    kind: Any = Segment if dry_run else SeedPrompt
-    request = kind.Request(
-        prompts=[
-            Prompt(
-                box=list(box or ()),
-                name=name,
-                points=[
-                    PromptPoint(x=x, y=y, positive=on)
-                    for points, on in ((positive, True), (negative, False))
-                    for x, y in points
-                ],
-            )
-        ]
-    )
-    if image_file is not None:
-        request.image = conversions.rgb_to_image(read_image(image_file), Header())
-    context = rclpy.Context()
-    rclpy.init(context=context)
-    client_node = rclpy.create_node('drift_ros_seed', context=context)
-    executor = SingleThreadedExecutor(context=context)
-    executor.add_node(client_node)
-
-    def spin() -> None:
-        try:
-            executor.spin()
-        except ExternalShutdownException:
-            pass
-
-    spinner = threading.Thread(target=spin, daemon=True)
-    spinner.start()
+    marks: dict[str, Any] = {
+        'box': box,
+        'points': positive,
+        'negative': negative,
+        'frame': None if image_file is None else read_image(image_file),
+    }
     try:
-        service = f'{node.rstrip("/")}/{"segment" if dry_run else "seed_prompt"}'
-        client = client_node.create_client(kind, service)
-        if not client.wait_for_service(timeout):
-            raise click.ClickException(
-                f'no service {client.srv_name} appeared within {timeout:g} s: is the tracker '
-                'running, and is --node its full name?'
-            )
-        # an answer to a client the node has not discovered yet would be lost
-        threading.Event().wait(0.3)
-        answer = _await(client.call_async(request), timeout)
-    finally:
-        context.try_shutdown()
-        spinner.join(2)
-    if answer is None:
-        raise click.ClickException(f'{node} did not answer within {timeout:g} s')
-    if not answer.success:
-        raise click.ClickException(answer.message)
-    labels = conversions.image_to_labels(answer.mask)
-    area = int(np.count_nonzero(labels))
-    if dry_run:
-        click.echo(f'{area} pixels, score {answer.scores[0]:.2f}')
-    else:
-        click.echo(f'object {answer.object_ids[0]}: {area} pixels, score {answer.scores[0]:.2f}')
+        with TrackerClient(node, name='drift_ros_seed', timeout=timeout) as tracker:
+            if dry_run:
+                found = tracker.segment(**marks)
+            else:
+                found = tracker.seed_prompt(name=name, object_id=object_id or 0, **marks)
+    except ClientError as error:
+        raise click.ClickException(str(error)) from error
+    said = f'{np.count_nonzero(found.mask)} pixels, score {found.score:.2f}'
+    click.echo(said if dry_run else f'object {found.id}: {said}')
+    if found.note:
+        click.echo(f'note: {found.note}')
     if save is not None:
         import cv2
 
         save.parent.mkdir(parents=True, exist_ok=True)
+        labels = found.mask * (np.uint16 if found.id > 255 else np.uint8)(found.id or 1)
         if not cv2.imwrite(str(save.with_suffix('.png')), labels):
             raise click.ClickException(f'cannot write {save}')

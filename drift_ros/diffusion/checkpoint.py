@@ -3,14 +3,16 @@
 
 from collections.abc import Iterator
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 import json
 from pathlib import Path
+import threading
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from drift_ros.engine.device import resolve_device
 from drift_ros.engine.errors import CheckpointError
 
 EMBEDDED = Path(__file__).resolve().parent.parent / 'checkpoints'
@@ -51,6 +53,8 @@ class Checkpoint:
     added_conditions: dict[str, Tensor]
     layers: tuple[str, ...] = ()
     timestep: int = _DIFT_TIMESTEP
+    lock: threading.RLock = field(default_factory=threading.RLock, repr=False, compare=False)
+    """Held during a pass: extractors that share a checkpoint put their own processors in."""
 
     @property
     def device(self) -> torch.device:
@@ -68,7 +72,6 @@ def load_checkpoint(
     *,
     device: str | torch.device = 'auto',
     prompt: str = '',
-    allow_download: bool = False,
 ) -> Checkpoint:
     """
     Load a checkpoint from a local folder, or from the hub's local cache.
@@ -77,13 +80,12 @@ def load_checkpoint(
     ----------
     checkpoint : str or Path, optional
         A diffusers folder (``unet``, ``vae``, ``scheduler``, ``tokenizer``, ``text_encoder``), or
-        a hub id ``owner/name``. None or '': the embedded model.
+        a hub id ``owner/name`` that is in the local cache: nothing is ever fetched. None or '':
+        the embedded model.
     device : str or torch.device
         'auto' is the first GPU, else the CPU. Weights are float16 on a GPU, float32 on a CPU.
     prompt : str
         Text that conditions the U-Net.
-    allow_download : bool
-        Whether a hub id that is not in the local cache may be fetched.
 
     Raises
     ------
@@ -94,7 +96,7 @@ def load_checkpoint(
     """
     from diffusers import DDIMScheduler, UNet2DConditionModel
 
-    folder = _locate(checkpoint, allow_download)
+    folder = _locate(checkpoint)
     components = _check_components(folder)
     target = resolve_device(device)
     dtype = torch.float16 if target.type == 'cuda' else torch.float32
@@ -115,28 +117,7 @@ def load_checkpoint(
     )
 
 
-def resolve_device(device: str | torch.device) -> torch.device:
-    """
-    Turn 'auto', 'cpu' or 'cuda[:n]' into a device.
-
-    Raises
-    ------
-    CheckpointError
-        When the device is unknown or torch sees no such device.
-
-    """
-    if str(device) == 'auto':
-        return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
-    try:
-        target = torch.device(device)
-    except RuntimeError as error:
-        raise CheckpointError(f'device {device!r} is unknown; use auto, cpu or cuda') from error
-    if target.type == 'cuda' and not torch.cuda.is_available():
-        raise CheckpointError(f'device {device!r}: torch sees no CUDA GPU; use auto or cpu')
-    return target
-
-
-def _locate(checkpoint: str | Path | None, allow_download: bool) -> Path:
+def _locate(checkpoint: str | Path | None) -> Path:
     if checkpoint is None or str(checkpoint) == '':
         checkpoint = EMBEDDED
     folder = Path(checkpoint).expanduser()
@@ -154,7 +135,7 @@ def _locate(checkpoint: str | Path | None, allow_download: bool) -> Path:
         return Path(
             snapshot_download(
                 name,
-                local_files_only=not allow_download,
+                local_files_only=True,
                 allow_patterns=['*.json', '*.txt', '*/*.safetensors', '*/*.model'],
             )
         )

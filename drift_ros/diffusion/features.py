@@ -1,67 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
 """Queries and keys of a diffusion U-Net's self-attention for one frame."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 import contextlib
-from dataclasses import dataclass
+import copy
 from functools import partial
-from typing import Any
 
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
+from drift_ros.diffusion.attention import (
+    AttentionReader,
+    capturing,
+    PassEnded,
+    select_layers,
+    split_heads,
+    token_grid,
+)
 from drift_ros.diffusion.checkpoint import Checkpoint
 from drift_ros.diffusion.colour_patches import colour_patches
 from drift_ros.diffusion.inversion import DDIM
 from drift_ros.engine.errors import CheckpointError
+from drift_ros.engine.frame_features import FrameFeatures, LayerFeatures
 
 # Colour patches are blocks of 3 x 3 tokens; their cosine is divided by this to stand beside
 # attention logits.
 _PATCH = 3
 _COLOUR_TEMPERATURE = 0.009
-
-
-@dataclass(frozen=True)
-class LayerFeatures:
-    """
-    One self-attention layer's view of a frame.
-
-    Attributes
-    ----------
-    query, key : Tensor
-        (heads, h, w, d) floating point on the token grid h x w. ``query @ key^T / sqrt(d)`` are
-        the network's own attention logits, unless colour has been added.
-
-    """
-
-    query: Tensor
-    key: Tensor
-
-
-@dataclass(frozen=True)
-class FrameFeatures:
-    """
-    What is known of one frame.
-
-    Attributes
-    ----------
-    layers : tuple of LayerFeatures
-        The captured layers, in the order of the U-Net's forward pass.
-    image : np.ndarray, optional
-        (h, w, 3) uint8 RGB, the frame as the network saw it; lets the same frame be looked at
-        again, see :meth:`DiffusionFeatures.extract_resized`.
-
-    """
-
-    layers: tuple[LayerFeatures, ...]
-    image: np.ndarray | None = None
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of the finest layer."""
-        return max(tuple(layer.query.shape[1:3]) for layer in self.layers)
 
 
 class DiffusionFeatures:
@@ -79,8 +46,8 @@ class DiffusionFeatures:
         layers: Sequence[str] = (),
         timestep: int = -1,
         resolution: int = 240,
-        noise: str = 'inversion',
-        inversion_steps: int = 0,
+        noise: str = 'none',
+        inversion_steps: int = 1,
         noise_samples: int = 1,
         noise_seed: int = 0,
         colour_share: float = 0.0,
@@ -101,7 +68,8 @@ class DiffusionFeatures:
         resolution : int
             The frame's shorter side is resized to about this many pixels.
         noise, inversion_steps, noise_samples, noise_seed
-            How latents get to the noise level, see :class:`drift_ros.TrackerConfig`.
+            How latents get to the noise level, see
+            :class:`drift_ros.engine.config.FeatureOptions`.
         colour_share : float
             Of raw colour in queries and keys, see :func:`with_colour`.
 
@@ -121,12 +89,31 @@ class DiffusionFeatures:
         self.timestep = timestep
         self.prompt = checkpoint.prompt
         """(1, tokens, cross-attention width): what the U-Net is conditioned on."""
-        self._ddim = DDIM(checkpoint.scheduler) if inversion_steps else None
+        self.tokens: dict[int, Tensor] = {}
+        """Prompt tokens (n, width) learnt for objects, by id; they are part of the prompt."""
+        self._ddim = DDIM(checkpoint.scheduler) if noise == 'inversion' else None
         self._steps = inversion_steps
         self._samples = noise_samples if noise == 'random' else 0
         self._noise_seed = noise_seed
         self._colour_share = colour_share
         self.layers = select_layers(checkpoint.unet, layers or checkpoint.layers)
+
+    def conditioned(self, prompt: Tensor, tokens: Mapping[int, Tensor]) -> 'DiffusionFeatures':
+        """
+        Give the same extractor under another prompt; this one stays as it is.
+
+        Parameters
+        ----------
+        prompt : Tensor
+            (1, tokens, cross-attention width).
+        tokens : mapping of int to Tensor
+            What of it was learnt for objects, (n, width) by id.
+
+        """
+        other = copy.copy(self)
+        other.prompt = prompt.to(self.checkpoint.dtype)
+        other.tokens = dict(tokens)
+        return other
 
     def extract(self, frame: np.ndarray) -> FrameFeatures:
         """
@@ -158,8 +145,8 @@ class DiffusionFeatures:
             name: partial(AttentionReader, read=partial(read, name), last=name == self.layers[-1])
             for name in self.layers
         }
-        with torch.inference_mode(), capturing(self.checkpoint.unet, processors):
-            with contextlib.suppress(PassEnded):
+        with self.checkpoint.lock, torch.inference_mode():
+            with capturing(self.checkpoint.unet, processors), contextlib.suppress(PassEnded):
                 self.run_unet(latents)
         attention = FrameFeatures(tuple(captured[name] for name in self.layers), image)
         return with_colour(attention, self._colour_share)
@@ -186,7 +173,7 @@ class DiffusionFeatures:
 
     def noisy(self, latents: Tensor) -> Tensor:
         """Take clean latents (1, channels, h, w) to the noise level: (samples, channels, h, w)."""
-        if self._ddim is not None and self.inverts:
+        if self._ddim is not None:
             with torch.inference_mode():
                 return self._ddim.invert(latents, self.timestep, self._steps, self.run_unet)
         alpha = float(self.checkpoint.scheduler.alphas_cumprod[self.timestep])
@@ -212,7 +199,7 @@ class DiffusionFeatures:
     @property
     def inverts(self) -> bool:
         """Whether whole passes of the network take the latents to the noise level."""
-        return self._ddim is not None and not self._samples
+        return self._ddim is not None
 
     def run_unet(
         self, latents: Tensor, timestep: int | None = None, prompt: Tensor | None = None
@@ -273,113 +260,6 @@ def with_colour(features: FrameFeatures, share: float) -> FrameFeatures:
     return FrameFeatures(tuple(layers), features.image)
 
 
-def self_attention_layers(unet: torch.nn.Module) -> list[str]:
-    """Names of all self-attention modules, in the order of the forward pass."""
-    return attention_layers(unet, '.attn1')
-
-
-def attention_layers(unet: torch.nn.Module, *endings: str) -> list[str]:
-    """Names of the attention modules with these endings, in the order of the forward pass."""
-    order = {'down_blocks': 0, 'mid_block': 1, 'up_blocks': 2}
-    names = [name for name, _ in unet.named_modules() if name.endswith(endings)]
-    return sorted(names, key=lambda name: order[name.split('.')[0]])  # stable within a block
-
-
-def select_layers(unet: torch.nn.Module, wanted: Sequence[str]) -> tuple[str, ...]:
-    """
-    Resolve parts of names into full names of self-attention modules, in forward order.
-
-    Raises
-    ------
-    CheckpointError
-        When a part matches no layer; the message lists those there are.
-
-    """
-    available = self_attention_layers(unet)
-    if not available:
-        raise CheckpointError('the U-Net has no self-attention; use a Stable-Diffusion-style one')
-    if not wanted:
-        last_block = [name for name in available if name.startswith('up_blocks')][-1:]
-        block = (last_block or available[-1:])[0].split('.')[:2]
-        return (next(name for name in available if name.split('.')[:2] == block),)
-    chosen = set()
-    for part in wanted:
-        matches = [name for name in available if f'{name}.'.startswith(f'{part}.')]
-        if not matches:
-            raise CheckpointError(
-                f'no self-attention layer {part!r}; this U-Net has {", ".join(available)}'
-            )
-        chosen.update(matches)
-    return tuple(name for name in available if name in chosen)
-
-
-class PassEnded(Exception):
-    """Raised by a processor to end the pass: nothing after the last captured layer is needed."""
-
-
-@contextlib.contextmanager
-def capturing(
-    unet: torch.nn.Module, processors: Mapping[str, Callable[[Any], Any]]
-) -> Iterator[None]:
-    """
-    Put attention processors into a U-Net for a while.
-
-    ``processors`` maps names of attention modules to functions that take the stock processor and
-    give the one to use.
-    """
-    stock = {name: unet.get_submodule(name).processor for name in processors}
-    try:
-        for name, make in processors.items():
-            unet.get_submodule(name).processor = make(stock[name])
-        yield
-    finally:
-        for name, processor in stock.items():
-            unet.get_submodule(name).processor = processor
-
-
-class AttentionReader:
-    """
-    Attention processor that shows a layer's input, then hands over to the stock processor.
-
-    ``read`` gets the attention module and its input (samples, tokens, channels), normalised as
-    the stock processors do before they project it. ``last`` ends the pass there.
-    """
-
-    def __init__(
-        self,
-        processor: Any,
-        read: Callable[[torch.nn.Module, Tensor], None],
-        last: bool = False,
-    ) -> None:
-        self._processor, self._read, self._last = processor, read, last
-
-    def __call__(
-        self,
-        attn: torch.nn.Module,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        temb: Tensor | None = None,
-        **kwargs: object,
-    ) -> Tensor:
-        """Attend as the stock processor does."""
-        states = hidden_states
-        if attn.group_norm is not None:
-            states = attn.group_norm(states.transpose(1, 2)).transpose(1, 2)
-        self._read(attn, states)
-        if self._last:
-            raise PassEnded
-        return self._processor(
-            attn, hidden_states, encoder_hidden_states, attention_mask, temb, **kwargs
-        )
-
-
-def split_heads(attn: torch.nn.Module, projected: Tensor, norm: torch.nn.Module | None) -> Tensor:
-    """(samples, tokens, heads * d) to (samples, heads, tokens, d), normalised where asked to."""
-    heads = projected.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
-    return heads if norm is None else norm(heads)
-
-
 def _queries_keys(
     attn: torch.nn.Module, states: Tensor, latent_size: tuple[int, int]
 ) -> LayerFeatures:
@@ -403,15 +283,3 @@ def _equal(first: torch.nn.Module, second: torch.nn.Module) -> bool:
     return ours.keys() == theirs.keys() and all(
         torch.equal(value, theirs[name]) for name, value in ours.items()
     )
-
-
-def token_grid(tokens: int, latent_size: tuple[int, int]) -> tuple[int, int]:
-    """Rows and columns of a layer with this many tokens: the latents' size halved some times."""
-    height, width = latent_size
-    while height * width > tokens and max(height, width) > 1:
-        height, width = -(-height // 2), -(-width // 2)
-    if height * width != tokens:
-        raise CheckpointError(
-            f'{tokens} tokens do not lie on a halved grid of the latents {latent_size}'
-        )
-    return height, width

@@ -52,7 +52,7 @@ class DDIM:
         if self.kind not in _KINDS:
             raise CheckpointError(
                 f'the scheduler says prediction_type {self.kind!r}; DDIM inversion knows '
-                f'{", ".join(_KINDS)}: set inversion_steps to 0'
+                f'{", ".join(_KINDS)}: set features.noise to none'
             )
         # Element -1, the last, is the clean end.
         self._alphas = torch.cat([scheduler.alphas_cumprod, scheduler.final_alpha_cumprod[None]])
@@ -107,11 +107,4 @@ class DDIM:
         for level in self.levels(timestep, steps):
             latents = self.step(latents, predict(latents, level), at, level, level)
             at = level
-        return latents
-
-    def restore(self, latents: Tensor, timestep: int, steps: int, predict: Predict) -> Tensor:
-        """Sample back from the level ``timestep`` to clean latents: the way of ``invert``."""
-        levels = [-1, *self.levels(timestep, steps)]
-        for start, end in zip(levels[:0:-1], levels[-2::-1], strict=True):
-            latents = self.step(latents, predict(latents, start), start, end, start)
         return latents

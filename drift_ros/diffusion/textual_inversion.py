@@ -33,15 +33,15 @@ import torch
 from torch import Tensor
 import torch.nn.functional as F
 
-from drift_ros.diffusion.features import (
+from drift_ros.diffusion.attention import (
     attention_layers,
     AttentionReader,
     capturing,
-    DiffusionFeatures,
     PassEnded,
     split_heads,
     token_grid,
 )
+from drift_ros.diffusion.features import DiffusionFeatures
 
 # Steps between two passes of the network.
 _ROUND = 50
@@ -53,7 +53,7 @@ _STRIDES = (2, 4)
 
 
 @dataclass(frozen=True)
-class Seed:
+class MarkedImage:
     """One seed frame: image (h, w, 3) uint8 of the working size, masks (h', w', K), ids (K)."""
 
     image: np.ndarray
@@ -99,7 +99,7 @@ class TextualInversion:
     def __init__(
         self,
         features: DiffusionFeatures,
-        seeds: Sequence[Seed],
+        seeds: Sequence[MarkedImage],
         others: Mapping[int, Tensor],
         *,
         tokens: int,
@@ -114,7 +114,7 @@ class TextualInversion:
         ----------
         features : DiffusionFeatures
             The model, with its noise level; nothing of it is changed.
-        seeds : sequence of Seed
+        seeds : sequence of MarkedImage
             Frames in which the objects are marked.
         others : mapping of int to Tensor
             Tokens (n, width) of objects learnt before; they stay in the prompt.
@@ -222,7 +222,7 @@ class TextualInversion:
         """Tokens (n, width) of all objects at the lowest loss so far."""
         return self._best
 
-    def _look(self, seed: Seed, earlier: '_View | None' = None) -> '_View':
+    def _look(self, seed: MarkedImage, earlier: '_View | None' = None) -> '_View':
         """Take the queries of a seed frame from a pass under the present tokens."""
         features = self._features
         unet = features.checkpoint.unet
@@ -242,8 +242,9 @@ class TextualInversion:
         }
         prompt = join_prompt(self._base, self.tokens).to(features.checkpoint.dtype)
         latents = features.noisy(features.encode(seed.image))[:1]
-        with torch.no_grad(), capturing(unet, processors), contextlib.suppress(PassEnded):
-            features.run_unet(latents, prompt=prompt)
+        with features.checkpoint.lock, torch.no_grad():
+            with capturing(unet, processors), contextlib.suppress(PassEnded):
+                features.run_unet(latents, prompt=prompt)
         if earlier is not None:
             return _View(seed, queries, earlier.grids)
         size = (latents.shape[-2], latents.shape[-1])
@@ -294,7 +295,7 @@ class TextualInversion:
 class _View:
     """A seed frame's queries (heads, tokens, d) float32 and token grids, by layer."""
 
-    seed: Seed
+    seed: MarkedImage
     queries: dict[str, Tensor]
     grids: dict[str, tuple[int, int]]
 

@@ -1,88 +1,193 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Options of the tracker, declared once: node parameters and command line are made from them."""
+"""
+Options of the tracker, declared once, in groups.
 
+Node parameters, command-line options, parameter files and the tables of the documentation are
+made from them. Outside Python an option is called by its group and name: ``kernel.radius``.
+"""
+
+from collections.abc import Mapping
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-
-def _option(
-    default: Any,
-    help: str,
-    *,
-    low: float | None = None,
-    high: float | None = None,
-    choices: tuple[str, ...] = (),
-) -> Any:
-    metadata = {'help': help, 'min': low, 'max': high, 'choices': choices}
-    return dataclasses.field(default=default, metadata=metadata)
+from drift_ros.engine.options import Option, option, options_of
 
 
 @dataclass(frozen=True)
-class TrackerConfig:
-    """
-    Options of :class:`drift_ros.Tracker`.
+class FeatureOptions:
+    """What is looked at, and how."""
 
-    Each field's metadata holds ``help``, ``min``, ``max`` (inclusive, None where open) and
-    ``choices``. The defaults are those of the embedded model.
-    """
-
-    resolution: int = _option(
+    resolution: int = option(
         240, "Pixels of the frame's shorter side as the model sees it.", low=32, high=2048
     )
-    timestep: int = _option(
+    layers: tuple[str, ...] = option(
+        (),
+        'Self-attention layers to use, by name or part of it (up_blocks.2.attentions.0). Empty: '
+        "the checkpoint's own, else the first one of the last up block.",
+    )
+    timestep: int = option(
         -1,
         "Noise level tau the U-Net is told (0: clean, 999: pure noise). -1: the checkpoint's own, "
         'else 51.',
         low=-1,
         high=999,
     )
-    noise: str = _option(
-        'inversion',
-        'How the latents get to the noise level. inversion: deterministically, in inversion_steps '
-        'steps. random: noise of a fixed seed is added, the same on every frame.',
-        choices=('inversion', 'random'),
+    noise: str = option(
+        'none',
+        'How the latents get to the noise level. none: they are only scaled as at that level. '
+        'inversion: deterministically, in inversion_steps steps. random: noise of a fixed seed '
+        'is added, the same on every frame.',
+        choices=('none', 'inversion', 'random'),
     )
-    inversion_steps: int = _option(
-        0,
-        'Steps of DDIM inversion, each a whole pass of the U-Net. 0: the latents are only scaled '
-        'as at the noise level, without noise.',
-        low=0,
-        high=1000,
+    inversion_steps: int = option(
+        1, 'Steps of DDIM inversion, each a whole pass of the U-Net.', low=1, high=1000
     )
-    noise_samples: int = _option(
-        1, 'Random noise: queries and keys are averaged over this many samples.', low=1, high=64
-    )
-    noise_seed: int = _option(0, 'Random noise: seed of the generator.', low=0, high=2**31 - 1)
-    prompt: str = _option(
+    prompt: str = option(
         '', 'Text the U-Net is conditioned on, for instance the name of a category.'
     )
-    layers: tuple[str, ...] = _option(
-        (),
-        'Self-attention layers to use, by name or part of it (up_blocks.2.attentions.0). Empty: '
-        "the checkpoint's own, else the first one of the last up block.",
-    )
-    radius: int = _option(
+
+
+@dataclass(frozen=True)
+class KernelOptions:
+    """The temporal propagation kernel."""
+
+    radius: int = option(
         8,
         'A token looks for matches at most this many tokens away in earlier frames, on the '
         'finest grid used. 0: everywhere.',
         low=0,
         high=512,
     )
-    seed_radius: int = _option(
+    seed_radius: int = option(
         16,
         'The same for seed frames, which may lie long ago. 0: everywhere.',
         low=0,
         high=512,
     )
-    top_k: int = _option(15, 'Keep only this many matches per token. 0: all.', low=0, high=100_000)
-    temperature: float = _option(
+    top_k: int = option(15, 'Keep only this many matches per token. 0: all.', low=0, high=100_000)
+    temperature: float = option(
         1.0,
         "Divides the attention logits; below 1 is sharper than the network's own.",
         low=0.01,
         high=100.0,
     )
-    colour_share: float = _option(
+
+
+@dataclass(frozen=True)
+class TargetOptions:
+    """The online prompt: what an object looks like against everything else."""
+
+    gain: float = option(
+        1.0,
+        'Log-odds that the online prompt adds where it is sure of an object. 0: it has no vote on '
+        'masks.',
+        low=0.0,
+        high=20.0,
+    )
+    rate: float = option(
+        0.2,
+        'Weight with which each later frame is learnt from, against the seed frame. 0: the seed '
+        'frame alone.',
+        low=0.0,
+        high=10.0,
+    )
+
+
+@dataclass(frozen=True)
+class MemoryOptions:
+    """Which frames are remembered."""
+
+    recent: int = option(
+        2, 'Last frames kept as references, besides the seed frames.', low=0, high=64
+    )
+    older: int = option(3, 'Frames from before those kept as references as well.', low=0, high=64)
+    older_interval: int = option(
+        5, 'Every so many frames one becomes an older reference.', low=1, high=10_000
+    )
+    seed_frames: int = option(
+        8,
+        'Seed frames kept apart; looks at objects from further ones are put together into these.',
+        low=1,
+        high=64,
+    )
+
+
+@dataclass(frozen=True)
+class StateOptions:
+    """Which objects there are, and when one counts as found."""
+
+    max_objects: int = option(
+        64, 'Objects followed at once; a seed beyond is refused.', low=1, high=1024
+    )
+    confidence: float = option(
+        0.3, 'An object less confident than this counts as occluded.', low=0.0, high=1.0
+    )
+    existence: float = option(
+        0.3,
+        'An object counts as occluded when its probability to be in the frame at all is below '
+        'this. 0: it never is for that reason.',
+        low=0.0,
+        high=1.0,
+    )
+    recovery: float = option(
+        0.8,
+        'That probability at which an occluded or lost object counts as found again; not below '
+        'states.existence.',
+        low=0.0,
+        high=1.0,
+    )
+    lost_after: int = option(
+        10, 'Frames in a row an object may be occluded before it is lost.', low=1, high=100_000
+    )
+
+
+@dataclass(frozen=True)
+class RefinementOptions:
+    """From the token grid to the edges of the image, and from boxes and points to masks."""
+
+    method: str = option(
+        'colour',
+        "Sharpen masks at the image's edges: colour (bilateral solver with colour models of the "
+        'objects), sam (Segment Anything, on top of it) or none.',
+        choices=('colour', 'sam', 'none'),
+    )
+    every: int = option(
+        1,
+        'With sam, refine every so many frames; the colour solver does the others.',
+        low=1,
+        high=1000,
+    )
+    gate: float = option(
+        0.7,
+        'A mask of sam is taken only if it scores this much; the score is made of its overlap '
+        'with the coarse mask, its expected quality and its stability.',
+        low=0.0,
+        high=1.0,
+    )
+    prompts: str = option(
+        'grabcut',
+        'Makes masks of boxes and points: grabcut or sam (Segment Anything).',
+        choices=('grabcut', 'sam'),
+    )
+    sam_checkpoint: str = option(
+        '',
+        'Segment Anything weights: an official .pth file (vit_b, vit_l, vit_h), a MobileSAM file, '
+        'or a folder with model.safetensors and config.json. Empty: the embedded small model.',
+    )
+
+
+@dataclass(frozen=True)
+class ExperimentalOptions:
+    """What is there to be measured; of no use with the embedded model, or better left alone."""
+
+    head_weighting: str = option(
+        'uniform',
+        'How attention heads are weighed. uniform: all alike. adaptive: as best reproduces the '
+        'seed masks; costs two more passes per seed, and heads of no use are left out.',
+        choices=('uniform', 'adaptive'),
+    )
+    colour_share: float = option(
         0.0,
         "Share of raw colour in the kernel: its logits are (1 - share) times the attention's plus "
         'share times the similarity of colour patches. 0: attention alone; 0.3 helps where things '
@@ -90,126 +195,188 @@ class TrackerConfig:
         low=0.0,
         high=1.0,
     )
-    head_weighting: str = _option(
-        'uniform',
-        'How attention heads are weighed. uniform: all alike. adaptive: as best reproduces the '
-        'seed masks; costs two more passes per seed, and heads of no use are left out.',
-        choices=('uniform', 'adaptive'),
+    noise_samples: int = option(
+        1, 'Random noise: queries and keys are averaged over this many samples.', low=1, high=64
     )
-    prompt_tokens: int = _option(4, 'Prompt tokens learnt per object by optimize.', low=1, high=64)
-    optimize_steps: int = _option(
-        400, 'Steps of optimize at most; it ends early once nothing is gained.', low=1, high=10_000
+    noise_seed: int = option(0, 'Random noise: seed of the generator.', low=0, high=2**31 - 1)
+    normalize: bool = option(
+        True,
+        "Stretch each object's probability over the frame to [0, 1] before objects compete "
+        '(helps small objects).',
     )
-    optimize_budget: float = _option(
-        20.0, 'Seconds of work optimize may take.', low=0.1, high=3600.0
-    )
-    optimize_rate: float = _option(
-        0.5,
-        "Learning rate of optimize at its start, in units of the prompt's standard deviation.",
-        low=0.0001,
-        high=10.0,
-    )
-    label_floor: float = _option(
+    label_floor: float = option(
         0.01,
         'Object probabilities below this are not remembered: where no object is near, a frame '
         'then costs nothing.',
         low=0.0,
         high=0.5,
     )
-    memory_frames: int = _option(
-        2, 'Last frames kept as references, besides the seed frames.', low=0, high=64
+    prompt_tokens: int = option(4, 'Prompt tokens learnt per object by optimize.', low=1, high=64)
+    optimize_steps: int = option(
+        400, 'Steps of optimize at most; it ends early once nothing is gained.', low=1, high=10_000
     )
-    older_frames: int = _option(
-        3, 'Frames from before those kept as references as well.', low=0, high=64
+    optimize_budget: float = option(
+        20.0, 'Seconds of work optimize may take.', low=0.1, high=3600.0
     )
-    older_interval: int = _option(
-        5, 'Every so many frames one becomes an older reference.', low=1, high=10_000
-    )
-    max_seed_frames: int = _option(
-        8, 'Seed frames kept at once; a seed beyond is refused.', low=1, high=64
-    )
-    max_objects: int = _option(
-        64, 'Objects followed at once; a seed beyond is refused.', low=1, high=1024
-    )
-    normalize: bool = _option(
-        True,
-        "Stretch each object's probability over the frame to [0, 1] before objects compete "
-        '(helps small objects).',
-    )
-    refinement: str = _option(
-        'colour',
-        "Sharpen masks at the image's edges: sam (Segment Anything), grabcut, colour (bilateral "
-        'solver with colour models of the objects), bilateral (solver alone), guided (filter) or '
-        'none.',
-        choices=('sam', 'grabcut', 'colour', 'bilateral', 'guided', 'none'),
-    )
-    sam_checkpoint: str = _option(
-        '',
-        'Segment Anything weights: an official .pth file (vit_b, vit_l, vit_h), a MobileSAM file, '
-        'or a folder with model.safetensors and config.json. Empty: the embedded small model.',
-    )
-    refine_every: int = _option(
-        1,
-        'With sam and grabcut, refine every so many frames; the colour solver does the others.',
-        low=1,
-        high=1000,
-    )
-    refinement_gate: float = _option(
-        0.7,
-        'A mask of sam or grabcut is taken only if it scores this much; the score is made of its '
-        'overlap with the coarse mask, and with sam of its expected quality and stability.',
-        low=0.0,
-        high=1.0,
-    )
-    segmenter: str = _option(
-        'grabcut',
-        'Makes masks of boxes and clicks: sam (Segment Anything) or grabcut.',
-        choices=('sam', 'grabcut'),
-    )
-    memory_labels: str = _option(
-        'coarse',
-        'What is remembered of a frame: the coarse masks, or the refined ones of sam and grabcut '
-        'where gate and confidence allow.',
-        choices=('coarse', 'refined'),
-    )
-    memory_confidence: float = _option(
+    optimize_rate: float = option(
         0.5,
-        'Confidence of an object from which its refined mask may be remembered.',
-        low=0.0,
-        high=1.0,
-    )
-    confidence_threshold: float = _option(
-        0.3, 'An object less confident than this counts as occluded.', low=0.0, high=1.0
-    )
-    recovery_threshold: float = _option(
-        0.5,
-        'Confidence at which an occluded or lost object counts as found again.',
-        low=0.0,
-        high=1.0,
-    )
-    lost_after: int = _option(
-        10, 'Frames in a row an object may be occluded before it is lost.', low=1, high=100_000
+        "Learning rate of optimize at its start, in units of the prompt's standard deviation.",
+        low=0.0001,
+        high=10.0,
     )
 
-    def validate(self) -> None:
+
+@dataclass(frozen=True)
+class TrackerConfig:
+    """
+    Options of :class:`drift_ros.Tracker`, in groups. The defaults are those of the embedded model.
+
+    >>> TrackerConfig.of({'kernel.radius': 12, 'refinement.method': 'none'}).kernel.radius
+    12
+    """
+
+    features: FeatureOptions = field(default_factory=FeatureOptions)
+    kernel: KernelOptions = field(default_factory=KernelOptions)
+    target: TargetOptions = field(default_factory=TargetOptions)
+    memory: MemoryOptions = field(default_factory=MemoryOptions)
+    states: StateOptions = field(default_factory=StateOptions)
+    refinement: RefinementOptions = field(default_factory=RefinementOptions)
+    experimental: ExperimentalOptions = field(default_factory=ExperimentalOptions)
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> 'TrackerConfig':
         """
-        Check every field.
+        Make a valid configuration of values by dotted name; the others are at their defaults.
 
         Raises
         ------
         ValueError
-            Naming the field, its value and what is allowed.
+            Naming the option that does not exist, and its present name where it was renamed; or
+            the value that is refused, and what is allowed.
 
         """
-        for field in dataclasses.fields(self):
-            value, meta = getattr(self, field.name), field.metadata
-            kind = type(field.default)
-            if kind is float and type(value) is int:
-                value = float(value)
-            if type(value) is not kind:
-                raise ValueError(f'{field.name} is {value!r}; it must be of type {kind.__name__}')
-            low, high, choices = meta['min'], meta['max'], meta['choices']
-            if low is not None and not low <= value <= high:
-                raise ValueError(f'{field.name} is {value}; it must lie in [{low}, {high}]')
-            if choices and value not in choices:
-                raise ValueError(f'{field.name} is {value!r}; choose from {", ".join(choices)}')
+        groups: dict[str, dict[str, Any]] = {}
+        for name, value in values.items():
+            find_option(name)
+            group, _, key = name.partition('.')
+            groups.setdefault(group, {})[key] = value
+        factories: dict[str, Any] = {f.name: f.default_factory for f in dataclasses.fields(cls)}
+        made = {name: factory(**groups.get(name, {})) for name, factory in factories.items()}
+        config = cls(**made)
+        config.validate()
+        return config
+
+    def flat(self) -> dict[str, Any]:
+        """Give all values by dotted name; :meth:`of` makes the same configuration of them."""
+        return {
+            f'{group.name}.{item.name}': getattr(getattr(self, group.name), item.name)
+            for group in dataclasses.fields(self)
+            for item in dataclasses.fields(getattr(self, group.name))
+        }
+
+    def validate(self) -> None:
+        """
+        Check every value, and that none contradicts another.
+
+        Raises
+        ------
+        ValueError
+            Naming the option, its value and what is allowed.
+
+        """
+        for name, value in self.flat().items():
+            if reason := OPTIONS[name].check(value):
+                raise ValueError(reason)
+        if reason := self.contradiction():
+            raise ValueError(reason)
+
+    def contradiction(self) -> str:
+        """Say which values, each allowed by itself, contradict each other; empty when none do."""
+        features, more = self.features, self.experimental
+        if self.states.recovery < self.states.existence:
+            return (
+                f'states.recovery is {self.states.recovery}, below states.existence '
+                f'({self.states.existence}): an object would be found again and lost at once'
+            )
+        if features.inversion_steps > 1 and features.noise != 'inversion':
+            return (
+                f'features.inversion_steps is {features.inversion_steps}, which has no effect '
+                f'unless features.noise is inversion (it is {features.noise})'
+            )
+        if more.noise_samples > 1 and features.noise != 'random':
+            return (
+                f'experimental.noise_samples is {more.noise_samples}, which has no effect unless '
+                f'features.noise is random (it is {features.noise})'
+            )
+        if self.refinement.every > 1 and self.refinement.method != 'sam':
+            return (
+                f'refinement.every is {self.refinement.every}, which has no effect unless '
+                f'refinement.method is sam (it is {self.refinement.method})'
+            )
+        return ''
+
+
+OPTIONS = options_of(TrackerConfig)
+"""Every option by its dotted name."""
+
+RENAMED = {
+    'confidence_threshold': 'states.confidence',
+    'inversion_steps': 'features.inversion_steps',
+    'lost_after': 'states.lost_after',
+    'max_objects': 'states.max_objects',
+    'max_seed_frames': 'memory.seed_frames',
+    'memory_frames': 'memory.recent',
+    'older_frames': 'memory.older',
+    'older_interval': 'memory.older_interval',
+    'recovery_threshold': 'states.recovery',
+    'refine_every': 'refinement.every',
+    'refinement': 'refinement.method',
+    'refinement_gate': 'refinement.gate',
+    'sam_checkpoint': 'refinement.sam_checkpoint',
+    'segmenter': 'refinement.prompts',
+    **{
+        name: f'features.{name}'
+        for name in ('resolution', 'layers', 'timestep', 'noise', 'prompt')
+    },
+    **{name: f'kernel.{name}' for name in ('radius', 'seed_radius', 'top_k', 'temperature')},
+    **{
+        name: f'experimental.{name}'
+        for name in (
+            'head_weighting',
+            'colour_share',
+            'noise_samples',
+            'noise_seed',
+            'normalize',
+            'label_floor',
+            'prompt_tokens',
+            'optimize_steps',
+            'optimize_budget',
+            'optimize_rate',
+        )
+    },
+}
+"""Present names of options that were called otherwise before version 0.2."""
+DROPPED = {
+    'memory_labels': 'remembered refined masks were worse in every comparison',
+    'memory_confidence': 'remembered refined masks were worse in every comparison',
+}
+"""Why options that were there before version 0.2 are no more."""
+
+
+def find_option(name: str) -> Option:
+    """
+    Find an option by its dotted name.
+
+    Raises
+    ------
+    ValueError
+        There is none; the message gives the present name of one that was renamed.
+
+    """
+    if name in OPTIONS:
+        return OPTIONS[name]
+    if name in RENAMED:
+        raise ValueError(f'the option {name} is now called {RENAMED[name]}')
+    if name in DROPPED:
+        raise ValueError(f'there is no option {name} any more: {DROPPED[name]}')
+    raise ValueError(f'there is no tracker option {name!r}; there are {", ".join(OPTIONS)}')

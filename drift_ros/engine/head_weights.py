@@ -14,19 +14,22 @@ object's boundary, where heads differ most. Each counts by the inverse of its ch
 so that the system estimates that of all tokens.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 import math
 
 import cv2
 import numpy as np
+from scipy.optimize import nnls
 import torch
 from torch import Tensor
 import torch.nn.functional as F
 
-from drift_ros.diffusion.features import FrameFeatures
 from drift_ros.engine.config import TrackerConfig
-from drift_ros.engine.kernel_fast import resize_labels
+from drift_ros.engine.frame_features import FrameFeatures
+from drift_ros.engine.kernel import mix, resize_labels
+from drift_ros.engine.protocols import FeatureExtractor
 
 # Tokens this close are hidden from a token that looks at its own frame.
 _EXCLUDED = 1
@@ -34,6 +37,8 @@ _EXCLUDED = 1
 _SHIFT = (2, 3)
 # Side of a cell in tokens: its tokens share one window of keys.
 _CELL = 2
+# Weight of the equation that weights sum to 1.
+_SUM = 1e3
 # Cells sampled for all objects of a seed together, and for one of them at least.
 _CELLS, _LEAST = 32, 16
 
@@ -59,29 +64,40 @@ class Look:
     exclude: int = -1
 
 
+@dataclass(frozen=True)
 class HeadWeighting:
     """
     Weights over all heads of all layers, from the seed frames of the objects there are.
 
-    Every object contributes its own least-squares system, so that objects can come and go.
+    A value: every change gives a new one. Every object contributes its own least-squares system,
+    so that objects can come and go.
+
+    Attributes
+    ----------
+    config : TrackerConfig
+    cells : int
+        Sampled in a seed frame.
+    systems : mapping
+        By object id, ``A' A`` (heads, heads) and ``A' y`` (heads,) float64.
+    sizes : tuple of int
+        Heads of each layer.
+
     """
 
-    def __init__(self, config: TrackerConfig, cells: int = _CELLS) -> None:
-        """Start without objects; ``cells`` are sampled in a seed frame."""
-        self._config = config
-        self.cells = cells
-        self._systems: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-        self._sizes: tuple[int, ...] = ()
+    config: TrackerConfig
+    cells: int = _CELLS
+    systems: Mapping[int, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+    sizes: tuple[int, ...] = ()
 
     def add(
         self,
         features: FrameFeatures,
         masks: Tensor,
         object_ids: Sequence[int],
-        extract: Callable[[np.ndarray], FrameFeatures] | None = None,
-    ) -> None:
+        extractor: FeatureExtractor | None = None,
+    ) -> 'HeadWeighting':
         """
-        Take in the seed frame of new objects.
+        Take in the seed frame of some objects; the same unless heads are weighed adaptively.
 
         Parameters
         ----------
@@ -90,50 +106,52 @@ class HeadWeighting:
             (h, w, K) float32 in [0, 1] on the finest grid, share of each token covered.
         object_ids : sequence of int
             Ids of the K objects; one known already is replaced.
-        extract : callable, optional
-            Gives the features of an image like ``features.image``; used for the altered copies.
+        extractor : FeatureExtractor, optional
+            Gives the features of altered copies of ``features.image``, where it can.
 
         """
-        self._sizes = tuple(len(layer.query) for layer in features.layers)
-        if sum(self._sizes) == 1:
-            return  # nothing to choose
+        sizes = tuple(len(layer.query) for layer in features.layers)
+        if self.config.experimental.head_weighting != 'adaptive' or sum(sizes) == 1:
+            return self  # nothing to choose
         looks = [Look(tuple(layer.query for layer in features.layers), masks, _EXCLUDED)]
+        extract = getattr(extractor, 'extract_resized', None)
         if extract is not None and features.image is not None:
             looks += _altered(features.image, masks, extract)
         count = max(self.cells // len(object_ids), _LEAST)
+        systems = dict(self.systems)
         for k, object_id in enumerate(object_ids):
             targets = torch.stack([look.masks[..., k] for look in looks]).cpu()  # (looks, h, w)
             places, shares = choose_cells(targets.numpy(), self._reach(features), count)
-            found = propagate_by_head(looks, features, masks[..., k : k + 1], places, self._config)
+            found = propagate_by_head(looks, features, masks[..., k : k + 1], places, self.config)
             rows, columns = _tokens(places)
             columns_of = found[..., 0].double().cpu().numpy() * shares  # (heads, looks, n, 2, 2)
             wanted = targets.numpy()[:, rows, columns] * shares
             matrix = columns_of.reshape(len(found), -1)
-            self._systems[object_id] = (matrix @ matrix.T, matrix @ wanted.ravel())
+            systems[object_id] = (matrix @ matrix.T, matrix @ wanted.ravel())
+        return HeadWeighting(self.config, self.cells, systems, sizes)
+
+    def remove(self, object_id: int) -> 'HeadWeighting':
+        """Leave an object out from now on."""
+        systems = {key: system for key, system in self.systems.items() if key != object_id}
+        return HeadWeighting(self.config, self.cells, systems, self.sizes)
+
+    @cached_property
+    def weights(self) -> tuple[Tensor, ...] | None:
+        """The best weights, (heads,) float32 a layer, sum over all 1; None: no choice."""
+        if not self.systems:
+            return None
+        gram = np.sum([system[0] for system in self.systems.values()], axis=0)
+        side = np.sum([system[1] for system in self.systems.values()], axis=0)
+        weights = torch.from_numpy(least_squares_on_simplex(gram, side)).float()
+        return weights.split(self.sizes)
 
     def _reach(self, features: FrameFeatures) -> int:
         """Tokens of the finest grid from which a label can come to a token; 0: any number."""
-        if not self._config.radius:
+        radius = self.config.kernel.radius
+        if not radius:
             return 0
         steps = [-(-features.grid[0] // layer.query.shape[1]) for layer in features.layers]
-        return self._config.radius + 2 * max(steps)  # windows and interpolation are rounded up
-
-    def remove(self, object_id: int) -> None:
-        """Leave an object out from now on."""
-        self._systems.pop(object_id, None)
-
-    def clear(self) -> None:
-        """Forget all objects."""
-        self._systems.clear()
-
-    def solve(self) -> tuple[Tensor, ...] | None:
-        """Give the best weights, (heads,) float32 a layer, sum over all 1; None: no choice."""
-        if not self._systems:
-            return None
-        gram = np.sum([system[0] for system in self._systems.values()], axis=0)
-        side = np.sum([system[1] for system in self._systems.values()], axis=0)
-        weights = torch.from_numpy(least_squares_on_simplex(gram, side)).float()
-        return weights.split(self._sizes)
+        return radius + 2 * max(steps)  # windows and interpolation are rounded up
 
 
 def choose_cells(masks: np.ndarray, reach: int, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -224,7 +242,7 @@ def propagate_by_head(
             layer.key,
             resize_labels(labels[None], size, 'area')[0],
             (rows, columns),
-            math.ceil(config.radius * size[0] / grid[0]) or max(size),
+            math.ceil(config.kernel.radius * size[0] / grid[0]) or max(size),
             [look.exclude for look in looks],
             config,
         )
@@ -281,15 +299,15 @@ def _attend_alone(
         ],
         dim=1,
     )
-    scale = key.shape[-1] ** -0.5 / config.temperature
+    scale = key.shape[-1] ** -0.5 / config.kernel.temperature
     query = torch.cat([each.flatten(1, 2)[:, tokens] for each in queries], dim=2) * scale
     keys = key.flatten(1, 2).index_select(1, window.flatten()).unflatten(1, window.shape)
     logits = query.float() @ keys.float().transpose(2, 3)
     logits.masked_fill_(hidden, float('-inf'))  # (heads, n, looks * a * b, m)
-    kept = min(config.top_k or logits.shape[-1], logits.shape[-1])
+    kept = min(config.kernel.top_k or logits.shape[-1], logits.shape[-1])
     best, place = logits.topk(kept, dim=-1, sorted=False)
     seen = window[None, :, None].expand(*logits.shape[:3], -1).gather(-1, place)
-    attended = torch.einsum('hnqk,hnqkc->hnqc', best.softmax(dim=-1), labels.flatten(0, 1)[seen])
+    attended = mix(best, seen, labels.flatten(0, 1))
     shape = (len(queries), blocks[0].shape[1], blocks[1].shape[1])
     return attended.unflatten(2, shape).movedim(2, 1)
 
@@ -312,52 +330,20 @@ def least_squares_on_simplex(gram: np.ndarray, side: np.ndarray) -> np.ndarray:
 
     Notes
     -----
-    A primal active set method (Lawson and Hanson's idea for non-negative least squares, with the
-    sum as an equality): on the weights that are free, solve the equality-constrained problem; a
-    weight that would turn negative is fixed at 0, the fixed weight whose release helps most is
-    released, until none does. Equal heads make the problem singular; a ridge of 1e-10 of the mean
-    diagonal picks one solution.
+    With ``gram = A' A``, from its eigenvectors, this is the non-negative least-squares problem of
+    ``A w``, whose sum is one more equation, of so much weight that what is left of it goes in the
+    last digits. Dependent heads make it singular: directions below 1e-10 of the largest are left
+    out, and no more heads are used than there are others.
 
     """
-    count = len(side)
-    scale = float(np.trace(gram)) / count or 1.0
-    gram = np.asarray(gram, np.float64) / scale + 1e-10 * np.eye(count)
-    side = np.asarray(side, np.float64) / scale
-    weights = np.zeros(count)
-    weights[np.argmin(np.diag(gram) / 2 - side)] = 1.0
-    free = weights > 0
-    for _ in range(20 * count):
-        wanted, multiplier = _on_free(gram, side, free)
-        if wanted[free].min() >= 0:
-            weights = wanted
-            slack = gram @ weights - side + multiplier  # >= 0 on the fixed ones at the optimum
-            slack[free] = 0.0
-            if slack.min() >= -1e-10:
-                break
-            free[np.argmin(slack)] = True
-            continue
-        falling = free & (wanted < 0)
-        ratio = np.full(count, np.inf)
-        ratio[falling] = weights[falling] / (weights[falling] - wanted[falling])
-        first = int(np.argmin(ratio))
-        weights = weights + ratio[first] * (wanted - weights)
-        weights[first] = 0.0
-        free[first] = False
-    weights = np.maximum(weights, 0.0)
+    values, vectors = np.linalg.eigh(gram)
+    kept = values > 1e-10 * max(values[-1], 1e-300)
+    root = np.sqrt(values[kept]) / np.sqrt(values[-1] or 1.0)
+    matrix = root[:, None] * vectors[:, kept].T
+    wanted = vectors[:, kept].T @ side / (values[-1] or 1.0) / root
+    sums = np.full(len(side), _SUM)
+    weights, _ = nnls(np.vstack([matrix, sums]), np.append(wanted, _SUM), maxiter=50 * len(side))
     return weights / weights.sum()
-
-
-def _on_free(gram: np.ndarray, side: np.ndarray, free: np.ndarray) -> tuple[np.ndarray, float]:
-    """Solve for the free weights and the multiplier of their sum, the others being 0."""
-    index = np.flatnonzero(free)
-    size = len(index)
-    system = np.ones((size + 1, size + 1))
-    system[:size, :size] = gram[np.ix_(index, index)]
-    system[size, size] = 0.0
-    solution = np.linalg.solve(system, np.append(side[index], 1.0))
-    weights = np.zeros(len(side))
-    weights[index] = solution[:size]
-    return weights, float(solution[size])
 
 
 def _altered(

@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Temporal propagation kernel: self-attention across frames whose values are labels.
+The propagation kernel, fast: what :mod:`drift_ros.engine.kernel` says, in tiles.
 
-Source: DRIFT (arXiv 2511.19936), section 3. For the current frame t, references r and one
-attention head, ``A = softmax(Q^t [K^1 .. K^R]^T / sqrt(d))``, the softmax taken jointly over the
-positions of all references, and the labels of the current frame are ``A [Y^1 .. Y^R]``. The
-labels take the place of the attention's values, so the N x RN affinity is never stored.
+The labels take the place of the attention's values, so the N x RN affinity is never stored; where
+all references agree, nothing is computed.
 """
 
 from collections.abc import Sequence
@@ -16,6 +14,8 @@ import math
 import torch
 from torch import Tensor
 import torch.nn.functional as F
+
+from drift_ros.engine.kernel import mix
 
 # Queries are handled in square tiles: the smaller a tile, the fewer keys outside the window are
 # computed in vain; the larger, the better the matrix products.
@@ -144,15 +144,6 @@ def propagate(
     if tiles:
         finish()
     return torch.where(settled[..., None], labels[0], out)
-
-
-def resize_labels(labels: Tensor, size: Sequence[int], mode: str) -> Tensor:
-    """Put labels on another token grid: (R, h, w, C) to (R, *size, C); 'area' or 'bilinear'."""
-    if labels.shape[1:3] == tuple(size):
-        return labels
-    options = {} if mode == 'area' else {'align_corners': False}
-    resized = F.interpolate(labels.permute(0, 3, 1, 2), tuple(size), mode=mode, **options)
-    return resized.permute(0, 2, 3, 1)
 
 
 class _Windows:
@@ -285,9 +276,7 @@ def _attend(logits: Tensor, values: Tensor, top_k: int) -> Tensor:
     # rows of values.flatten(0, 1)
     index = index.unflatten(0, (batch, heads))
     index += torch.arange(0, batch * count, count, device=index.device).view(-1, 1, 1, 1)
-    kept = values.flatten(0, 1)[index]  # (b, heads, n, top_k, C)
-    weights = best.unflatten(0, (batch, heads)).softmax(dim=-1)
-    return torch.einsum('bhnk,bhnkc->bhnc', weights, kept)
+    return mix(best.unflatten(0, (batch, heads)), index, values.flatten(0, 1))
 
 
 def _largest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -1,9 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reference memory: what the tracker remembers of earlier frames, bounded in size."""
+"""
+Reference memory: what the tracker remembers of earlier frames, bounded in size.
 
-from collections import deque
-from collections.abc import Callable, Sequence
+A memory is a value: every change gives a new one and leaves the old one, tensors included, as it
+was. Label channels are the table's (:mod:`drift_ros.engine.table`); the memory only indexes them.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import dataclasses
 from dataclasses import dataclass
+from itertools import combinations
 import math
 
 import numpy as np
@@ -11,9 +17,24 @@ import torch
 from torch import Tensor
 import torch.nn.functional as F
 
-from drift_ros.diffusion.features import FrameFeatures, LayerFeatures
 from drift_ros.engine.config import TrackerConfig
-from drift_ros.engine.kernel_fast import propagate, resize_labels
+from drift_ros.engine.frame_features import FrameFeatures
+from drift_ros.engine.kernel import resize_labels
+from drift_ros.engine.kernel_fast import propagate
+from drift_ros.engine.reference import (
+    marked_area,
+    moments,
+    places_of,
+    Reference,
+    thinned,
+    together,
+    warp,
+    with_channels,
+    without_channels,
+)
+
+Weights = tuple[Tensor, ...]
+"""Weight of each head, (heads,) a layer, sum over all of them 1."""
 
 # Global matches look at every second token in both frames: a sixteenth of the work.
 _COARSE = 2
@@ -21,55 +42,43 @@ _COARSE = 2
 _ZOOM = 2.0
 
 
-@dataclass
-class Reference:
-    """
-    A remembered frame.
-
-    Attributes
-    ----------
-    features : FrameFeatures
-        Half precision.
-    labels : Tensor
-        (h, w, 1 + objects) float32, distribution over background and objects on the finest grid.
-    owners : set of int
-        Ids of the objects a person marked here; empty for frames the tracker labelled itself.
-
-    """
-
-    features: FrameFeatures
-    labels: Tensor
-    owners: set[int]
-
-
+@dataclass(frozen=True)
 class ReferenceMemory:
     """
     Seed frames, pinned, and earlier frames, rolling; and the reading of labels out of them.
 
     Of earlier frames the last few are kept, as what follows resembles them most, and before
-    them one in every few, so that errors of single frames do not take over. ``object_ids`` gives
-    the objects of label channels 1, 2, ...; channel 0 is background.
+    them one in every few, so that errors of single frames do not take over.
+
+    Attributes
+    ----------
+    pinned, older, recent : tuple of Reference
+        Each in the order of time.
+    pushed : int
+        Frames remembered so far, those that left included.
+
     """
 
-    def __init__(self, config: TrackerConfig) -> None:
-        """Start empty."""
-        self._config = config
-        self.object_ids: list[int] = []
-        self.pinned: list[Reference] = []
-        self.recent: deque[Reference] = deque()
-        self.older: deque[Reference] = deque(maxlen=config.older_frames)
-        self._pushed = 0
-        self.head_weights: tuple[Tensor, ...] | None = None
-        """Weight of each head, (heads,) a layer, sum over all of them 1. None: uniform."""
+    config: TrackerConfig
+    pinned: tuple[Reference, ...] = ()
+    older: tuple[Reference, ...] = ()
+    recent: tuple[Reference, ...] = ()
+    pushed: int = 0
 
     @property
-    def references(self) -> list[Reference]:
+    def references(self) -> tuple[Reference, ...]:
         """All remembered frames, seed frames first, the newest last."""
-        return [*self.pinned, *self.older, *self.recent]
+        return (*self.pinned, *self.older, *self.recent)
 
-    def read(self, features: FrameFeatures) -> Tensor:
+    def read(self, features: FrameFeatures, weights: Weights | None = None) -> Tensor:
         """
         Propagate the labels of all references to a frame, each within the window.
+
+        Parameters
+        ----------
+        features : FrameFeatures
+        weights : Weights, optional
+            Of the attention heads. None: uniform.
 
         Returns
         -------
@@ -77,93 +86,160 @@ class ReferenceMemory:
             (h, w, 1 + objects) float32, sums to 1.
 
         """
-        seeds = [self._aligned(seed) for seed in self.pinned]
+        kernel = self.config.kernel
+        seeds = [self.aligned(seed) for seed in self.pinned]
         earlier = [*self.older, *self.recent]
-        radii = [self._config.seed_radius or None] * len(seeds)
-        radii += [self._config.radius or None] * len(earlier)
-        return self._attend(features, [*seeds, *earlier], radii)
+        radii = [kernel.seed_radius or None] * len(seeds) + [kernel.radius or None] * len(earlier)
+        return self._attend(features, [*seeds, *earlier], radii, weights)
 
-    def search(self, features: FrameFeatures) -> Tensor:
-        """Propagate the labels of the seed frames from wherever they match: as :meth:`read`."""
-        return self._match_anywhere(features, self.pinned)
-
-    def push(self, features: FrameFeatures, labels: Tensor) -> None:
-        """Remember a frame with labels (h, w, 1 + objects); others make room."""
-        objects = labels[..., 1:]
-        objects = objects.masked_fill(objects < self._config.label_floor, 0.0)
-        background = 1.0 - objects.sum(dim=-1, keepdim=True)
-        kept = torch.cat([background, objects], dim=-1)
-        self.recent.append(Reference(_half(features), kept, set()))
-        self._pushed += 1
-        if len(self.recent) > self._config.memory_frames:
-            leaving = self.recent.popleft()
-            if self._pushed % self._config.older_interval == 0:
-                self.older.append(leaving)
-
-    def pin(self, features: FrameFeatures, masks: Tensor, object_ids: Sequence[int]) -> None:
+    def search(self, features: FrameFeatures, weights: Weights | None = None) -> Tensor:
         """
-        Remember a seed frame for good and add its objects.
+        Propagate labels from wherever they match: as :meth:`read`, without windows.
+
+        Asked are the seed frames, and the last frame remembered: how objects looked of late.
+        """
+        return self._match_anywhere(features, (*self.pinned, *self.recent[-1:]), weights)
+
+    def push(self, features: FrameFeatures, labels: Tensor) -> 'ReferenceMemory':
+        """Remember a frame with labels (h, w, 1 + objects); others make room."""
+        options = self.config.memory
+        objects = labels[..., 1:]
+        objects = objects.masked_fill(objects < self.config.experimental.label_floor, 0.0)
+        background = 1.0 - objects.sum(dim=-1, keepdim=True)
+        kept = Reference(features.half(), torch.cat([background, objects], dim=-1))
+        recent, older, pushed = (*self.recent, kept), self.older, self.pushed + 1
+        if len(recent) > options.recent:
+            leaving, *rest = recent
+            recent = tuple(rest)
+            if pushed % options.older_interval == 0 and options.older:
+                older = (*older, leaving)[-options.older :]
+        return dataclasses.replace(self, older=older, recent=recent, pushed=pushed)
+
+    def pin(
+        self,
+        features: FrameFeatures,
+        masks: Tensor,
+        object_ids: Sequence[int],
+        channels: Mapping[int, int],
+        weights: Weights | None = None,
+    ) -> 'ReferenceMemory':
+        """
+        Remember a seed frame for good.
+
+        It adds new objects, or corrects known ones: what earlier frames say of these is found
+        anew from this frame. Of what a person marked before, looks stay that fit this one.
 
         Parameters
         ----------
         features : FrameFeatures
         masks : Tensor
-            (h, w, K) float32 in [0, 1], share of each token that each new object covers.
+            (h, w, K) float32 in [0, 1], share of each token that each marked object covers.
         object_ids : sequence of int
             Ids of the K objects.
+        channels : mapping of int to int
+            Label channels of all objects, by id; those of new ones follow the others.
+        weights : Weights, optional
+            Of the attention heads.
 
         """
+        marked = [channels[number] for number in object_ids]
+        fitting = tuple(
+            self._fitting(seed, features, masks, object_ids, channels, weights)
+            for seed in self.pinned
+        )
+        known = frozenset(owner for seed in fitting for owner in seed.owners)
         rest = 1.0 - masks.sum(dim=-1, keepdim=True)
-        before = self.read(features) if self.references else torch.ones_like(rest)
-        seed = Reference(_half(features), torch.cat([before * rest, masks], -1), set(object_ids))
+        if self.references:
+            before = without_channels(self.read(features, weights), marked)
+        else:
+            before = torch.ones_like(rest)
+        owners = frozenset(object_ids)
+        labels = with_channels(before, masks, marked)
+        seed = Reference(features.half(), labels, owners, owners - known)
+
         # To older references the new objects are background so far. The same kernel, run
         # backwards, tells where they were, so that old frames do not vote against them.
-        new = slice(-len(object_ids), None)
-        for reference in self.pinned:
-            _add_objects(reference, self._match_anywhere(reference.features, [seed])[..., new])
-        for reference in (*self.older, *self.recent):
-            found = self._attend(reference.features, [seed], [self._config.seed_radius or None])
-            _add_objects(reference, found[..., new])
-        self.pinned.append(seed)
-        self.object_ids.extend(object_ids)
+        def again(reference: Reference, found: Tensor) -> Reference:
+            own = [channels[number] for number in reference.owners & owners]
+            new = [channel for channel in marked if channel not in own]
+            kept = without_channels(reference.labels, new)
+            return dataclasses.replace(reference, labels=with_channels(kept, found[..., new], new))
 
-    def remove(self, object_id: int) -> None:
+        reach = [self.config.kernel.seed_radius or None]
+        pinned = tuple(
+            again(old, self._match_anywhere(old.features, [seed], weights))
+            for old in fitting
+            if old.owners
+        )
+        older, recent = (
+            tuple(again(old, self._attend(old.features, [seed], reach, weights)) for old in frames)
+            for frames in (self.older, self.recent)
+        )
+        changed = dataclasses.replace(self, pinned=(*pinned, seed), older=older, recent=recent)
+        return changed._bounded(channels)
+
+    def _fitting(
+        self,
+        seed: Reference,
+        features: FrameFeatures,
+        masks: Tensor,
+        object_ids: Sequence[int],
+        channels: Mapping[int, int],
+        weights: Weights | None,
+    ) -> Reference:
+        """Take corrected objects out of a seed frame that finds them elsewhere than marked."""
+        wrong = set()
+        if seed.owners & set(object_ids):
+            found = self._match_anywhere(features, [seed], weights)
+            for place, number in enumerate(object_ids):
+                if number in seed.owners:
+                    mass = found[..., channels[number]]
+                    inside = torch.minimum(mass, masks[..., place]).sum()
+                    if 2.0 * inside < mass.sum():
+                        wrong.add(number)
+        return dataclasses.replace(seed, owners=seed.owners - wrong, first=seed.first - wrong)
+
+    def remove(self, object_id: int, channel: int) -> 'ReferenceMemory':
         """Give an object's labels to the background; seed frames of no other object go."""
-        channel = 1 + self.object_ids.index(object_id)
-        self.object_ids.remove(object_id)
-        for reference in self.references:
+
+        def without(reference: Reference) -> Reference:
             kept = [c for c in range(reference.labels.shape[-1]) if c != channel]
-            background = reference.labels[..., channel]
-            reference.labels = reference.labels[..., kept].clone()
-            reference.labels[..., 0] += background
-            reference.owners.discard(object_id)
-        self.pinned = [reference for reference in self.pinned if reference.owners]
-        if not self.pinned:
-            self.clear()
+            labels = reference.labels[..., kept]
+            labels[..., 0] += reference.labels[..., channel]
+            gone = {object_id}
+            return Reference(
+                reference.features, labels, reference.owners - gone, reference.first - gone
+            )
 
-    def marked(self) -> list[tuple[Reference, Tensor, list[int]]]:
+        pinned, older, recent = (
+            tuple(without(reference) for reference in frames)
+            for frames in (self.pinned, self.older, self.recent)
+        )
+        pinned = tuple(reference for reference in pinned if reference.owners)
+        if not pinned:
+            return ReferenceMemory(self.config)
+        return dataclasses.replace(self, pinned=pinned, older=older, recent=recent)
+
+    def marked(self, channels: Mapping[int, int]) -> Iterator[tuple[Reference, Tensor, list[int]]]:
         """Give each seed frame with the masks (h, w, K) and ids of the K objects marked in it."""
-        found = []
         for reference in self.pinned:
-            ids = [number for number in self.object_ids if number in reference.owners]
-            channels = [1 + self.object_ids.index(number) for number in ids]
-            found.append((reference, reference.labels[..., channels], ids))
-        return found
+            ids = [number for number in channels if number in reference.owners]
+            yield reference, reference.labels[..., [channels[number] for number in ids]], ids
 
-    def refresh(self, extract: Callable[[np.ndarray], FrameFeatures]) -> None:
+    def refresh(self, extract: Callable[[np.ndarray], FrameFeatures]) -> 'ReferenceMemory':
         """Look at all remembered frames again, after the network's conditions changed."""
-        for reference in self.references:
-            if reference.features.image is not None:
-                reference.features = _half(extract(reference.features.image))
 
-    def clear(self) -> None:
-        """Forget everything."""
-        self.head_weights = None
-        self.object_ids.clear()
-        self.pinned.clear()
-        self.older.clear()
-        self.recent.clear()
-        self._pushed = 0
+        def again(reference: Reference) -> Reference:
+            image = reference.features.image
+            if image is None:
+                return reference
+            return dataclasses.replace(reference, features=extract(image).half())
+
+        pinned, older, recent = (
+            tuple(again(reference) for reference in frames)
+            for frames in (self.pinned, self.older, self.recent)
+        )
+        return dataclasses.replace(self, pinned=pinned, older=older, recent=recent)
 
     @property
     def nbytes(self) -> int:
@@ -175,22 +251,82 @@ class ReferenceMemory:
         images = [r.features.image for r in self.references if r.features.image is not None]
         return sum(tensor.nbytes for tensor in held) + sum(image.nbytes for image in images)
 
+    def aligned(self, seed: Reference) -> Reference:
+        """
+        Move a seed frame's objects to where, and as large as, they were last seen.
+
+        A seed frame may lie long ago: its windows follow the objects.
+        """
+        target = self._target(seed)
+        return seed if target is None else warp(seed, target)
+
+    def _target(self, seed: Reference) -> Tensor | None:
+        """
+        Say which token of a seed frame belongs at each place now.
+
+        (h, w, 2) float32, rows and columns on the finest grid; None where nothing moves.
+        """
+        if not self.recent:
+            return None
+        now, then = self.recent[-1].labels[..., 1:], seed.labels[..., 1:]  # (h, w, objects)
+        place = places_of(now)
+        mass_now, centre_now = moments(now, place)
+        mass_then, centre_then = moments(then, place)
+        known = (mass_now > 1.0) & (mass_then > 1.0)
+        if not known.any():
+            return None
+        zoom = (mass_then / mass_now.clamp_min(1.0)).sqrt().clamp(1 / _ZOOM, _ZOOM)  # (objects,)
+        # each place moves with the object nearest to it
+        reach = self.config.kernel.radius or max(now.shape[:2])
+        around = now.permute(2, 0, 1) * known[:, None, None]
+        around = F.avg_pool2d(around, (2 * reach + 1, 1), 1, (reach, 0))
+        around = F.avg_pool2d(around, (1, 2 * reach + 1), 1, (0, reach))
+        weight, nearest = around.max(dim=0)  # (h, w)
+        target = centre_then[nearest] + (place - centre_now[nearest]) * zoom[nearest][..., None]
+        return torch.where(weight[..., None] > 0, target, place)
+
+    def _bounded(self, channels: Mapping[int, int]) -> 'ReferenceMemory':
+        """
+        Keep the number of seed frames within bounds, and a look at every object.
+
+        The oldest look that only corrects goes first. Where there is none, the two frames are
+        put together whose objects, where they were last seen, are least in each other's way.
+        """
+        pinned = list(self.pinned)
+        while len(pinned) > self.config.memory.seed_frames:
+            spare = [seed for seed in pinned[:-1] if not seed.first]
+            if spare:
+                pinned = [seed for seed in pinned if seed is not spare[0]]
+                continue
+            # the newest stays as it was marked, if there is a choice
+            older = pinned[: max(len(pinned) - 1, 2)]
+            moved = [warp(seed, self._target(seed), whole=True) for seed in older]
+            areas = [marked_area(seed, channels) for seed in moved]
+            one, two = min(
+                combinations(range(len(moved)), 2),
+                key=lambda pair: float(torch.minimum(areas[pair[0]], areas[pair[1]]).sum()),
+            )
+            pinned[one] = together(moved[one], moved[two], channels)
+            del pinned[two]
+        return dataclasses.replace(self, pinned=tuple(pinned))
+
     def _attend(
         self,
         features: FrameFeatures,
         references: Sequence[Reference],
         radii: Sequence[int | None],
+        head_weights: Weights | None,
     ) -> Tensor:
         """Average the kernels of all layers and heads on the finest grid: (h, w, C)."""
-        grid = features.grid
+        kernel, grid = self.config.kernel, features.grid
         labels = torch.stack([reference.labels for reference in references])  # (R, h, w, C)
         total = torch.zeros_like(labels[0])
         heads = sum(len(layer.query) for layer in features.layers)
         for index, layer in enumerate(features.layers):
             weights = (
                 torch.full((len(layer.query),), 1.0 / heads, device=labels.device)
-                if self.head_weights is None
-                else self.head_weights[index]
+                if head_weights is None
+                else head_weights[index]
             )
             share = float(weights.sum())
             if share == 0.0:
@@ -202,101 +338,17 @@ class ReferenceMemory:
                 [reference.features.layers[index].key for reference in references],
                 resize_labels(labels, size, 'area'),
                 radius=[radius and math.ceil(radius * scale) for radius in radii],
-                top_k=self._config.top_k,
-                temperature=self._config.temperature,
+                top_k=kernel.top_k,
+                temperature=kernel.temperature,
                 head_weights=weights / share,
             )
             total += share * resize_labels(propagated[None], grid, 'bilinear')[0]
         return total
 
-    def _aligned(self, seed: Reference) -> Reference:
-        """
-        Move a seed frame's objects to where, and as large as, they were last seen.
-
-        A seed frame may lie long ago: its windows follow the objects.
-        """
-        if not self.recent:
-            return seed
-        now, then = self.recent[-1].labels[..., 1:], seed.labels[..., 1:]  # (h, w, objects)
-        height, width, _ = now.shape
-        rows, columns = torch.meshgrid(
-            torch.arange(height, device=now.device),
-            torch.arange(width, device=now.device),
-            indexing='ij',
-        )
-        place = torch.stack([rows, columns], dim=-1).float()  # (h, w, 2)
-        mass_now, centre_now = _moments(now, place)
-        mass_then, centre_then = _moments(then, place)
-        known = (mass_now > 1.0) & (mass_then > 1.0)
-        if not known.any():
-            return seed
-        zoom = (mass_then / mass_now.clamp_min(1.0)).sqrt().clamp(1 / _ZOOM, _ZOOM)  # (objects,)
-        # each place moves with the object nearest to it
-        reach = self._config.radius or max(height, width)
-        around = now.permute(2, 0, 1) * known[:, None, None]
-        around = F.avg_pool2d(around, (2 * reach + 1, 1), 1, (reach, 0))
-        around = F.avg_pool2d(around, (1, 2 * reach + 1), 1, (0, reach))
-        weight, nearest = around.max(dim=0)  # (h, w)
-        target = centre_then[nearest] + (place - centre_now[nearest]) * zoom[nearest][..., None]
-        target = torch.where(weight[..., None] > 0, target, place)
-        return _warp(seed, target)
-
-    def _match_anywhere(self, features: FrameFeatures, references: Sequence[Reference]) -> Tensor:
-        coarse = [_thin(reference) for reference in references]
-        found = self._attend(_thin_features(features), coarse, [None] * len(coarse))
+    def _match_anywhere(
+        self, features: FrameFeatures, references: Sequence[Reference], weights: Weights | None
+    ) -> Tensor:
+        coarse = [thinned(reference, _COARSE) for reference in references]
+        thin = features.thinned(_COARSE)
+        found = self._attend(thin, coarse, [None] * len(coarse), weights)
         return resize_labels(found[None], features.grid, 'bilinear')[0]
-
-
-def _moments(labels: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
-    """Mass (objects,) and centre (objects, 2) of labels (h, w, objects) at places (h, w, 2)."""
-    mass = labels.sum(dim=(0, 1))
-    centre = torch.einsum('hwk,hwc->kc', labels, place) / mass.clamp_min(1e-6)[:, None]
-    return mass, centre
-
-
-def _warp(reference: Reference, target: Tensor) -> Reference:
-    """Give each place what ``target``, (h, w, 2) rows and columns on the finest grid, holds."""
-    grid = target.new_tensor(target.shape[:2])
-    layers = []
-    for layer in reference.features.layers:
-        size = target.new_tensor(layer.key.shape[1:3])
-        coarse = resize_labels(target[None], layer.key.shape[1:3], 'area')[0]
-        scaled = (coarse + 0.5) * (size / grid) - 0.5
-        rows, columns = torch.minimum(scaled.round().clamp_min(0), size - 1).long().unbind(-1)
-        places = (rows * layer.key.shape[2] + columns).flatten()
-        key = layer.key.flatten(1, 2).index_select(1, places).view(layer.key.shape)
-        layers.append(LayerFeatures(layer.query, key))
-    rows, columns = torch.minimum(target.round().clamp_min(0), grid - 1).long().unbind(-1)
-    return Reference(
-        FrameFeatures(tuple(layers)), reference.labels[rows, columns], reference.owners
-    )
-
-
-def _add_objects(reference: Reference, found: Tensor) -> None:
-    rest = 1.0 - found.sum(dim=-1, keepdim=True)
-    reference.labels = torch.cat([reference.labels * rest, found], dim=-1)
-
-
-def _half(features: FrameFeatures) -> FrameFeatures:
-    layers = []
-    for layer in features.layers:
-        query = layer.query.half()
-        key = query if layer.key is layer.query else layer.key.half()
-        layers.append(LayerFeatures(query, key))
-    return FrameFeatures(tuple(layers), features.image)
-
-
-def _thin(reference: Reference) -> Reference:
-    features = _thin_features(reference.features)
-    labels = resize_labels(reference.labels[None], features.grid, 'area')[0]
-    return Reference(features, labels, reference.owners)
-
-
-def _thin_features(features: FrameFeatures) -> FrameFeatures:
-    """Keep every second token of each axis."""
-    step = slice(None, None, _COARSE)
-    return FrameFeatures(
-        tuple(
-            LayerFeatures(la.query[:, step, step], la.key[:, step, step]) for la in features.layers
-        )
-    )

@@ -1,16 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Objects: identity, the checking of seed masks, and state over time."""
+"""
+Which objects there are: identity, state, label channel, reservations.
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+The table is a value: every change gives a new one, so that who holds it commits a change by one
+assignment. It alone knows which label channel is whose.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+import dataclasses
+from dataclasses import dataclass
 from enum import IntEnum
-import threading
 
-import cv2
-import numpy as np
-
-from drift_ros.engine.config import TrackerConfig
 from drift_ros.engine.errors import FrameError, SeedError, UnknownObjectError
+
+LAST_ID = 65_535
+"""The highest id: masks are published with 16 bits a pixel."""
 
 
 class ObjectState(IntEnum):
@@ -21,7 +25,7 @@ class ObjectState(IntEnum):
     OCCLUDED = 2
     """Not found for a moment."""
     LOST = 3
-    """Not found for ``lost_after`` frames; searched for in the whole frame."""
+    """Not found for ``states.lost_after`` frames; searched for in the whole frame."""
 
 
 @dataclass(frozen=True)
@@ -33,248 +37,225 @@ class ObjectInfo:
 
 
 @dataclass(frozen=True)
-class ObjectEstimate:
+class TrackedObject:
     """
-    One object in one frame.
+    An object's identity and state over time.
 
     Attributes
     ----------
-    id, name
-        As in :class:`ObjectInfo`.
+    info : ObjectInfo
     state : ObjectState
-    confidence : float
-        [0, 1], probability the object's own tokens give it, weighted by that probability.
-    box : tuple of int, optional
-        (x_min, y_min, x_max, y_max) in pixels, maxima exclusive; None unless pixels are assigned.
-    area : int
-        Pixels.
     age : int
-        Frames since the object was seeded.
+        Frames since its seed.
+    missed : int
+        Frames in a row in which it was not found.
+    seen : int
+        The last of those in a row in which it was seen again, but not yet believed.
 
     """
-
-    id: int
-    name: str
-    state: ObjectState
-    confidence: float
-    box: tuple[int, int, int, int] | None
-    area: int
-    age: int
-
-
-@dataclass(frozen=True)
-class SeedRequest:
-    """A checked seed whose ids are reserved; see :meth:`drift_ros.Tracker.prepare_seed`."""
-
-    frame: np.ndarray
-    mask: np.ndarray
-    labels: tuple[int, ...]
-    """Distinct non-zero labels of the mask, ascending."""
-    object_ids: tuple[int, ...]
-    """The id of each label's object."""
-    names: tuple[str, ...]
-
-
-@dataclass
-class TrackedObject:
-    """An object's slot in the tracker: identity and state over time."""
 
     info: ObjectInfo
     state: ObjectState = ObjectState.TRACKING
     age: int = 0
-    missed: int = field(default=0)
-
-    def update(self, found: bool, lost_after: int) -> None:
-        """Count a frame in which the object was or was not found."""
-        self.age += 1
-        self.missed = 0 if found else self.missed + 1
-        if found:
-            self.state = ObjectState.TRACKING
-        else:
-            lost = self.missed >= lost_after or self.state is ObjectState.LOST
-            self.state = ObjectState.LOST if lost else ObjectState.OCCLUDED
-
-
-class ObjectRegistry:
-    """
-    Which objects there are, by id; thread safe.
-
-    Seeds are checked here in milliseconds, apart from the network, so that a service can answer
-    while a frame is being worked on.
-    """
-
-    def __init__(self, config: TrackerConfig) -> None:
-        """Start empty."""
-        self._config = config
-        self._lock = threading.RLock()
-        self._next_id = 1
-        self._objects: dict[int, ObjectInfo] = {}
-        self._seed_frames = 0
-        self._frame_size: tuple[int, int] | None = None
+    missed: int = 0
+    seen: int = 0
 
     @property
-    def objects(self) -> tuple[ObjectInfo, ...]:
-        """Objects that are live or reserved, by ascending id."""
-        with self._lock:
-            return tuple(self._objects.values())
+    def believed(self) -> bool:
+        """Whether it counts as found once seen: after a longer absence only twice in a row."""
+        return self.missed <= 1 or self.seen >= 1
+
+    def observed(self, seen: bool, found: bool, lost_after: int) -> 'TrackedObject':
+        """Count a frame in which the object was seen or not, and found or not."""
+        missed = 0 if found else self.missed + 1
+        if found:
+            state = ObjectState.TRACKING
+        elif missed >= lost_after or self.state is ObjectState.LOST:
+            state = ObjectState.LOST
+        else:
+            state = ObjectState.OCCLUDED
+        again = self.seen + 1 if seen and not found else 0
+        return TrackedObject(self.info, state, self.age + 1, missed, again)
+
+
+@dataclass(frozen=True)
+class ObjectTable:
+    """
+    All objects there are.
+
+    Attributes
+    ----------
+    tracked : tuple of TrackedObject
+        Those that are followed, in the order of their label channels 1, 2, ...; channel 0 is
+        background.
+    reserved : tuple of ObjectInfo
+        Those of seeds that are prepared and not applied yet.
+    next_id : int
+        Every id below has been given.
+    frame_size : tuple of int, optional
+        (H, W) of the frames the objects live in; None while there are none.
+
+    """
+
+    tracked: tuple[TrackedObject, ...] = ()
+    reserved: tuple[ObjectInfo, ...] = ()
+    next_id: int = 1
+    frame_size: tuple[int, int] | None = None
+
+    @property
+    def infos(self) -> tuple[ObjectInfo, ...]:
+        """Objects that are followed or reserved, by ascending id."""
+        followed = (entry.info for entry in self.tracked)
+        return tuple(sorted((*followed, *self.reserved), key=lambda info: info.id))
+
+    @property
+    def channels(self) -> dict[int, int]:
+        """Label channel of every object that is followed, by id, in the order of channels."""
+        return {entry.info.id: channel for channel, entry in enumerate(self.tracked, start=1)}
+
+    @property
+    def missing(self) -> dict[int, int]:
+        """The same for those that were not found in the last frame."""
+        states = {entry.info.id: entry.state for entry in self.tracked}
+        tracking = ObjectState.TRACKING
+        return {key: channel for key, channel in self.channels.items() if states[key] != tracking}
+
+    def check(self, object_id: int) -> None:
+        """Raise UnknownObjectError unless the object is followed or reserved."""
+        known = [info.id for info in self.infos]
+        if object_id not in known:
+            listed = ', '.join(map(str, known)) or 'none'
+            raise UnknownObjectError(f'no object {object_id}; live objects: {listed}')
+
+    def check_size(self, size: tuple[int, ...]) -> None:
+        """Raise FrameError when a frame of (H, W) is not of the size the objects live in."""
+        if self.frame_size is not None and tuple(size) != self.frame_size:
+            raise FrameError(
+                f'the frame is {size[1]}x{size[0]}, the objects were seeded in '
+                f'{self.frame_size[1]}x{self.frame_size[0]}; reset the tracker and seed again, or '
+                'resize the frames'
+            )
 
     def reserve(
-        self,
-        frame: np.ndarray,
-        label_mask: np.ndarray,
-        names: Sequence[str] | Mapping[int, str] | None,
-    ) -> SeedRequest:
+        self, names: Sequence[str], size: tuple[int, int], most: int
+    ) -> tuple['ObjectTable', tuple[ObjectInfo, ...]]:
         """
-        Check a seed and reserve ids; see :meth:`drift_ros.Tracker.prepare_seed`.
+        Give ids to new objects, one a name, in frames of (H, W).
+
+        ``most`` objects may be there at once. An object without a name is called after its id.
 
         Raises
         ------
-        FrameError, SeedError
+        SeedError
+            There is no room for so many, or the ids are used up.
 
         """
-        with self._lock:
-            self.check_size(frame)
-            labels, areas = _distinct_labels(label_mask, frame.shape[:2])
-            named = _names(labels.tolist(), names)
-            self._check_room(len(labels))
-            # A token of a stride-4 grid covers this many pixels of the frame.
-            least = max(round((4 * min(label_mask.shape) / self._config.resolution) ** 2), 1)
-            reasons = {
-                int(label): f'{area} pixels; at resolution {self._config.resolution} an object '
-                f'needs {least}: mark more of it, or raise the resolution'
-                for label, area in zip(labels, areas, strict=True)
-                if area < least
-            }
-            if reasons:
-                listed = '; '.join(f'label {label}: {why}' for label, why in reasons.items())
-                raise SeedError(f'too small to follow: {listed}', reasons)
-            ids = tuple(range(self._next_id, self._next_id + len(labels)))
-            self._next_id += len(labels)
-            infos = [
-                ObjectInfo(number, name or f'object {number}')
-                for number, name in zip(ids, named, strict=True)
-            ]
-            self._objects.update({info.id: info for info in infos})
-            self._seed_frames += 1
-            self._frame_size = frame.shape[:2]
-        return SeedRequest(
-            frame=frame,
-            mask=label_mask,
-            labels=tuple(labels.tolist()),
-            object_ids=ids,
-            names=tuple(info.name for info in infos),
+        room = most - len(self.infos)
+        if len(names) > room:
+            raise SeedError(
+                f'{len(names)} objects in the mask and room for {room} (states.max_objects is '
+                f'{most}); remove objects, mark fewer, or raise it'
+            )
+        end = self.next_id + len(names)
+        if end - 1 > LAST_ID:
+            raise SeedError(
+                f'ids are never reused, and the last one, {LAST_ID}, has been given; start the '
+                'tracker anew (of the node: cleanup, then configure)'
+            )
+        infos = tuple(
+            ObjectInfo(number, name or f'object {number}')
+            for number, name in zip(range(self.next_id, end), names, strict=True)
         )
+        table = dataclasses.replace(
+            self, reserved=(*self.reserved, *infos), next_id=end, frame_size=size
+        )
+        return table, infos
 
-    def check(self, object_id: int) -> None:
-        """Raise UnknownObjectError unless the id is live."""
-        with self._lock:
-            if object_id not in self._objects:
-                known = ', '.join(map(str, self._objects)) or 'none'
-                raise UnknownObjectError(f'no object {object_id}; live objects: {known}')
+    def cancel(self, object_ids: Collection[int], *, reuse: bool) -> 'ObjectTable':
+        """
+        Give reservations up.
 
-    def check_size(self, frame: np.ndarray) -> None:
-        """Raise FrameError when the frame differs in size from those the objects live in."""
-        check_frame(frame)
-        with self._lock:
-            if self._objects and frame.shape[:2] != self._frame_size:
-                raise FrameError(
-                    f'the frame is {_size(frame.shape)}, the objects were seeded in '
-                    f'{_size(self._frame_size)}; reset the tracker and seed again, or resize the '
-                    'frames'
-                )
+        With ``reuse``, their ids are given again if they are the last ones: nobody has been told
+        of them.
+        """
+        gone = {info.id for info in self.reserved if info.id in object_ids}
+        next_id = self.next_id
+        while reuse and next_id - 1 in gone:
+            next_id -= 1
+        kept = tuple(info for info in self.reserved if info.id not in gone)
+        return dataclasses.replace(self, reserved=kept, next_id=next_id)._settled()
 
-    def drop(self, object_id: int) -> None:
-        """Forget an object; its id is not given again."""
-        with self._lock:
-            self._objects.pop(object_id, None)
+    def follow(self, object_ids: Collection[int]) -> 'ObjectTable':
+        """Turn reservations into objects that are followed; they take the next channels."""
+        new = tuple(TrackedObject(info) for info in self.reserved if info.id in object_ids)
+        kept = tuple(info for info in self.reserved if info.id not in object_ids)
+        return dataclasses.replace(self, tracked=(*self.tracked, *new), reserved=kept)
 
-    def set_seed_frames(self, count: int) -> None:
-        """Say how many seed frames the memory holds."""
-        with self._lock:
-            self._seed_frames = count
+    def recover(self, object_ids: Collection[int]) -> 'ObjectTable':
+        """Let objects that were just marked again be found, whatever they were before."""
+        tracked = tuple(
+            dataclasses.replace(entry, state=ObjectState.TRACKING, missed=0, seen=0)
+            if entry.info.id in object_ids
+            else entry
+            for entry in self.tracked
+        )
+        return dataclasses.replace(self, tracked=tracked)
 
-    def clear(self) -> None:
-        """Forget all objects."""
-        with self._lock:
-            self._objects.clear()
-            self._seed_frames = 0
+    @property
+    def believed(self) -> frozenset[int]:
+        """Objects that count as found once they are seen."""
+        return frozenset(entry.info.id for entry in self.tracked if entry.believed)
 
-    def _check_room(self, count: int) -> None:
-        config = self._config
-        room = config.max_objects - len(self._objects)
-        if count > room:
-            raise SeedError(
-                f'{count} objects in the mask and room for {room} (max_objects is '
-                f'{config.max_objects}); remove objects, mark fewer, or raise max_objects'
-            )
-        if self._objects and self._seed_frames >= config.max_seed_frames:
-            raise SeedError(
-                f'{self._seed_frames} seed frames are kept (max_seed_frames is '
-                f'{config.max_seed_frames}); seed several objects in one mask, remove objects, or '
-                'raise max_seed_frames'
-            )
+    def observe(
+        self, seen: Collection[int], found: Collection[int], lost_after: int
+    ) -> 'ObjectTable':
+        """Count a frame in which these objects were seen, and these of them found."""
+        tracked = tuple(
+            entry.observed(entry.info.id in seen, entry.info.id in found, lost_after)
+            for entry in self.tracked
+        )
+        return dataclasses.replace(self, tracked=tracked)
+
+    def remove(self, object_id: int) -> 'ObjectTable':
+        """Forget an object; the channels behind its own move up."""
+        tracked = tuple(entry for entry in self.tracked if entry.info.id != object_id)
+        reserved = tuple(info for info in self.reserved if info.id != object_id)
+        return dataclasses.replace(self, tracked=tracked, reserved=reserved)._settled()
+
+    def clear(self) -> 'ObjectTable':
+        """Forget all objects; their ids are not given again."""
+        return ObjectTable(next_id=self.next_id)
+
+    def select(self, object_ids: Collection[int]) -> dict[int, int]:
+        """Label channels of some objects, by id, in the order of channels."""
+        return {key: channel for key, channel in self.channels.items() if key in object_ids}
+
+    def _settled(self) -> 'ObjectTable':
+        """Without objects, frames may be of any size."""
+        if self.tracked or self.reserved:
+            return self
+        return dataclasses.replace(self, frame_size=None)
 
 
-def check_frame(frame: np.ndarray) -> None:
+def names_of(
+    labels: Sequence[int], names: Sequence[str] | Mapping[int, str] | None
+) -> dict[int, str]:
     """
-    Check that a frame is (H, W, 3) uint8.
+    Give each label of a mask its name, '' where none was given.
 
     Raises
     ------
-    FrameError
+    SeedError
+        A sequence does not have one name a label.
 
     """
-    if not isinstance(frame, np.ndarray) or frame.ndim != 3 or frame.shape[2] != 3:
-        shape = getattr(frame, 'shape', type(frame).__name__)
-        raise FrameError(f'the frame has shape {shape}; it must be (height, width, 3) RGB')
-    if frame.dtype != np.uint8:
-        raise FrameError(f'the frame has type {frame.dtype}; it must be uint8 RGB')
-    if min(frame.shape[:2]) < 16:
-        raise FrameError(f'the frame is {_size(frame.shape)}; it must be at least 16x16')
-
-
-def box_of(mask: np.ndarray) -> tuple[int, int, int, int] | None:
-    """Bounding box (x_min, y_min, x_max, y_max) of a (H, W) mask, maxima exclusive."""
-    x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
-    return (x, y, x + width, y + height) if width else None
-
-
-def _distinct_labels(
-    label_mask: np.ndarray, size: tuple[int, ...]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Non-zero labels of a mask, ascending, and their pixel counts; SeedError when unusable."""
-    if label_mask.ndim != 2 or not np.issubdtype(label_mask.dtype, np.integer):
-        raise SeedError(
-            f'the mask has shape {label_mask.shape} and type {label_mask.dtype}; it must be one '
-            'channel of integer labels, 0 = background'
-        )
-    if label_mask.shape != size:
-        raise SeedError(
-            f'the mask is {_size(label_mask.shape)} and the image {_size(size)}; give the mask at '
-            "the image's size (resize it with nearest-neighbour interpolation)"
-        )
-    labels, areas = np.unique(label_mask, return_counts=True)
-    areas = areas[labels != 0]
-    labels = labels[labels != 0]
-    if not labels.size:
-        raise SeedError('the mask is empty; mark each object with its own label from 1 up')
-    if labels[0] < 0:
-        raise SeedError(f'the mask has the negative label {labels[0]}; use labels from 1 up')
-    return labels, areas
-
-
-def _size(shape: tuple[int, ...] | None) -> str:
-    return f'{shape[1]}x{shape[0]}' if shape else 'nothing'
-
-
-def _names(labels: list[int], names: Sequence[str] | Mapping[int, str] | None) -> list[str]:
     if names is None or len(names) == 0:
-        return [''] * len(labels)
+        return dict.fromkeys(labels, '')
     if isinstance(names, Mapping):
-        return [names.get(label, '') for label in labels]
+        return {label: names.get(label, '') for label in labels}
     if isinstance(names, str) or len(names) != len(labels):
         raise SeedError(
             f'{names!r} does not name the {len(labels)} objects of the mask (labels '
             f'{", ".join(map(str, labels))}); give one name a label, in ascending order, or none'
         )
-    return list(names)
+    return dict(zip(labels, names, strict=True))

@@ -1,159 +1,125 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The online algorithm: seed, step, remove. It imports no ROS."""
+"""
+The online algorithm: seed, correct, step, remove. It imports no ROS and reads no files.
 
-from collections.abc import Generator, Mapping, Sequence
+Compute, then commit: everything known is one immutable :class:`State`. An operation computes a
+new one from the present one, and the last thing it does is one assignment. Whatever is raised
+before, and by whom, the tracker is as it was.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
 from dataclasses import dataclass, field
-from pathlib import Path
-import time
-from typing import Protocol
+import threading
+from typing import Any
 
-import cv2
 import numpy as np
-import torch
 from torch import Tensor
 
-from drift_ros.diffusion.features import DiffusionFeatures, FrameFeatures
-from drift_ros.diffusion.textual_inversion import (
-    join_prompt,
-    OptimizeResult,
-    OptimizeStep,
-    prompt_reaches,
-    Seed,
-    TextualInversion,
-)
+from drift_ros.engine import decide
 from drift_ros.engine.config import TrackerConfig
-from drift_ros.engine.errors import OptimizeError
+from drift_ros.engine.estimates import ObjectEstimate, Stopwatch, TrackResult
+from drift_ros.engine.frame_features import FrameFeatures
 from drift_ros.engine.head_weights import HeadWeighting
 from drift_ros.engine.memory import ReferenceMemory
-from drift_ros.engine.table import (
-    box_of,
-    ObjectEstimate,
-    ObjectInfo,
-    ObjectRegistry,
-    ObjectState,
+from drift_ros.engine.prompt import describe, Judgement, PromptOptions, TargetModel
+from drift_ros.engine.protocols import Extractor, FeatureExtractor, Refiner
+from drift_ros.engine.seeds import (
+    check_frame,
+    corrections,
+    covered,
+    distinct_labels,
     SeedRequest,
-    TrackedObject,
+    token_shares,
 )
-from drift_ros.prompts.segmenter import (
-    label_image,
-    make_segmenter,
-    Prompt,
-    Segmentation,
-    Segmenter,
-)
-from drift_ros.refinement import make_refiner, Refined
-
-
-class FeatureExtractor(Protocol):
-    """Anything that turns a frame into queries and keys."""
-
-    def extract(self, frame: np.ndarray) -> FrameFeatures:
-        """Extract features of a (H, W, 3) uint8 RGB frame."""
+from drift_ros.engine.table import names_of, ObjectInfo, ObjectTable
 
 
 @dataclass(frozen=True)
-class TrackResult:
+class State:
     """
-    What the tracker says of one frame.
+    Everything a tracker knows; a value, of which nothing is ever changed.
 
     Attributes
     ----------
-    labels : np.ndarray
-        (H, W) uint8, uint16 once an id exceeds 255; pixel = object id, 0 = background.
-    objects : tuple of ObjectEstimate
-        Every live object, by ascending id.
-    timings : dict of str to float
-        Milliseconds spent: 'features', 'propagation', 'refinement', 'total'.
+    features : FeatureExtractor
+        With the prompt it is conditioned on.
+    table : ObjectTable
+    memory : ReferenceMemory
+    weighting : HeadWeighting
+    target : TargetModel
+        The online prompt.
+    looks : mapping of int to object
+        What the refiner saw of each object in its seed frame, by id.
+    shown : np.ndarray, optional
+        (H, W) label image of the last frame, or of a seed since.
+    frames : int
+        Frames tracked so far.
 
     """
 
-    labels: np.ndarray
-    objects: tuple[ObjectEstimate, ...]
-    timings: dict[str, float]
-    _found: frozenset[int] = field(repr=False)
-    _refined: Refined | None = field(repr=False)
-
-    def probability(self, object_id: int) -> np.ndarray:
-        """Give the refined probability of an object: (H, W) float32 in [0, 1]; 0 if not found."""
-        if self._refined is None or object_id not in self._found:
-            return np.zeros(self.labels.shape, np.float32)
-        return self._refined.probability(object_id)
+    features: FeatureExtractor
+    table: ObjectTable
+    memory: ReferenceMemory
+    weighting: HeadWeighting
+    target: TargetModel
+    looks: Mapping[int, Any] = field(default_factory=dict)
+    shown: np.ndarray | None = None
+    frames: int = 0
 
 
-class Tracker:
+class OnlineTracker:
     """
     Follow objects through frames, one frame at a time, in bounded time and memory.
 
-    >>> tracker = Tracker()
-    >>> (cup,) = tracker.seed(first_frame, mask, names=['cup'])
-    >>> result = tracker.step(next_frame)
-    >>> result.labels == cup, result.objects[0].box
-
-    One thread may call :meth:`seed`, :meth:`step`, :meth:`remove` and :meth:`reset`;
-    :meth:`prepare_seed`, :meth:`check_object` and :attr:`objects` may be used from others.
+    One thread may call :meth:`seed`, :meth:`correct`, :meth:`step`, :meth:`remove` and
+    :meth:`reset`; :meth:`prepare_seed`, :meth:`cancel_seed`, :meth:`check_object` and
+    :attr:`objects` may be used from others. Trackers may share a checkpoint and a refiner.
     """
 
     def __init__(
-        self,
-        checkpoint: str | Path | None = None,
-        config: TrackerConfig | None = None,
-        *,
-        device: str | torch.device = 'auto',
-        features: FeatureExtractor | None = None,
+        self, features: FeatureExtractor, refiner: Refiner, config: TrackerConfig | None = None
     ) -> None:
-        """
-        Load the model.
-
-        Parameters
-        ----------
-        checkpoint : str or Path, optional
-            See :func:`drift_ros.diffusion.checkpoint.load_checkpoint`. None: embedded model.
-        config : TrackerConfig, optional
-        device : str or torch.device
-            'auto', 'cpu' or 'cuda[:n]'.
-        features : FeatureExtractor, optional
-            Used in place of a diffusion model.
-
-        Raises
-        ------
-        CheckpointError
-            When the checkpoint cannot be used.
-        ValueError
-            When an option is out of range.
-
-        """
+        """Start without objects; raises ValueError when an option is out of range."""
         self.config = config or TrackerConfig()
         self.config.validate()
-        self._features = features or diffusion_features(checkpoint, self.config, device)
-        self._refiner = make_refiner(self.config, device)
-        self._device = device
-        self._segmenter: Segmenter | None = None  # made when it is first needed
-        self._memory = ReferenceMemory(self.config)
-        self._weighting = HeadWeighting(self.config)
-        self._registry = ObjectRegistry(self.config)
-        self._tracked: dict[int, TrackedObject] = {}
-        self._tokens: dict[int, Tensor] = {}
+        self._refiner = refiner
+        self._lock = threading.Lock()  # of the table, which seeds may be prepared in meanwhile
+        target = self.config.target
+        self._blank = State(
+            features,
+            ObjectTable(),
+            ReferenceMemory(self.config),
+            HeadWeighting(self.config),
+            TargetModel.empty(PromptOptions(gain=target.gain, rate=target.rate)),
+        )
+        self._state = self._blank
+
+    @property
+    def state(self) -> State:
+        """All that is known now; it does not change when tracking goes on."""
+        return self._state
 
     @property
     def objects(self) -> tuple[ObjectInfo, ...]:
         """Live objects, those of prepared seeds included, by ascending id."""
-        return self._registry.objects
-
-    @property
-    def tokens(self) -> dict[int, Tensor]:
-        """Prompt tokens (n, width) that :meth:`optimize` learnt, by object id."""
-        return dict(self._tokens)
+        return self._state.table.infos
 
     @property
     def memory_bytes(self) -> int:
         """Bytes the reference memory holds."""
-        return self._memory.nbytes
+        return self._state.memory.nbytes
+
+    def check_object(self, object_id: int) -> None:
+        """Raise UnknownObjectError unless the object is live; from any thread."""
+        self._state.table.check(object_id)
 
     def seed(
         self,
         frame: np.ndarray,
         label_mask: np.ndarray,
         names: Sequence[str] | Mapping[int, str] | None = None,
+        object_ids: Mapping[int, int] | None = None,
     ) -> list[int]:
         """
         Start to follow the objects of a mask; at any time, in any frame of the same size.
@@ -163,14 +129,17 @@ class Tracker:
         frame : np.ndarray
             (H, W, 3) uint8 RGB.
         label_mask : np.ndarray
-            (H, W) integer; 0 = background, every other label is one new object.
+            (H, W) integer; 0 = background, every other label is one object.
         names : sequence or mapping, optional
             One name a label, in ascending order of labels, or a mapping from label to name.
+        object_ids : mapping of int to int, optional
+            By label, the id of a live object that the label corrects, see :meth:`correct`. Every
+            other label is a new object.
 
         Returns
         -------
         list of int
-            The new objects' ids, in ascending order of labels. Ids are never reused.
+            The objects' ids, in ascending order of labels. Ids are never reused.
 
         Raises
         ------
@@ -178,193 +147,130 @@ class Tracker:
             Nothing was seeded, and tracking is as it was.
 
         """
-        request = self.prepare_seed(frame, label_mask, names)
-        self.apply_seed(request)
+        return self._seed(self.prepare_seed(frame, label_mask, names, object_ids))
+
+    def _seed(self, request: SeedRequest) -> list[int]:
+        """Carry out a seed of whose ids nobody knows yet; as if it had never been, on failure."""
+        try:
+            self._follow(request)
+        except BaseException:
+            self.cancel_seed(request)
+            raise
         return list(request.object_ids)
 
-    def segment(self, frame: np.ndarray, prompts: Sequence[Prompt]) -> list[Segmentation]:
+    def correct(self, frame: np.ndarray, mask: np.ndarray, object_id: int) -> None:
         """
-        Make a mask of each prompt (boxes, points) and follow nothing; from any thread.
+        Replace what is known of a live object, from this frame on; it keeps its id.
+
+        What earlier frames say of it is found anew from this mask; other masks a person gave of
+        it stay known.
+
+        Parameters
+        ----------
+        frame : np.ndarray
+            (H, W, 3) uint8 RGB.
+        mask : np.ndarray
+            (H, W) bool or integer; not 0 = the object.
+        object_id : int
 
         Raises
         ------
-        FrameError, PromptError
-            With the reason of each prompt that cannot be used or gave no mask.
-        CheckpointError
-            The option ``sam_checkpoint`` cannot be used.
+        UnknownObjectError, FrameError, SeedError
+            Nothing was changed.
 
         """
-        if self._segmenter is None:
-            self._segmenter = make_segmenter(self.config, self._device)
-        return self._segmenter.segment(frame, prompts)
-
-    def seed_prompts(
-        self, frame: np.ndarray, prompts: Sequence[Prompt]
-    ) -> tuple[list[int], list[Segmentation]]:
-        """
-        Start to follow what boxes and points mark: :meth:`segment`, then :meth:`seed`.
-
-        Returns
-        -------
-        tuple
-            The new objects' ids and their masks, in the order of the prompts.
-
-        Raises
-        ------
-        FrameError, PromptError, SeedError
-            Nothing was seeded, and tracking is as it was.
-
-        """
-        found = self.segment(frame, prompts)
-        names = {index: prompt.name for index, prompt in enumerate(prompts, start=1)}
-        request = self.prepare_seed(frame, label_image(found), names)
-        self.apply_seed(request)
-        return list(request.object_ids), found
+        self.check_object(object_id)
+        self.seed(frame, (np.asarray(mask) != 0).astype(np.uint8), object_ids={1: object_id})
 
     def prepare_seed(
         self,
         frame: np.ndarray,
         label_mask: np.ndarray,
         names: Sequence[str] | Mapping[int, str] | None = None,
+        object_ids: Mapping[int, int] | None = None,
     ) -> SeedRequest:
-        """Check a seed and reserve its ids, without the network; from any thread."""
-        return self._registry.reserve(frame, label_mask, names)
+        """Check a seed and reserve its ids, without the network; from any thread. As seed()."""
+        check_frame(frame)
+        size = (frame.shape[0], frame.shape[1])
+        self._state.table.check_size(size)
+        labels = distinct_labels(label_mask, size, self.config.features.resolution)
+        named = names_of(labels, names)
+        known = self._state
+        corrected = corrections(object_ids, labels, known.table.infos)
+        new = [label for label in labels if label not in corrected]
+        others = tuple(info for info in known.table.infos if info not in corrected.values())
+        notes = tuple(covered(label_mask == label, known.shown, others) for label in labels)
+        with self._lock:
+            state = self._state
+            state.table.check_size(size)
+            table, infos = state.table.reserve(
+                [named[label] for label in new], size, self.config.states.max_objects
+            )
+            chosen = {**corrected, **dict(zip(new, infos, strict=True))}
+            request = SeedRequest(
+                frame=frame,
+                mask=label_mask,
+                labels=tuple(labels),
+                object_ids=tuple(chosen[label].id for label in labels),
+                names=tuple(chosen[label].name for label in labels),
+                corrected=frozenset(info.id for info in corrected.values()),
+                notes=notes,
+            )
+            self._state = dataclasses.replace(state, table=table)
+        return request
 
     def cancel_seed(self, request: SeedRequest) -> None:
-        """Give up a prepared seed."""
-        for object_id in request.object_ids:
-            self._registry.drop(object_id)
-        self._registry.set_seed_frames(len(self._memory.pinned))
+        """Give up a prepared seed of whose ids nobody has been told; from any thread."""
+        self._commit(lambda table: table.cancel(request.object_ids, reuse=True))
 
     def apply_seed(self, request: SeedRequest) -> None:
-        """Carry out a prepared seed; objects removed or reset since are left out."""
-        live = {info.id for info in self._registry.objects}
-        chosen = [
-            (label, ObjectInfo(object_id, name))
-            for label, object_id, name in zip(
-                request.labels, request.object_ids, request.names, strict=True
-            )
-            if object_id in live
-        ]
+        """
+        Carry out a prepared seed; objects removed or reset since are left out.
+
+        Whatever is raised, nothing is followed, and the reserved ids are not given again.
+        """
+        try:
+            self._follow(request)
+        except BaseException:
+            self._commit(lambda table: table.cancel(request.object_ids, reuse=False))
+            raise
+
+    def _follow(self, request: SeedRequest) -> None:
+        state = self._state
+        live = {info.id for info in state.table.infos}
+        chosen = {
+            number: label
+            for label, number in zip(request.labels, request.object_ids, strict=True)
+            if number in live
+        }
         if not chosen:
             return
-        try:
-            features = self._features.extract(request.frame)
-            masks = np.stack([(request.mask == label) for label, _ in chosen], axis=-1)
-            shares = _token_shares(masks, features.grid).to(features.layers[0].key.device)
-            ids = [info.id for _, info in chosen]
-            self._memory.pin(features, shares, ids)
-            self._weigh_heads(features, shares, ids)
-        except Exception:
-            self.cancel_seed(request)
-            raise
-        self._tracked.update({info.id: TrackedObject(info) for _, info in chosen})
-        self._refiner.remember(request.frame, dict(zip(ids, np.moveaxis(masks, -1, 0))))
-
-    def _weigh_heads(self, features: FrameFeatures, shares: Tensor, ids: Sequence[int]) -> None:
-        """Choose head weights anew, now that the objects of a seed frame joined."""
-        if self.config.head_weighting == 'adaptive':
-            again = getattr(self._features, 'extract_resized', None)
-            self._weighting.add(features, shares, ids, again)
-            self._memory.head_weights = self._weighting.solve()
-
-    def optimize(
-        self, object_ids: Sequence[int] = (), budget: float = 0.0
-    ) -> Generator[OptimizeStep, None, OptimizeResult]:
-        """
-        Learn prompt tokens for objects, one step each time the generator is advanced.
-
-        Tracking may go on between two steps. When the generator ends, later frames are
-        conditioned on the tokens, and the remembered frames are looked at again under the new
-        prompt (one pass each). Closing it earlier leaves everything as it was.
-
-        >>> for progress in tracker.optimize():
-        ...     tracker.step(next_frame)
-
-        Parameters
-        ----------
-        object_ids : sequence of int
-            Objects to learn tokens for; none: all.
-        budget : float
-            Seconds of work, not counting what happens between the steps. 0: as configured.
-
-        Raises
-        ------
-        UnknownObjectError, OptimizeError
-            At once: when an object does not exist, or tokens would have no effect. While it
-            runs: when an object has been removed.
-
-        """
-        self.check_optimize(object_ids, budget)
-        return self._optimize(tuple(object_ids), budget or self.config.optimize_budget)
-
-    def check_optimize(self, object_ids: Sequence[int] = (), budget: float = 0.0) -> None:
-        """Raise what :meth:`optimize` would raise at once; from any thread."""
-        for object_id in object_ids:
-            self._registry.check(object_id)
-        if not self._registry.objects:
-            raise OptimizeError('there are no objects to learn tokens for; seed one first')
-        if not 0.0 <= budget < float('inf'):
-            raise OptimizeError(f'the budget is {budget} seconds; give 0 (as configured) or more')
-        if not isinstance(self._features, DiffusionFeatures) or not prompt_reaches(self._features):
-            raise OptimizeError(
-                'tokens would have no effect: the network reads no prompt before the last '
-                'attention layer the tracker looks at. Choose later layers (option layers, for '
-                'instance up_blocks), inversion_steps of 1 or more, or another model'
-            )
-
-    def _optimize(
-        self, object_ids: tuple[int, ...], budget: float
-    ) -> Generator[OptimizeStep, None, OptimizeResult]:
-        features = self._features
-        assert isinstance(features, DiffusionFeatures)
-        seeds = []
-        wanted = object_ids or tuple(self._memory.object_ids)
-        if not wanted:  # a reset came between the request and this
-            raise OptimizeError('there are no objects to learn tokens for; seed one first')
-        for reference, masks, ids in self._memory.marked():
-            chosen = [k for k, number in enumerate(ids) if number in wanted]
-            if chosen and reference.features.image is not None:
-                numbers = tuple(ids[k] for k in chosen)
-                seeds.append(Seed(reference.features.image, masks[..., chosen], numbers))
-        config = self.config
-        learning = TextualInversion(
-            features,
-            seeds,
-            self._tokens,
-            tokens=config.prompt_tokens,
-            steps=config.optimize_steps,
-            budget=budget,
-            rate=config.optimize_rate,
+        features = state.features.extract(request.frame)
+        features.check()
+        masks = {number: request.mask == label for number, label in chosen.items()}
+        shares = token_shares(np.stack(list(masks.values()), axis=-1), features.grid)
+        shares = shares.to(features.layers[0].key.device)
+        ids = list(chosen)
+        memory = state.memory.pin(
+            features, shares, ids, state.table.follow(ids).channels, state.weighting.weights
         )
-        steps = learning.run()
-        while True:
-            gone = [number for number in wanted if number not in self._tracked]
-            if gone:
-                raise OptimizeError(f'object {gone[0]} has been removed; tokens are not used')
-            try:
-                progress = next(steps)
-            except StopIteration as end:
-                self._condition(
-                    {key: value for key, value in learning.best.items() if key in self._tracked}
-                )
-                return end.value
-            yield progress
-
-    def _condition(self, tokens: dict[int, Tensor]) -> None:
-        """Condition the network on the tokens of objects, and look at all references again."""
-        features = self._features
-        assert isinstance(features, DiffusionFeatures)
-        self._tokens = tokens
-        prompt = join_prompt(features.checkpoint.prompt, tokens)
-        features.prompt = prompt.to(features.checkpoint.dtype)
-        self._memory.refresh(features.extract_resized)
-        for reference, masks, ids in self._memory.marked():
-            self._weigh_heads(reference.features, masks, ids)
-
-    def check_object(self, object_id: int) -> None:
-        """Raise UnknownObjectError unless the object is live; from any thread."""
-        self._registry.check(object_id)
+        weighting = state.weighting.add(features, shares, ids, state.features)
+        others = 1.0 - memory.pinned[-1].labels[..., 0] - shares.sum(dim=-1)
+        tokens = describe(features, state.target.options)
+        target = state.target.seeded(tokens, shares, ids, others)
+        looks = {**state.looks, **self._refiner.remember(request.frame, masks)}
+        shown = np.zeros(request.mask.shape, np.uint16) if state.shown is None else state.shown
+        shown = shown.astype(np.uint16)
+        for number, mask in masks.items():
+            shown[mask] = number
+        self._commit(
+            lambda table: table.follow(ids).recover(ids),
+            memory=memory,
+            weighting=weighting,
+            target=target,
+            looks=looks,
+            shown=shown,
+        )
 
     def remove(self, object_id: int) -> None:
         """
@@ -375,24 +281,23 @@ class Tracker:
         UnknownObjectError
 
         """
-        self._registry.check(object_id)
-        self._registry.drop(object_id)
-        if self._tracked.pop(object_id, None):
-            self._refiner.forget([object_id])
-            self._memory.remove(object_id)
-            self._weighting.remove(object_id)
-            self._memory.head_weights = self._weighting.solve()
-        self._registry.set_seed_frames(len(self._memory.pinned))
+        state = self._state
+        state.table.check(object_id)
+        channel = state.table.channels.get(object_id)
+        memory = state.memory if channel is None else state.memory.remove(object_id, channel)
+        self._commit(
+            lambda table: table.remove(object_id),
+            memory=memory,
+            weighting=state.weighting.remove(object_id),
+            target=state.target.without(object_id),
+            looks={key: look for key, look in state.looks.items() if key != object_id},
+        )
 
     def reset(self) -> None:
         """Forget all objects and frames; a new frame size may follow."""
-        self._memory.clear()
-        self._weighting.clear()
-        if self._tokens:
-            self._condition({})
-        self._refiner.forget(self._tracked)
-        self._tracked.clear()
-        self._registry.clear()
+        fields = {item.name: getattr(self._blank, item.name) for item in dataclasses.fields(State)}
+        del fields['table']
+        self._commit(ObjectTable.clear, **fields)
 
     def step(self, frame: np.ndarray) -> TrackResult:
         """
@@ -413,188 +318,99 @@ class Tracker:
             The frame is not usable; tracking is as it was.
 
         """
-        self._registry.check_size(frame)
-        clock = _Stopwatch()
-        if not self._tracked:
-            empty = np.zeros(frame.shape[:2], np.uint8)
-            return TrackResult(empty, (), clock.stop(), frozenset(), None)
-        features = self._features.extract(frame)
+        check_frame(frame)
+        state = self._state
+        size = (frame.shape[0], frame.shape[1])
+        state.table.check_size(size)
+        clock = Stopwatch()
+        channels = state.table.channels
+        if not channels:
+            return TrackResult(decide.nothing(size), (), clock.stop())
+        features = state.features.extract(frame)
+        features.check()
         clock.lap('features')
 
-        soft = self._memory.read(features)  # (h, w, 1 + objects), sums to 1
-        if any(entry.state is not ObjectState.TRACKING for entry in self._tracked.values()):
-            soft = self._recover(features, soft)
-        confidences = self._update_states(soft)
+        tokens = describe(features, state.target.options)  # (h, w, c)
+        judged = self._judge(state, features, tokens)
+        confidences = {
+            number: decide.confidence_of(judged.soft[..., channel])
+            for number, channel in channels.items()
+        }
+        seen = self._seen(state.table, confidences, judged.existence)
+        sure = [number for number in seen if number in state.table.believed]
+        soft = decide.leave_out(judged.soft, _others(channels, sure))
         clock.lap('propagation')
 
-        coarse = self._compete(soft)
-        refined = self._refiner.refine(frame, coarse) if coarse else None
-        labels = self._assign(refined, tuple(coarse), frame.shape[:2])
-        if refined is not None and self.config.memory_labels == 'refined':
-            soft = self._sharpen(soft, refined, confidences)
-        self._memory.push(features, soft)
+        stretch = self.config.experimental.normalize
+        coarse = decide.compete(soft, state.table.select(sure), stretch)
+        refined, labels = None, decide.nothing(size, max(channels))
+        if coarse:
+            refined = self._refiner.refine(frame, coarse, state.looks, state.frames)
+            pieces = ((number, refined.piece(number)) for number in coarse)
+            labels = decide.assign(pieces, labels)
+        # an object of which no pixel is left was not found, whatever its tokens say
+        found = set(np.unique(labels).tolist()) & set(sure)
+        memory, target = state.memory, state.target
+        if found:  # what shows none of the objects says nothing of them
+            memory = memory.push(features, decide.leave_out(soft, _others(channels, found)))
+            sure_of = [number in found and judged.existence[number] >= 0.5 for number in channels]
+            target = target.learnt(tokens, judged.soft, list(channels), sure_of, judged.near)
+
+        def observe(table: ObjectTable) -> ObjectTable:
+            return table.observe(seen, found, self.config.states.lost_after)
+
         objects = tuple(
-            _estimate(entry, confidences[object_id], labels)
-            for object_id, entry in sorted(self._tracked.items())
+            ObjectEstimate.of(
+                entry, confidences[entry.info.id], judged.existence[entry.info.id], labels
+            )
+            for entry in observe(state.table).tracked
         )
         clock.lap('refinement')
-        return TrackResult(labels, objects, clock.stop(), frozenset(coarse), refined)
+        self._commit(observe, memory=memory, target=target, shown=labels, frames=state.frames + 1)
+        ordered = tuple(sorted(objects, key=lambda item: item.id))
+        return TrackResult(labels, ordered, clock.stop(), refined)
 
-    def _recover(self, features: FrameFeatures, soft: Tensor) -> Tensor:
-        """Take missing objects from a search of the whole frame, where it finds them."""
-        found = self._memory.search(features)
-        for channel, object_id in enumerate(self._memory.object_ids, start=1):
-            if self._tracked[object_id].state is ObjectState.TRACKING:
-                continue
-            # what is sure, and most of it: a window may hold a crisp part only
-            mass = max(
-                (
-                    candidate
-                    for candidate in (soft[..., channel], found[..., channel])
-                    if _confidence(candidate) >= self.config.recovery_threshold
-                ),
-                key=lambda candidate: float(candidate.square().sum()),
-                default=torch.zeros_like(soft[..., channel]),
-            )
-            others = soft.clone()
-            others[..., channel] = 0.0
-            others /= others.sum(dim=-1, keepdim=True).clamp_min(1e-6)
-            soft = others * (1.0 - mass[..., None])
-            soft[..., channel] = mass
-        return soft
+    def _judge(self, state: State, features: FrameFeatures, tokens: Tensor) -> Judgement:
+        """Ask kernel and online prompt; for missing objects, in the whole frame as well."""
+        weights, ids = state.weighting.weights, list(state.table.channels)
+        judged = state.target.judge(tokens, state.memory.read(features, weights), ids)
+        if missing := state.table.missing:
+            search = state.memory.search(features, weights)
+            for number, channel in missing.items():
+                wide = decide.recall(judged.kernel, search, channel)
+                other = state.target.judge(tokens, wide, ids)
+                if other.existence[number] > judged.existence[number]:
+                    judged = other
+        return judged
 
-    def _update_states(self, soft: Tensor) -> dict[int, float]:
-        """Decide which objects were found; those that were not leave no trace in ``soft``."""
-        confidences = {}
-        for channel, object_id in enumerate(self._memory.object_ids, start=1):
-            confidence = _confidence(soft[..., channel])
-            found = confidence >= self.config.confidence_threshold
-            if not found:
-                soft[..., 0] += soft[..., channel]
-                soft[..., channel] = 0.0
-            self._tracked[object_id].update(found, self.config.lost_after)
-            confidences[object_id] = confidence
-        return confidences
+    def _seen(
+        self, table: ObjectTable, confidence: Mapping[int, float], existence: Mapping[int, float]
+    ) -> list[int]:
+        """Say which objects are in the frame; of missing ones one has to be surer."""
+        options, missing = self.config.states, table.missing
+        return [
+            number
+            for number in table.channels
+            if confidence[number] >= options.confidence
+            and existence[number] >= (options.recovery if number in missing else options.existence)
+        ]
 
-    def _compete(self, soft: Tensor) -> dict[int, np.ndarray]:
-        """Scale the found objects' probabilities, (h, w) each, so that they can compete."""
-        channels = soft.permute(2, 0, 1).cpu().numpy()
-        ids = [0, *self._memory.object_ids]
-        shown = {
-            number: channel
-            for number, channel in zip(ids, channels, strict=True)
-            if number == 0 or self._tracked[number].state is ObjectState.TRACKING
-        }
-        if len(shown) == 1:
-            return {}
-        if self.config.normalize:
-            shown = {number: _stretch(channel) for number, channel in shown.items()}
-        total = np.maximum(sum(shown.values()), 1e-6)
-        return {number: channel / total for number, channel in shown.items() if number}
+    def look_again(self, features: Extractor) -> None:
+        """Go on with another extractor, and look at all remembered frames again with it."""
+        state = self._state
+        memory = state.memory.refresh(features.extract_resized)
+        weighting = state.weighting
+        for reference, masks, ids in memory.marked(state.table.channels):
+            weighting = weighting.add(reference.features, masks, ids, features)
+        self._commit(lambda table: table, features=features, memory=memory, weighting=weighting)
 
-    def _assign(
-        self, refined: Refined | None, ids: tuple[int, ...], size: tuple[int, int]
-    ) -> np.ndarray:
-        """Give each pixel to the most probable object, or to the background."""
-        wide = max(self._tracked, default=0) > 255
-        labels = np.zeros(size, np.uint16 if wide else np.uint8)
-        if refined is None:
-            return labels
-        best = np.zeros(size, np.float32)
-        background = np.ones(size, np.float32)
-        for number in ids:
-            probability = refined.probability(number)
-            background -= probability
-            ahead = probability > best
-            labels[ahead] = number
-            best[ahead] = probability[ahead]
-        labels[best <= background] = 0
-        return labels
-
-    def _sharpen(self, soft: Tensor, refined: Refined, confidences: dict[int, float]) -> Tensor:
-        """Put refined masks into the labels to remember, where gate and confidence allow."""
-        chosen = {
-            channel: object_id
-            for channel, object_id in enumerate(self._memory.object_ids, start=1)
-            if object_id in refined.accepted
-            and confidences[object_id] >= self.config.memory_confidence
-        }
-        if not chosen:
-            return soft
-        masks = np.stack([refined.probability(number) for number in chosen.values()], axis=-1)
-        objects = soft[..., 1:].clone()
-        shares = _token_shares(masks, (soft.shape[0], soft.shape[1])).to(soft.device)
-        objects[..., [channel - 1 for channel in chosen]] = shares
-        total = objects.sum(dim=-1, keepdim=True)
-        objects /= total.clamp_min(1.0)
-        return torch.cat([(1.0 - total).clamp_min(0.0), objects], dim=-1)
+    def _commit(self, change: Callable[[ObjectTable], ObjectTable], **fields: Any) -> None:
+        """Let a new state take the place of the present one, in one assignment."""
+        with self._lock:
+            state = self._state
+            self._state = dataclasses.replace(state, table=change(state.table), **fields)
 
 
-def diffusion_features(
-    checkpoint: str | Path | None, config: TrackerConfig, device: str | torch.device
-) -> DiffusionFeatures:
-    """Load a checkpoint and make the features a configuration asks for."""
-    from drift_ros.diffusion.checkpoint import load_checkpoint
-
-    return DiffusionFeatures(
-        load_checkpoint(checkpoint, device=device, prompt=config.prompt),
-        layers=config.layers,
-        timestep=config.timestep,
-        resolution=config.resolution,
-        noise=config.noise,
-        inversion_steps=config.inversion_steps,
-        noise_samples=config.noise_samples,
-        noise_seed=config.noise_seed,
-        colour_share=config.colour_share,
-    )
-
-
-def _token_shares(masks: np.ndarray, grid: tuple[int, int]) -> Tensor:
-    """Share of each token covered: (H, W, K) in [0, 1] to (h, w, K) float32 in [0, 1]."""
-    height, width = grid
-    shares = [
-        cv2.resize(channel, (width, height), interpolation=cv2.INTER_AREA)
-        for channel in np.moveaxis(masks.astype(np.float32), -1, 0)
-    ]
-    return torch.from_numpy(np.stack(shares, axis=-1))
-
-
-def _confidence(mass: Tensor) -> float:
-    """Mean of an object's probability (h, w), weighted by itself: 1 crisp, near 0 diffuse."""
-    total = float(mass.sum())
-    return float(mass.square().sum()) / total if total > 0 else 0.0
-
-
-def _stretch(channel: np.ndarray) -> np.ndarray:
-    """Min-max normalise (h, w), as DINO's video segmentation evaluation does."""
-    low, high = float(channel.min()), float(channel.max())
-    return (channel - low) / (high - low) if high > low else channel
-
-
-def _estimate(entry: TrackedObject, confidence: float, labels: np.ndarray) -> ObjectEstimate:
-    mask = labels == entry.info.id
-    return ObjectEstimate(
-        id=entry.info.id,
-        name=entry.info.name,
-        state=entry.state,
-        confidence=confidence,
-        box=box_of(mask),
-        area=int(np.count_nonzero(mask)),
-        age=entry.age,
-    )
-
-
-class _Stopwatch:
-    """Milliseconds between laps."""
-
-    def __init__(self) -> None:
-        self._start = self._last = time.perf_counter()
-        self._laps: dict[str, float] = {}
-
-    def lap(self, name: str) -> None:
-        now = time.perf_counter()
-        self._laps[name] = 1e3 * (now - self._last)
-        self._last = now
-
-    def stop(self) -> dict[str, float]:
-        return {**self._laps, 'total': 1e3 * (time.perf_counter() - self._start)}
+def _others(channels: Mapping[int, int], object_ids: Sequence[int] | set[int]) -> list[int]:
+    """Channels of all objects but these."""
+    return [channel for number, channel in channels.items() if number not in object_ids]

@@ -1,50 +1,38 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Bags (rosbag2: sqlite3 or mcap) as evaluation data: make them, and read them back as sequences.
+Cameras of bags as sequences to evaluate on.
 
-Needs no ROS: bags are read and written by the ``rosbags`` library. A bag's frames go through the
-same runner as a dataset's, so the same frames give the same numbers, digit for digit.
+Their frames go through the same runner as a dataset's, so the same frames give the same numbers,
+digit for digit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-import hashlib
 from pathlib import Path
 import re
-import shutil
 from typing import Any
 
-import cv2
 import numpy as np
-from rosbags.rosbag2 import Reader, StoragePlugin, Writer
 from rosbags.typesys import get_typestore, Stores
-from rosbags.typesys.store import Typestore
 
-from drift_ros.evaluation.datasets import DavisSequence, Frame, read_annotation
-from drift_ros.ros.conversions import (
-    compressed_to_rgb,
-    ConversionError,
-    image_to_labels,
-    image_to_rgb,
+from drift_ros.evaluation.bag_files import (
+    BagError,
+    COMPRESSED,
+    digest_of_messages,
+    frame_of,
+    IMAGE,
+    open_bag,
+    read_messages,
+    stamp_text,
+    topics_of,
+    TRUTH_TOPIC,
 )
-
-IMAGE = 'sensor_msgs/msg/Image'
-COMPRESSED = 'sensor_msgs/msg/CompressedImage'
-CAMERA_INFO = 'sensor_msgs/msg/CameraInfo'
-
-IMAGE_TOPIC = '/camera/image_raw'
-INFO_TOPIC = '/camera/camera_info'
-TRUTH_TOPIC = '/ground_truth/mask'
-
-_START = 1_600_000_000 * 10**9
-"""Stamp of the first frame of a converted bag: fixed, so that conversion is reproducible."""
-
-
-class BagError(ValueError):
-    """A bag cannot be used; the message names the cause and the remedy."""
+from drift_ros.evaluation.datasets import as_truth, DatasetError, SequenceFrame
+from drift_ros.evaluation.digests import combine, digest_of_file
+from drift_ros.media.labels import LabelError, LabelRule, read_values
+from drift_ros.ros.conversions import image_to_labels
 
 
 @dataclass(frozen=True)
@@ -55,7 +43,8 @@ class BagSequence:
     Frames, true masks and seeds belong together when their stamps are equal. The truth comes
     from ``truth_topic`` or from ``truth_files`` (by stamp), or there is none. Seeds come from
     ``seed_topic`` or ``seed_files``; without either, the first true mask is the seed. The
-    sequence starts at its first seed. Frames are named by their number, 00000 onwards.
+    sequence starts at its first seed. Frames are named by their number, 00000 onwards. Truth and
+    seeds are read by the rule of :mod:`drift_ros.media.labels`.
     """
 
     name: str
@@ -73,29 +62,43 @@ class BagSequence:
     def __len__(self) -> int:
         return len(self.stamps)
 
-    def __iter__(self) -> Iterator[Frame]:
-        seeds = {stamp: read_labels(file) for stamp, file in self.seed_files.items()}
-        if self.seed_topic:
-            for _, stamp, labels in _messages(self.path, {self.seed_topic: _labels_of}):
-                # one frame may have been seeded twice, with different objects
-                seeds[stamp] = (
-                    np.where(labels > 0, labels, seeds[stamp]) if stamp in seeds else labels
-                )
-        for number, (stamp, image, given) in enumerate(self._pairs()):
-            file = self.truth_files.get(stamp)
-            truth = given if file is None else read_labels(file)
+    def __iter__(self) -> Iterator[SequenceFrame]:
+        seeds = self._seeds()
+        rule = LabelRule()
+        for number, (stamp, image, values) in enumerate(self._pairs()):
+            truth = None if values is None else self._labels(rule, values, 'true mask', stamp)
             seed = seeds.get(stamp)
             for what, mask in (('true mask', truth), ('seed', seed)):
                 if mask is not None and mask.shape != image.shape[:2]:
                     raise BagError(
-                        f'{self.path}: the {what} of stamp {_seconds(stamp)} is '
+                        f'{self.path}: the {what} of stamp {stamp_text(stamp)} is '
                         f'{mask.shape[1]}x{mask.shape[0]}, its image '
                         f'{image.shape[1]}x{image.shape[0]}; both must be of one size'
                     )
-            yield Frame(f'{number:05d}', image, truth, seed)
+            yield SequenceFrame(f'{number:05d}', image, truth, seed)
+
+    def _seeds(self) -> dict[int, np.ndarray]:
+        rule = LabelRule()
+        found = {
+            stamp: self._labels(rule, _values_of_file(file), 'seed', stamp)
+            for stamp, file in self.seed_files.items()
+        }
+        topics = {self.seed_topic: image_to_labels} if self.seed_topic else {}
+        for _, stamp, values in read_messages(self.path, topics) if topics else ():
+            labels = self._labels(rule, values, 'seed', stamp)
+            # one frame may have been seeded twice, with different objects
+            found[stamp] = np.where(labels > 0, labels, found[stamp]) if stamp in found else labels
+        return found
+
+    def _labels(self, rule: LabelRule, values: np.ndarray, what: str, stamp: int) -> np.ndarray:
+        name = f'the {what} of stamp {stamp_text(stamp)}'
+        try:
+            return as_truth(rule.labels(values, name), name)
+        except (LabelError, DatasetError) as error:
+            raise BagError(f'{self.path}: {error}') from None
 
     def _pairs(self) -> Iterator[tuple[int, np.ndarray, np.ndarray | None]]:
-        """Give stamp, image and true mask of the topics, whatever their order in the bag."""
+        """Give stamp, image and values of the true mask, whatever their order in the bag."""
         # Images wait until the true mask of their stamp has come by; masks for their image.
         images: dict[int, np.ndarray] = {}
         truths: dict[int, np.ndarray] = {}
@@ -105,24 +108,21 @@ class BagSequence:
         current = next(following, None)
         topics: dict[str, Any] = {self.image_topic: frame_of}
         if self.truth_topic:
-            topics[self.truth_topic] = _labels_of
-        for topic, stamp, array in _messages(self.path, topics):
+            topics[self.truth_topic] = image_to_labels
+        for topic, stamp, array in read_messages(self.path, topics):
             if stamp not in wanted:
                 continue
             (images if topic == self.image_topic else truths)[stamp] = array
             while current in images and (current in truths or current not in expected):
-                yield current, images.pop(current), truths.pop(current, None)
+                file = self.truth_files.get(current)
+                truth = truths.pop(current, None) if file is None else _values_of_file(file)
+                yield current, images.pop(current), truth
                 current = next(following, None)
         if current is not None:
             raise BagError(
                 f'{self.path}: the bag ends before the message of stamp '
-                f'{_seconds(current)} on {" or ".join(topics)}'
+                f'{stamp_text(current)} on {" or ".join(topics)}'
             )
-
-    @property
-    def has_truth(self) -> bool:
-        """Whether any frame has a true mask."""
-        return bool(self.truth_stamps)
 
     @property
     def seed_numbers(self) -> list[int]:
@@ -142,32 +142,30 @@ class BagSequence:
                     yield stamp, bytes(data)
 
     def digest(self) -> str:
-        """Return a fingerprint of the messages' stamps and topics, and the files' sizes."""
-        sizes = sorted(
-            (path.suffix, path.stat().st_size)
-            for path in self.path.iterdir()
-            if path.is_file() and path.suffix != '.yaml'
+        """Digest the messages and files that are read, and the choice of topics and stamps."""
+        topics = filter(None, (self.image_topic, self.truth_topic, self.seed_topic))
+        masks = sorted({**self.truth_files, **self.seed_files}.items())
+        choice = (
+            self.image_topic,
+            self.truth_topic,
+            self.seed_topic,
+            self.stamps,
+            sorted(self.truth_stamps),
+            sorted(self.seed_stamps),
+            sorted(self.seed_files),
         )
-        masks = [
-            sorted(
-                (stamp, hashlib.sha256(file.read_bytes()).hexdigest())
-                for stamp, file in files.items()
-            )
-            for files in (self.truth_files, self.seed_files)
-        ]
-        text = repr(
-            (
-                self.image_topic,
-                self.truth_topic,
-                self.stamps,
-                self.seed_topic,
-                masks,
-                sorted(self.truth_stamps),
-                sorted(self.seed_stamps),
-                sizes,
-            )
+        return combine(
+            repr(choice),
+            digest_of_messages(self.path, topics),
+            *(f'{stamp} {digest_of_file(path)}' for stamp, path in masks),
         )
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _values_of_file(path: Path) -> np.ndarray:
+    try:
+        return read_values(path)
+    except LabelError as error:
+        raise BagError(str(error)) from None
 
 
 def open_sequence(
@@ -185,19 +183,36 @@ def open_sequence(
     """
     Find a camera, its ground truth and its seeds in a bag, and check that they can be evaluated.
 
-    Topics may be left out where the bag has one candidate only. Ground truth is
-    ``truth_topic``, or label PNG files named by stamp in ``truth_folder`` (see
-    :func:`parse_stamp`), or the topic /ground_truth/mask if the bag has it and ``truth_topic``
-    is not 'none'. Seeds are a label PNG ``seed_mask`` for the image of ``seed_stamp`` (default:
-    the first), or the label images on ``seed_topic`` (recorded from a tracker's ``~/seeds``; the
-    default where there is no truth, if the bag has one topic of such a name), or else the first
-    true mask. ``max_frames`` cuts the sequence short (0: whole).
+    Parameters
+    ----------
+    path : str or Path
+    image_topic : str, optional
+        May be left out where the bag has one candidate only.
+    truth_topic : str, optional
+        Topic of true label images [/ground_truth/mask if the bag has it]; 'none': do not use it.
+    truth_folder : Path, optional
+        Label PNG files named by stamp (see :func:`parse_stamp`), in place of a topic.
+    seed_topic : str, optional
+        Label images recorded from a tracker's ``~/seeds`` [without truth: the one topic of such a
+        name]. Without seeds the first true mask is the seed.
+    seed_mask : Path, optional
+        Label PNG to seed with, in place of a topic.
+    seed_stamp : str, optional
+        Stamp of its image [the first].
+    name : str, optional
+        In results [that of the folder].
+    max_frames : int
+        Cuts the sequence short (0: whole).
 
-    Raises BagError: the bag cannot be read or is truncated, a topic is missing or of another
-    type, stamps are not strictly increasing, too few frames, nothing to seed with.
+    Raises
+    ------
+    BagError
+        The bag cannot be read or is truncated, a topic is missing or of another type, stamps are
+        not strictly increasing, too few frames, nothing to seed with.
+
     """
     path = Path(path)
-    topics = _topics(path)
+    topics = topics_of(path)
     if truth_folder is not None and truth_topic is not None:
         raise BagError(
             f'ground truth is either the topic {truth_topic} or the folder '
@@ -237,7 +252,7 @@ def open_sequence(
     stamps: dict[str, list[int]] = {
         topic: [] for topic in (image_topic, truth_topic, seed_topic) if topic is not None
     }
-    for topic, stamp, _ in _messages(path, dict.fromkeys(stamps)):
+    for topic, stamp, _ in read_messages(path, dict.fromkeys(stamps)):
         stamps[topic].append(stamp)
     for topic, values in stamps.items():
         if topic != seed_topic:  # a seed may be of an older frame than the seed before it
@@ -252,9 +267,9 @@ def open_sequence(
     seeds = frozenset(stamps.get(seed_topic or '', seed_files))
     for stamp in sorted(seeds - set(images)):
         raise BagError(
-            f'{path}: the seed of stamp {_seconds(stamp)} belongs to no message of '
-            f'{image_topic}, whose stamps go from {_seconds(images[0])} to '
-            f'{_seconds(images[-1])}'
+            f'{path}: the seed of stamp {stamp_text(stamp)} belongs to no message of '
+            f'{image_topic}, whose stamps go from {stamp_text(images[0])} to '
+            f'{stamp_text(images[-1])}'
         )
     what = truth_topic or truth_folder or seed_topic
     if (truths or not seeds) and not truths & set(images):
@@ -293,7 +308,10 @@ def parse_stamp(text: str) -> int:
     >>> parse_stamp('1600000000.041666667') == parse_stamp('1600000000041666667')
     True
 
-    Raises BagError.
+    Raises
+    ------
+    BagError
+
     """
     found = re.fullmatch(r'(?:(\d+)[._])?(\d+)', text)
     if not found or (found[1] is not None and len(found[2]) != 9):
@@ -305,7 +323,14 @@ def parse_stamp(text: str) -> int:
 
 
 def files_by_stamp(folder: Path) -> dict[int, Path]:
-    """Return the PNG files of a folder by the stamp they are named by; raises BagError."""
+    """
+    List the PNG files of a folder by the stamp they are named by.
+
+    Raises
+    ------
+    BagError
+
+    """
     files = sorted(folder.glob('*.png'))
     if not files:
         raise BagError(
@@ -322,18 +347,6 @@ def files_by_stamp(folder: Path) -> dict[int, Path]:
             raise BagError(f'{file} and {found[stamp].name} are of one stamp; remove one')
         found[stamp] = file
     return found
-
-
-def read_labels(path: Path) -> np.ndarray:
-    """Read a label PNG (H, W) uint8; one of 0 and 255 only is a plain mask, of object 1."""
-    labels = read_annotation(path)
-    return (labels > 0).astype(np.uint8) if set(np.unique(labels)) <= {0, 255} else labels
-
-
-def _topics(path: Path) -> dict[str, str]:
-    """Return the type of every topic of a bag."""
-    with open_bag(path) as reader:
-        return {connection.topic: connection.msgtype for connection in reader.connections}
 
 
 def _choose(
@@ -378,252 +391,7 @@ def _check_stamps(path: Path, topic: str, stamps: Sequence[int]) -> None:
                 else f'is {(before - after) / 1e9:.3f} s older than the one before'
             )
             raise BagError(
-                f'{path}: message {number} of {topic} {what} (stamp {_seconds(after)} after '
-                f'{_seconds(before)}). Stamps must increase: cut the bag where its clock was '
+                f'{path}: message {number} of {topic} {what} (stamp {stamp_text(after)} after '
+                f'{stamp_text(before)}). Stamps must increase: cut the bag where its clock was '
                 'reset (ros2 bag convert), or record it again with one time source'
             )
-
-
-@contextlib.contextmanager
-def open_bag(path: Path) -> Iterator[Reader]:
-    """Open a bag for reading; raises BagError when that is not possible."""
-    if not path.exists():
-        raise BagError(f'{path} does not exist')
-    if not (path / 'metadata.yaml').is_file():
-        raise BagError(
-            f'{path} is not a rosbag2 folder: it has no metadata.yaml. If recording '
-            'was interrupted, "ros2 bag reindex" writes it'
-        )
-    reader = Reader(path)
-    try:
-        reader.open()
-    except Exception as error:  # the library's own, sqlite's, zstandard's, file system's
-        raise _unreadable(path, error) from error
-    try:
-        yield reader
-    finally:
-        reader.close()
-
-
-def _unreadable(path: Path, error: Exception) -> BagError:
-    return BagError(
-        f'{path} cannot be read: {str(error) or type(error).__name__}. The bag is '
-        'damaged or truncated (recording interrupted, disk full?); "mcap recover" or '
-        '"ros2 bag reindex" may save its readable part'
-    )
-
-
-def _messages(
-    path: Path,
-    topics: dict[str, Callable[[Any], np.ndarray] | None],
-) -> Iterator[tuple[str, int, np.ndarray]]:
-    """
-    Read messages of some topics in recorded order: topic, header stamp, array.
-
-    A topic whose function is None is not converted (the array is empty).
-    """
-    store = get_typestore(Stores.ROS2_KILTED)
-    nothing = np.empty(0)
-    with open_bag(path) as reader:
-        connections = [item for item in reader.connections if item.topic in topics]
-        promised = sum(item.msgcount for item in connections)
-        source = reader.messages(connections=connections)
-        count = 0
-        while True:
-            try:
-                connection, _, data = next(source)
-                message: Any = store.deserialize_cdr(data, connection.msgtype)
-            except StopIteration:
-                break
-            except Exception as error:
-                raise _unreadable(path, error) from error
-            count += 1
-            stamp = message.header.stamp.sec * 10**9 + message.header.stamp.nanosec
-            convert = topics[connection.topic]
-            try:
-                array = convert(message) if convert else nothing
-            except ConversionError as error:
-                raise BagError(
-                    f'{path}: message of {connection.topic} with stamp {_seconds(stamp)}: {error}'
-                ) from error
-            yield connection.topic, stamp, array
-        if count != promised:
-            raise BagError(
-                f'{path}: {count} messages could be read where its index promises '
-                f'{promised}; the bag is truncated. "mcap recover" or "ros2 bag '
-                'reindex" make a bag of the readable part'
-            )
-
-
-def frame_of(message: Any) -> np.ndarray:
-    """Decode an image message of either kind: (H, W, 3) uint8 RGB."""
-    return (compressed_to_rgb if hasattr(message, 'format') else image_to_rgb)(message)
-
-
-def _labels_of(message: Any) -> np.ndarray:
-    labels = image_to_labels(message)
-    if labels.size and int(labels.max()) > 255:
-        raise ConversionError(
-            f'the true mask holds the label {int(labels.max())}; labels are 0 '
-            'to 254, and 255 for void'
-        )
-    return labels.astype(np.uint8)
-
-
-def _seconds(stamp: int) -> str:
-    return f'{stamp // 10**9}.{stamp % 10**9:09d}'
-
-
-# -- making bags -------------------------------------------------------------------------------
-
-STORAGES = {'mcap': StoragePlugin.MCAP, 'sqlite3': StoragePlugin.SQLITE3}
-
-
-def bag_from_davis(
-    sequence: DavisSequence,
-    path: str | Path,
-    *,
-    storage: str = 'mcap',
-    compressed: bool = False,
-    rate: float = 24.0,
-    progress: Callable[[int], None] = lambda count: None,
-) -> Path:
-    """
-    Make a bag of a DAVIS sequence: images, camera_info, true masks, all with equal stamps.
-
-    ``compressed`` keeps JPEG and PNG files as they are (sensor_msgs/CompressedImage); decoded,
-    they equal the raw frames bit for bit. ``rate`` is in Hz. True masks are mono8, 255 = void.
-    """
-
-    def items() -> Iterator[tuple[np.ndarray, bytes | None, str, np.ndarray | None]]:
-        for frame, file in zip(sequence, sequence.images, strict=True):
-            kind = {'.jpg': 'jpeg', '.jpeg': 'jpeg', '.png': 'png'}.get(file.suffix.lower())
-            data = file.read_bytes() if compressed and kind else None
-            yield frame.image, data, kind or 'png', frame.truth
-
-    return _write_bag(path, items(), storage, compressed, rate, progress)
-
-
-def bag_from_video(
-    frames: Iterable[np.ndarray],
-    path: str | Path,
-    *,
-    storage: str = 'mcap',
-    compressed: bool = False,
-    rate: float = 24.0,
-    masks: Path | None = None,
-    progress: Callable[[int], None] = lambda count: None,
-) -> Path:
-    """
-    Make a bag of video frames (H, W, 3) uint8 RGB: images and camera_info.
-
-    ``compressed`` writes PNG, which loses nothing. ``masks`` is a folder of label PNG files
-    named by frame number (00000.png), put on the ground-truth topic; a single file is the mask
-    of frame 0.
-    """
-
-    def truth_of(number: int) -> np.ndarray | None:
-        if masks is None:
-            return None
-        file = masks / f'{number:05d}.png' if masks.is_dir() else masks
-        if (masks.is_file() and number) or not file.is_file():
-            return None
-        return read_labels(file)
-
-    def items() -> Iterator[tuple[np.ndarray, bytes | None, str, np.ndarray | None]]:
-        for number, frame in enumerate(frames):
-            yield frame, None, 'png', truth_of(number)
-
-    return _write_bag(path, items(), storage, compressed, rate, progress)
-
-
-def _write_bag(
-    path: str | Path,
-    items: Iterable[tuple[np.ndarray, bytes | None, str, np.ndarray | None]],
-    storage: str,
-    compressed: bool,
-    rate: float,
-    progress: Callable[[int], None],
-) -> Path:
-    path = Path(path)
-    if path.exists():
-        raise BagError(f'{path} exists already: choose another output or remove it')
-    if not rate > 0:
-        raise BagError(f'the rate is {rate} Hz; it must be above 0')
-    path.parent.mkdir(parents=True, exist_ok=True)
-    store = get_typestore(Stores.ROS2_KILTED)
-    image_topic = f'{IMAGE_TOPIC}/compressed' if compressed else IMAGE_TOPIC
-    try:
-        with Writer(path, version=9, storage_plugin=STORAGES[storage]) as writer:
-            topics = {
-                topic: (writer.add_connection(topic, kind, typestore=store), kind)
-                for topic, kind in (
-                    (image_topic, COMPRESSED if compressed else IMAGE),
-                    (INFO_TOPIC, CAMERA_INFO),
-                    (TRUTH_TOPIC, IMAGE),
-                )
-            }
-
-            def write(topic: str, stamp: int, message: Any) -> None:
-                connection, kind = topics[topic]
-                writer.write(connection, stamp, store.serialize_cdr(message, kind))
-
-            for number, (image, data, kind, truth) in enumerate(items):
-                stamp = _START + round(number * 1e9 / rate)
-                header = _header(store, stamp)
-                if compressed:
-                    if data is None:
-                        data = cv2.imencode('.png', cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[
-                            1
-                        ].tobytes()
-                    message = store.types[COMPRESSED](
-                        header, f'rgb8; {kind} compressed bgr8', np.frombuffer(data, np.uint8)
-                    )
-                else:
-                    message = image_message(store, header, image)
-                write(image_topic, stamp, message)
-                write(INFO_TOPIC, stamp, _camera_info(store, header, image))
-                if truth is not None:
-                    write(TRUTH_TOPIC, stamp, image_message(store, header, truth))
-                progress(1)
-    except BaseException:
-        shutil.rmtree(path, ignore_errors=True)  # half a bag would only be found out later
-        raise
-    return path
-
-
-def _header(store: Typestore, stamp: int) -> Any:
-    time = store.types['builtin_interfaces/msg/Time'](stamp // 10**9, stamp % 10**9)
-    return store.types['std_msgs/msg/Header'](time, 'camera_optical_frame')
-
-
-def image_message(store: Typestore, header: Any, image: np.ndarray) -> Any:
-    """Make a sensor_msgs/Image: rgb8 of (H, W, 3), mono8 of (H, W), both uint8."""
-    encoding, channels = ('rgb8', 3) if image.ndim == 3 else ('mono8', 1)
-    return store.types[IMAGE](
-        header,
-        image.shape[0],
-        image.shape[1],
-        encoding,
-        0,
-        image.shape[1] * channels,
-        np.ascontiguousarray(image).reshape(-1),
-    )
-
-
-def _camera_info(store: Typestore, header: Any, image: np.ndarray) -> Any:
-    """Make a CameraInfo of an uncalibrated camera: the size, and a zero matrix K."""
-    region = store.types['sensor_msgs/msg/RegionOfInterest'](0, 0, 0, 0, False)
-    return store.types[CAMERA_INFO](
-        header,
-        image.shape[0],
-        image.shape[1],
-        '',
-        np.zeros(0),
-        np.zeros(9),
-        np.zeros(9),
-        np.zeros(12),
-        0,
-        0,
-        region,
-    )

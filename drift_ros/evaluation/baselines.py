@@ -1,45 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What the tracker is measured against, and the choice of engines for a run.
+What the tracker is measured against.
 
 Three floors: repeating the first mask, warping it by optical flow, and the tracker's own
-propagation on raw colour patches in place of a diffusion model's queries and keys.
+propagation on raw colour patches in place of a diffusion model's queries and keys. Besides, the
+tracker told of boxes only, and on cosine similarity in place of attention.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-import dataclasses
 from dataclasses import dataclass, field
 import time
-from typing import Any, Protocol
+from typing import Any
 
 import cv2
 import numpy as np
-
-from drift_ros.engine.config import TrackerConfig
-
-
-class Result(Protocol):
-    """What an engine says of a frame; :class:`drift_ros.TrackResult` has it all."""
-
-    @property
-    def labels(self) -> np.ndarray:
-        """Label image (H, W), pixel = object id."""
-
-    @property
-    def timings(self) -> dict[str, float]:
-        """Milliseconds, 'total' among them."""
-
-
-class Engine(Protocol):
-    """Anything that follows masks through frames, as :class:`drift_ros.Tracker` does."""
-
-    def seed(self, frame: np.ndarray, label_mask: np.ndarray) -> list[int]:
-        """Take the objects of a label image (H, W); return one id per label, ascending."""
-
-    def step(self, frame: np.ndarray) -> Result:
-        """Find the objects in the next frame (H, W, 3) uint8 RGB."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +124,7 @@ class ColourPatches:
         """Turn a frame (H, W, 3) uint8 RGB into FrameFeatures: one layer, one head."""
         import torch
 
-        from drift_ros.diffusion.features import FrameFeatures, LayerFeatures
+        from drift_ros.engine.frame_features import FrameFeatures, LayerFeatures
 
         patches = torch.from_numpy(self.patches(frame))[None]
         scale = patches.shape[-1] ** 0.5 / self._temperature
@@ -179,7 +154,7 @@ class BoxSeeded:
 
     def seed(self, frame: np.ndarray, label_mask: np.ndarray) -> list[int]:
         """Seed from boxes; ids in ascending order of labels."""
-        from drift_ros.engine.table import box_of
+        from drift_ros.engine.estimates import box_of
         from drift_ros.prompts.segmenter import Prompt
 
         boxes = [box_of(label_mask == label) for label in np.unique(label_mask[label_mask != 0])]
@@ -221,7 +196,7 @@ class CosineFeatures:
         """Turn a frame (H, W, 3) uint8 RGB into FrameFeatures."""
         import torch.nn.functional as functional
 
-        from drift_ros.diffusion.features import FrameFeatures, LayerFeatures
+        from drift_ros.engine.frame_features import FrameFeatures, LayerFeatures
 
         captured = self._features.extract(frame)
         layers = []
@@ -231,235 +206,3 @@ class CosineFeatures:
             scale = unit.shape[-1] ** 0.5 / self._temperature
             layers.append(LayerFeatures(unit * scale, unit))
         return FrameFeatures(tuple(layers), captured.image)
-
-
-ENGINES: dict[str, str] = {
-    'tracker': 'the tracker with a diffusion model (the embedded one unless --model is given)',
-    'boxes': "the tracker seeded from the boxes of the first masks' objects, not from the masks",
-    'cosine': 'the tracker on cosine similarity of the features its attention is made of '
-    '(option cosine_temperature)',
-    'first-mask': 'the first mask repeated on every frame',
-    'flow': 'the mask warped from frame to frame by DIS optical flow',
-    'colour4': 'the tracker on raw colour patches of stride 4, without a network',
-    'colour8': 'the tracker on raw colour patches of stride 8, without a network',
-}
-"""Engines by name, with a line of help."""
-NETWORKS = ('tracker', 'boxes', 'cosine')
-"""Engines that run a diffusion model."""
-
-# Window and temperature are the best ones found on the dev sequences (docs/evaluation.md).
-_COLOUR: dict[str, dict[str, Any]] = {
-    'colour4': {
-        'stride': 4,
-        'cells': 5,
-        'colour_temperature': 0.015,
-        'radius': 9,
-        'top_k': 15,
-    },
-    'colour8': {
-        'stride': 8,
-        'cells': 3,
-        'colour_temperature': 0.015,
-        'radius': 5,
-        'top_k': 15,
-    },
-}
-_COLOUR_OPTIONS = {'stride': int, 'cells': int, 'colour_temperature': float}
-_EXTRA: dict[str, dict[str, type]] = {
-    'cosine': {'cosine_temperature': float},
-    **dict.fromkeys(_COLOUR, _COLOUR_OPTIONS),
-}
-"""Options of engines that are not the tracker's."""
-
-
-@dataclass(frozen=True)
-class EngineSpec:
-    """
-    An engine and its options, as plain data: it travels to worker processes and into reports.
-
-    ``label`` names it in folders and tables. ``options`` holds *all* options in force, defaults
-    included, so that a report tells the whole configuration.
-    """
-
-    label: str
-    name: str
-    options: Mapping[str, Any]
-    model: str | None = None
-    device: str = 'auto'
-
-    @property
-    def config(self) -> TrackerConfig:
-        """The tracker's options."""
-        names = {item.name for item in dataclasses.fields(TrackerConfig)}
-        return TrackerConfig(**{k: v for k, v in self.options.items() if k in names})
-
-    def make(self) -> Engine:
-        """Build the engine; loads the model where one is needed."""
-        if self.name == 'first-mask':
-            return FirstMask()
-        if self.name == 'flow':
-            return OpticalFlow()
-        from drift_ros.engine.tracker import Tracker
-
-        config = self.config
-        if self.name in ('tracker', 'boxes'):
-            tracker = Tracker(self.model, config, device=self.device)
-            return BoxSeeded(tracker) if self.name == 'boxes' else tracker
-        if self.name == 'cosine':
-            from drift_ros.engine.tracker import diffusion_features
-
-            cosine = CosineFeatures(
-                diffusion_features(self.model, config, self.device),
-                self.options.get('cosine_temperature', 0.03),
-            )
-            return Tracker(config=config, device=self.device, features=cosine)
-        extractor = ColourPatches(
-            self.options['stride'],
-            self.options['cells'],
-            self.options['colour_temperature'],
-            config.resolution,
-        )
-        return Tracker(config=config, device=self.device, features=extractor)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return plain data for JSON."""
-        return {
-            'label': self.label,
-            'name': self.name,
-            'model': self.model,
-            'device': self.device,
-            'options': dict(self.options),
-        }
-
-
-def parse_engine(
-    text: str,
-    settings: Mapping[str, Any] | None = None,
-    model: str | None = None,
-    device: str = 'auto',
-) -> EngineSpec:
-    """
-    Read an engine from the command line: ``[label=]name[:option=value,...]``.
-
-    ``settings`` are tracker options for all engines of the run; those in ``text`` come on top.
-    For colour patches, window and temperature are their own and only changed in ``text``.
-
-    >>> parse_engine('wide=colour4:radius=16,top_k=15').options['radius']
-    16
-
-    Raises ValueError that names the unknown engine or option, or the value out of range.
-    """
-    head, _, tail = text.partition(':')
-    label, _, name = head.rpartition('=')
-    if name not in ENGINES:
-        raise ValueError(f'there is no engine {name!r}; choose from {", ".join(ENGINES)}')
-    label = label or (name if not tail else text)
-    label = label.replace('/', '_').replace(':', '_').replace(' ', '')
-    own = _split_options(tail)
-    if name in ('first-mask', 'flow'):
-        if own:
-            raise ValueError(f'the engine {name} has no options, got {", ".join(own)}')
-        return EngineSpec(label, name, {})
-    values: dict[str, Any] = {
-        item.name: item.default for item in dataclasses.fields(TrackerConfig)
-    }
-    values.update(settings or {})
-    values.update(_COLOUR.get(name, {}))
-    extra = _EXTRA.get(name, {})
-    for key, value in own.items():
-        values[key] = extra[key](value) if key in extra else parse_option(key, value)
-    checked = {key: value for key, value in values.items() if key not in extra}
-    TrackerConfig(**checked).validate()
-    return EngineSpec(label, name, values, model if name in NETWORKS else None, device)
-
-
-def parse_option(name: str, text: str) -> Any:
-    """
-    Turn the text of a tracker option into its value, by the type of the option's default.
-
-    Raises ValueError naming the option, the text and what is expected.
-    """
-    by_name = {item.name: item for item in dataclasses.fields(TrackerConfig)}
-    if name not in by_name:
-        raise ValueError(f'there is no tracker option {name!r}; there are {", ".join(by_name)}')
-    default: Any = by_name[name].default
-    if isinstance(default, bool):
-        words = {'true': True, 'yes': True, '1': True, 'false': False, 'no': False, '0': False}
-        if text.lower() not in words:
-            raise ValueError(f'{name} is {text!r}; it must be true or false')
-        return words[text.lower()]
-    if isinstance(default, tuple):
-        return tuple(part.strip() for part in text.split(',') if part.strip())
-    try:
-        return type(default)(text)
-    except ValueError:
-        raise ValueError(
-            f'{name} is {text!r}; it must be of type {type(default).__name__}'
-        ) from None
-
-
-def load_params_file(path: str) -> dict[str, Any]:
-    """
-    Read tracker options from a ROS 2 parameter file, such as ``config/tracker.yaml``.
-
-    Parameters that are not options of the engine (topics, rates) are left out, those of every
-    node in the file are taken.
-    """
-    from pathlib import Path
-
-    import yaml
-
-    names = {item.name: item for item in dataclasses.fields(TrackerConfig)}
-    try:
-        data = yaml.safe_load(Path(path).read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise ValueError(f'cannot read the parameter file {path}: {error}') from None
-    found: dict[str, Any] = {}
-    for key, value in _ros_parameters(data):
-        if key in names:
-            wanted: type = type(names[key].default)
-            if wanted is tuple:  # ROS has no empty list without a type: [''] stands for it
-                value = tuple(item for item in value if item)
-            found[key] = float(value) if wanted is float else value
-    if not found:
-        raise ValueError(
-            f'{path} holds no option of the tracker; expected a ROS 2 parameter '
-            'file (node name, then ros__parameters)'
-        )
-    return found
-
-
-def _ros_parameters(data: Any) -> Iterator[tuple[str, Any]]:
-    """Give all parameters below any ``ros__parameters``, however deep the nodes are nested."""
-    for key, value in data.items() if isinstance(data, dict) else ():
-        if key == 'ros__parameters' and isinstance(value, dict):
-            yield from value.items()
-        else:
-            yield from _ros_parameters(value)
-
-
-def split_settings(pairs: Sequence[str]) -> dict[str, Any]:
-    """Read ``--set option=value`` arguments."""
-    values = {}
-    for pair in pairs:
-        key, equals, text = pair.partition('=')
-        if not equals:
-            raise ValueError(f'--set {pair}: expected option=value')
-        values[key.strip()] = parse_option(key.strip(), text.strip())
-    return values
-
-
-def _split_options(text: str) -> dict[str, str]:
-    """Split ``a=1,layers=x,y`` at the commas that start a new ``key=``."""
-    found: dict[str, str] = {}
-    last = ''
-    for piece in filter(None, text.split(',')):
-        key, equals, value = piece.partition('=')
-        if equals:
-            last = key.strip()
-            found[last] = value.strip()
-        elif last:
-            found[last] += f',{piece.strip()}'
-        else:
-            raise ValueError(f'engine options {text!r}: expected option=value')
-    return found

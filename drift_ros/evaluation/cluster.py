@@ -9,64 +9,69 @@ anew by Ray. ``drift_ros`` must be installed on the machines, in the same versio
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
 import os
 from pathlib import Path
 import socket
-import tempfile
-from typing import Any, TYPE_CHECKING
+from typing import Any
 
 import drift_ros
-
-if TYPE_CHECKING:
-    from drift_ros.evaluation.baselines import EngineSpec
-    from drift_ros.evaluation.run import JobResult, Progress, RunOptions, SequenceSource
 
 RETRIES = 3
 """How often a task is started anew after its worker died."""
 
 
 def run_on_ray(
-    waiting: list[tuple[EngineSpec, SequenceSource]],
-    folder: Path,
-    options: RunOptions,
+    work: Callable[..., Any],
+    calls: Mapping[tuple[str, str], tuple[Any, ...]],
     address: str,
     workers: int,
-    threads: int,
-    progress: Progress,
-    results: dict,
-    errors: dict,
-) -> None:
+) -> Iterator[tuple[tuple[str, str], Any]]:
     """
-    Run jobs on the cluster at ``address``; 'local' starts one of ``workers`` processes here.
+    Call a function on the machines of a cluster.
 
-    Fills ``results`` and ``errors`` by (engine, sequence). Raises ValueError when Ray is not
-    installed or the cluster cannot be reached.
+    Parameters
+    ----------
+    work : callable
+        Importable there.
+    calls : mapping
+        Its arguments, by engine and sequence.
+    address : str
+        Of the cluster; 'local' starts one of ``workers`` processes here.
+    workers : int
+
+    Yields
+    ------
+    key, outcome
+        In the order in which they end: what ``work`` returned, or a text that says why it
+        returned nothing.
+
+    Raises
+    ------
+    ValueError
+        Ray is not installed or the cluster cannot be reached.
+
     """
     ray = _connect(address, workers)
     try:
-        task = ray.remote(num_cpus=1, max_retries=RETRIES)(_work)
-        pending = {}
-        for spec, sequence in waiting:
-            reference = task.options(name=f'{spec.label} {sequence.name}').remote(
-                spec, sequence, options, threads
-            )
-            pending[reference] = (spec.label, sequence.name, len(sequence))
+        task = ray.remote(num_cpus=1, max_retries=RETRIES)(work)
+        pending = {
+            task.options(name=' '.join(key)).remote(*arguments): key
+            for key, arguments in calls.items()
+        }
         while pending:
             done, _ = ray.wait(list(pending), num_returns=1)
-            engine, name, length = pending.pop(done[0])
+            key = pending.pop(done[0])
             try:
-                result, files = ray.get(done[0])
+                yield key, ray.get(done[0])
             except ray.exceptions.RayTaskError as error:
-                errors[engine, name] = f'{type(error.cause).__name__}: {error.cause}'
+                yield key, f'{type(error.cause).__name__}: {error.cause}'
             except ray.exceptions.RayError as error:
-                errors[engine, name] = (
+                yield (
+                    key,
                     f'the worker died {RETRIES + 1} times (out of memory?); '
-                    f'run the same command again to go on: {error}'
+                    f'run the same command again to go on: {error}',
                 )
-            else:
-                _write(folder, files)
-                results[engine, name] = result
-                progress(engine, name, length)
     finally:
         ray.shutdown()
 
@@ -103,24 +108,8 @@ def _connect(address: str, workers: int) -> Any:
     return ray
 
 
-def _work(
-    spec: EngineSpec, sequence: SequenceSource, options: RunOptions, threads: int
-) -> tuple[JobResult, dict[str, bytes]]:
-    """Do one job, on whichever machine; return its result and the files it wrote."""
-    from drift_ros.evaluation.run import limit_threads, run_job
-
-    limit_threads(threads)
-    with tempfile.TemporaryDirectory(prefix='drift_ros_') as name:
-        folder = Path(name)
-        result = run_job(spec, sequence, folder, options)
-        return result, {
-            path.relative_to(folder).as_posix(): path.read_bytes()
-            for path in folder.rglob('*')
-            if path.is_file()
-        }
-
-
-def _write(folder: Path, files: dict[str, bytes]) -> None:
+def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write what a task sent back, by relative path; each file appears in one step."""
     # the scores come last: they tell that a job is finished
     for name in sorted(files, key=lambda name: name.startswith('scores/')):
         path = folder / name

@@ -1,25 +1,53 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compare two evaluations pair by pair, with bootstrap confidence intervals."""
+"""Means over objects with bootstrap confidence intervals: of one evaluation, of two in pairs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 import warnings
 
 import numpy as np
 
 from drift_ros.evaluation.datasets import DatasetError
-from drift_ros.evaluation.run import JobResult
+from drift_ros.evaluation.presence import MEASURES
+from drift_ros.evaluation.results import JobResult
+
+SCORES: Mapping[str, str] = {
+    'j': 'J',
+    'f': 'F',
+    'j_and_f': 'J&F',
+    'box_iou': 'box IoU',
+    'box_half': 'boxes with IoU > .5',
+    'centre_error': 'centre error',
+    'false_finds': 'false finds',
+    'false_losses': 'false losses',
+    'existence_auc': 'existence: AUC',
+    'found_again': 'found again',
+    'again_frames': 'found again: frames',
+    'again_delay': 'found again: delay',
+}
+"""Measures of an object, with their titles; see :data:`drift_ros.evaluation.presence.MEASURES`."""
+FRAMES = ('again_delay',)
+"""Measures in frames; the others are shares."""
 
 
 @dataclass(frozen=True)
 class Difference:
     """
-    Paired difference B - A of one measure ('J', 'F' or 'J&F') over the common objects.
+    Paired difference B - A of one measure over the common objects of which it says something.
 
-    ``low`` and ``high`` bound the mean difference with the confidence asked for; they are NaN
-    where a single pair, or equal differences, allow no interval.
+    Attributes
+    ----------
+    measure : str
+        Of :data:`SCORES`.
+    first, second : float
+        Means of A and B.
+    low, high : float
+        Bounds of the mean difference with the confidence asked for; NaN where a single pair, or
+        equal differences, allow no interval.
+    pairs : int
+
     """
 
     measure: str
@@ -42,11 +70,25 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """``objects``: (sequence, object) of every pair; ``first``, ``second``: (n, 3) J, F, J&F."""
+    """
+    Two evaluations side by side.
+
+    Attributes
+    ----------
+    objects : tuple
+        (sequence, object) of every pair.
+    first, second : dict from str to np.ndarray
+        Values (n,) of both, by measure; NaN where it says nothing.
+    differences : tuple of Difference
+        Of the measures that say something of at least one pair.
+    only_first, only_second : tuple
+        (sequence, object) left out.
+
+    """
 
     objects: tuple[tuple[str, int], ...]
-    first: np.ndarray
-    second: np.ndarray
+    first: dict[str, np.ndarray]
+    second: dict[str, np.ndarray]
     differences: tuple[Difference, ...]
     only_first: tuple[tuple[str, int], ...]
     only_second: tuple[tuple[str, int], ...]
@@ -61,13 +103,21 @@ def compare(
     seed: int = 0,
 ) -> Comparison:
     """
-    Pair the objects of two engines' results and bootstrap the mean difference.
+    Pair the objects of two engines' results and bootstrap the mean differences.
 
-    The resampled unit is the object (the unit DAVIS averages over); intervals are BCa, from
-    ``scipy.stats.bootstrap``, and the same on every call with the same ``seed``.
+    Parameters
+    ----------
+    first, second : sequence of JobResult
+    confidence : float
+    resamples, seed : int
+        See :func:`interval`.
 
-    Raises DatasetError when no object is in both, or when the pairs were scored on different
-    frames, which would compare different things.
+    Raises
+    ------
+    DatasetError
+        No object is in both, or the pairs were scored on different frames, which would compare
+        different things.
+
     """
     ours, theirs = _by_object(first), _by_object(second)
     common = [key for key in ours if key in theirs]
@@ -79,21 +129,19 @@ def compare(
                 f'sequence {key[0]} was scored on different frames in the two '
                 'results (--max-frames?): run both alike'
             )
-    a = np.array([ours[key][1] for key in common])
-    b = np.array([theirs[key][1] for key in common])
+    a, b = (
+        {name: np.array([side[key][1][name] for key in common]) for name in SCORES}
+        for side in (ours, theirs)
+    )
     differences = []
-    for column, measure in enumerate(('J', 'F', 'J&F')):
-        low, high = _interval(b[:, column] - a[:, column], confidence, resamples, seed)
-        differences.append(
-            Difference(
-                measure,
-                float(a[:, column].mean()),
-                float(b[:, column].mean()),
-                low,
-                high,
-                len(common),
+    for name in SCORES:
+        both = ~np.isnan(a[name]) & ~np.isnan(b[name])
+        x, y = a[name][both], b[name][both]
+        if len(x):
+            low, high = interval(y - x, confidence, resamples, seed)
+            differences.append(
+                Difference(name, float(x.mean()), float(y.mean()), low, high, len(x))
             )
-        )
     return Comparison(
         tuple(common),
         a,
@@ -104,19 +152,65 @@ def compare(
     )
 
 
-def _by_object(results: Sequence[JobResult]) -> dict[tuple[str, int], tuple[np.ndarray, tuple]]:
-    """Scored frames and (J, F, J&F) of every (sequence, object)."""
+def _by_object(
+    results: Iterable[JobResult],
+) -> dict[tuple[str, int], tuple[np.ndarray, dict[str, float]]]:
+    """Scored frames and measures of every (sequence, object)."""
     found = {}
     for row in results:
+        presence = row.presence()
         for item in row.score.objects:
             j, f = (values.mean for values in row.score.statistics(item))
-            found[row.sequence, item] = (row.score.frames, (j, f, (j + f) / 2))
+            values = {'j': j, 'f': f, 'j_and_f': (j + f) / 2}
+            for name, of in MEASURES.items():
+                values[name] = of(presence[item]) if item in presence else float('nan')
+            found[row.sequence, item] = (row.score.frames, values)
     return found
 
 
-def _interval(
+def intervals(
+    results: Iterable[JobResult], *, confidence: float = 0.95, resamples: int = 1999
+) -> dict[str, dict[str, tuple[float, float, float]]]:
+    """
+    Bootstrap the means over objects of every engine.
+
+    Returns
+    -------
+    dict
+        Mean, lower and upper bound by engine and measure, of those that say something.
+
+    """
+    grouped: dict[str, list[JobResult]] = {}
+    for row in results:
+        grouped.setdefault(row.engine, []).append(row)
+    found: dict[str, dict[str, tuple[float, float, float]]] = {}
+    for engine, rows in grouped.items():
+        objects = [values for _, values in _by_object(rows).values()]
+        found[engine] = {}
+        for name in SCORES:
+            values = np.array([item[name] for item in objects])
+            values = values[~np.isnan(values)]
+            if len(values):
+                found[engine][name] = (
+                    float(values.mean()),
+                    *interval(values, confidence, resamples, 0),
+                )
+    return found
+
+
+def interval(
     values: np.ndarray, confidence: float, resamples: int, seed: int
 ) -> tuple[float, float]:
+    """
+    Bootstrap the mean of values, one for each object (the unit DAVIS averages over).
+
+    Returns
+    -------
+    low, high : float
+        BCa, from ``scipy.stats.bootstrap``; the same on every call with the same ``seed``. NaN
+        where a single value, or equal ones, allow no interval.
+
+    """
     if len(values) < 2 or np.ptp(values) == 0:
         return float('nan'), float('nan')
     from scipy.stats import bootstrap

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Read DAVIS-layout folders and write masks that the official tools can score.
+Sequences with truth, and the DAVIS-layout folders they are read from.
 
 A folder is understood as it is found::
 
@@ -11,17 +11,15 @@ A folder is understood as it is found::
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-import hashlib
-import os
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
-from PIL import Image
 
-from drift_ros.evaluation.metric import VOID_LABEL
-from drift_ros.media.overlay import palette
+from drift_ros.evaluation.digests import combine, digest_of_file
+from drift_ros.media.labels import LabelError, LabelRule, read_labels
 from drift_ros.media.video import IMAGE_SUFFIXES, natural_key, read_image, VideoError
 
 TASKS = ('auto', 'multi', 'single')
@@ -33,13 +31,21 @@ class DatasetError(ValueError):
 
 
 @dataclass(frozen=True)
-class Frame:
+class SequenceFrame:
     """
     One frame of a sequence.
 
-    ``name`` is the file stem of its masks, ``image`` (H, W, 3) uint8 RGB, ``truth`` the label
-    image (H, W) uint8 with 255 for void, or None where there is no annotation. ``seed`` is a
-    label image of the same kind that starts objects here, where seeds do not come from the truth.
+    Attributes
+    ----------
+    name : str
+        File stem of its masks.
+    image : np.ndarray
+        (H, W, 3) uint8 RGB.
+    truth : np.ndarray, optional
+        Labels (H, W) uint8, 0 = background; None where there is no annotation.
+    seed : np.ndarray, optional
+        Labels that start objects here, where seeds do not come from the truth.
+
     """
 
     name: str
@@ -48,13 +54,36 @@ class Frame:
     seed: np.ndarray | None = None
 
 
+class SequenceSource(Protocol):
+    """What a run reads: a DAVIS sequence, a bag, one made of others. It travels to workers."""
+
+    @property
+    def name(self) -> str:
+        """Name of its files and in tables."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[SequenceFrame]: ...
+
+    def digest(self) -> str:
+        """Fingerprint of the content of images, truth and seeds."""
+
+
 @dataclass(frozen=True)
 class DavisSequence:
     """
     One sequence on disk; iterate it for its frames.
 
-    ``images`` and ``annotations`` have one entry per frame, the latter None where a frame has
-    no annotation. The first frame is annotated. ``task`` is 'multi' or 'single'.
+    Attributes
+    ----------
+    name : str
+    images : tuple of Path
+        One for each frame.
+    annotations : tuple of Path
+        The same, None where a frame has no annotation. The first frame is annotated.
+    task : str
+        'multi' or 'single'.
+
     """
 
     name: str
@@ -65,7 +94,7 @@ class DavisSequence:
     def __len__(self) -> int:
         return len(self.images)
 
-    def __iter__(self) -> Iterator[Frame]:
+    def __iter__(self) -> Iterator[SequenceFrame]:
         for image_path, annotation in zip(self.images, self.annotations, strict=True):
             try:
                 image = read_image(image_path)
@@ -73,58 +102,68 @@ class DavisSequence:
                 raise DatasetError(str(error)) from None
             truth = None
             if annotation is not None:
-                truth = read_annotation(annotation, self.task)
+                truth = read_truth(annotation, self.task == 'single')
                 if truth.shape != image.shape[:2]:
                     raise DatasetError(
                         f'{annotation} is {truth.shape[1]}x{truth.shape[0]} but its frame is '
                         f'{image.shape[1]}x{image.shape[0]}; JPEGImages and Annotations must '
                         'be of one resolution (see --resolution)'
                     )
-            yield Frame(image_path.stem, image, truth)
+            yield SequenceFrame(image_path.stem, image, truth)
 
     def digest(self) -> str:
-        """Return a fingerprint of the files (names, sizes) and the reading of them."""
-        text = hashlib.sha256(self.task.encode())
-        for path in (*self.images, *self.annotations):
-            entry = 'none' if path is None else f'{path.name} {os.path.getsize(path)}'
-            text.update(f'{entry}\n'.encode())
-        return text.hexdigest()[:16]
+        """Digest the files' names and content, and the reading of them."""
+        return combine(
+            self.task,
+            *(
+                'none' if path is None else f'{path.name} {digest_of_file(path)}'
+                for path in (*self.images, *self.annotations)
+            ),
+        )
 
 
-def read_annotation(path: Path, task: str = 'multi') -> np.ndarray:
+def read_truth(path: Path, plain: bool) -> np.ndarray:
     """
-    Read an indexed or grey PNG as labels (H, W) uint8, 255 = void.
+    Read the annotation of a frame.
 
-    With task 'single', every pixel that is not 0 is object 1 (the DAVIS 2016 release writes
-    255 for the object).
+    Parameters
+    ----------
+    path : Path
+    plain : bool
+        Whether whatever is not 0 is object 1; see :mod:`drift_ros.media.labels`.
+
+    Returns
+    -------
+    np.ndarray
+        Labels (H, W) uint8, void = background.
+
+    Raises
+    ------
+    DatasetError
+
     """
     try:
-        with Image.open(path) as image:
-            if image.mode not in ('P', 'L', '1'):
-                raise DatasetError(
-                    f'{path} is a picture of mode {image.mode}; annotations are '
-                    'indexed or 8-bit grey PNG files, one index per object'
-                )
-            labels = np.array(image.convert('L') if image.mode == '1' else image)
-    except OSError as error:
-        raise DatasetError(f'cannot read the annotation {path}: {error}') from None
-    return (labels > 0).astype(np.uint8) if task == 'single' else labels
+        labels = read_labels(path, plain)
+    except LabelError as error:
+        raise DatasetError(str(error)) from None
+    return as_truth(labels, str(path))
 
 
-def write_mask(path: Path, labels: np.ndarray) -> None:
+def as_truth(labels: np.ndarray, what: str) -> np.ndarray:
     """
-    Write labels (H, W), 0..255, as an indexed PNG in the DAVIS palette.
+    Make labels uint8.
 
-    The file appears in one step, so that an interrupted run leaves no half-written mask.
+    Raises
+    ------
+    DatasetError
+        One does not fit; ``what`` names the picture in the message.
+
     """
-    if labels.size and int(labels.max()) > VOID_LABEL:
-        raise ValueError(f'label {labels.max()} does not fit an indexed PNG (0 to 255)')
-    image = Image.fromarray(labels.astype(np.uint8), mode='P')
-    image.putpalette(palette().tobytes())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix('.partial')
-    image.save(partial, format='PNG')
-    os.replace(partial, path)
+    if labels.size and int(labels.max()) > 254:
+        raise DatasetError(
+            f'{what} holds the label {int(labels.max())}; an evaluation takes labels up to 254'
+        )
+    return labels.astype(np.uint8, copy=False)
 
 
 def find_sequences(
@@ -140,13 +179,27 @@ def find_sequences(
     """
     Find the sequences of a DAVIS-layout folder, by name.
 
-    ``resolution``: the folder level between JPEGImages and the sequences, where there is one
-    (default: the only one, or 480p). ``subset`` and ``year`` choose a list in ImageSets,
-    ``names`` sequences by name; without either, all that have images and annotations.
-    ``task``: see :data:`TASKS`; 'auto' is 'single' where the first annotation holds only 0 and
-    255. ``max_frames`` cuts sequences short (0: whole).
+    Parameters
+    ----------
+    root : str or Path
+    resolution : str, optional
+        The folder level between JPEGImages and the sequences, where there is one (default: the
+        only one, or 480p).
+    subset, year : str, optional
+        Choose a list in ImageSets.
+    names : sequence of str
+        Choose sequences by name; without, and without a list, all that have images and
+        annotations.
+    task : str
+        See :data:`TASKS`; 'auto' is the rule of :mod:`drift_ros.media.labels`, decided by each
+        sequence's first annotation that is not all background.
+    max_frames : int
+        Cuts sequences short (0: whole).
 
-    Raises DatasetError.
+    Raises
+    ------
+    DatasetError
+
     """
     root = Path(root)
     images, annotations = root / 'JPEGImages', root / 'Annotations'
@@ -260,8 +313,19 @@ def _sequence(images: Path, annotations: Path, task: str, max_frames: int) -> Da
             'do not count'
         )
     if task == 'auto':
-        first = read_annotation(pairs[0][1])  # type: ignore[arg-type]
-        task = 'single' if set(np.unique(first).tolist()) == {0, VOID_LABEL} else 'multi'
+        task = 'single' if _is_plain(mask for _, mask in pairs if mask) else 'multi'
     return DavisSequence(
         images.name, tuple(path for path, _ in pairs), tuple(mask for _, mask in pairs), task
     )
+
+
+def _is_plain(annotations: Iterable[Path]) -> bool:
+    rule = LabelRule()
+    try:
+        for path in annotations:
+            rule.read(path)
+            if rule.plain is not None:
+                break
+    except LabelError as error:
+        raise DatasetError(str(error)) from None
+    return bool(rule.plain)

@@ -13,20 +13,21 @@ first mask is there, the seed is the prediction.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-import dataclasses
 from pathlib import Path
 from typing import Any, TYPE_CHECKING
 
 import numpy as np
 
-from drift_ros.engine.config import TrackerConfig
+from drift_ros.engine.config import OPTIONS
 from drift_ros.engine.errors import DriftRosError
-from drift_ros.evaluation.bags import BagError, BagSequence
-from drift_ros.evaluation.baselines import EngineSpec
-from drift_ros.evaluation.datasets import DatasetError, write_mask
+from drift_ros.evaluation.bags import BagSequence
+from drift_ros.evaluation.datasets import DatasetError
+from drift_ros.evaluation.engines import EngineSpec
 from drift_ros.evaluation.metric import MetricError
 from drift_ros.evaluation.protocol import relabel, seed_mask, Track
-from drift_ros.evaluation.run import Collector, JobResult, Progress, RunOptions
+from drift_ros.evaluation.results import Collector, JobResult
+from drift_ros.evaluation.run import Progress, RunOptions
+from drift_ros.media.labels import write_labels
 
 if TYPE_CHECKING:
     from drift_ros.ros.replay import Recording, Seed
@@ -57,7 +58,13 @@ def newest(arrivals: Sequence[tuple[int, float]], instants: Sequence[float]) -> 
     """
     Give, for every instant, the newest frame whose mask had arrived; 0, the seed, before any.
 
-    ``arrivals`` are (frame, seconds) in order of time, ``instants`` seconds, ascending.
+    Parameters
+    ----------
+    arrivals : sequence
+        (frame, seconds) in order of time.
+    instants : sequence of float
+        Seconds, ascending.
+
     """
     found, known, position = [], 0, 0
     for instant in instants:
@@ -99,13 +106,16 @@ def run_live_job(
     Masks that were the prediction at t_k go to ``masks`` as those of other engines, all masks
     that arrived to ``delivered``.
 
-    Raises ProcessError when the node fails, ValueError for an engine that is no tracker.
+    Raises
+    ------
+    ProcessError
+        The node failed.
+
     """
     from drift_ros.ros.replay import replay
 
     label = live_label(spec.label, rate)
-    fields = [item.name for item in dataclasses.fields(TrackerConfig)]
-    parameters = {name: spec.options[name] for name in fields if spec.options[name] != ''}
+    parameters = {name: spec.options[name] for name in OPTIONS if spec.options[name] != ''}
     parameters['device'] = spec.device
     if spec.model:
         parameters['model'] = spec.model
@@ -147,14 +157,20 @@ def _score(
     tracks = {0: tuple(Track.of_mask(int(item), seed, 0) for item in np.unique(seed) if item)}
     for index, _ in arrivals:
         labels = mask(index)
-        write_mask(delivered / f'{index:05d}.png', labels)
+        write_labels(delivered / f'{index:05d}.png', labels)
         tracks[index] = _tracks(recording.tracks.get(index), recording.table)
     instants = recording.published
     shown = newest(arrivals, instants)
     current = newest(arrivals, [*instants[1:], float('inf')])
-    streaming = Collector(label, sequence.name, folder, options)
-    on_arrival = Collector(
-        label, sequence.name, folder, dataclasses.replace(options, save_masks=False)
+    streaming, on_arrival = (
+        Collector(
+            label,
+            sequence.name,
+            folder,
+            late_objects=options.late_objects,
+            save_masks=save and options.save_masks,
+        )
+        for save in (True, False)
     )
     for frame, first, second in zip(sequence, shown, current, strict=True):
         streaming.add(frame, mask(first), tracks[first])
@@ -194,6 +210,7 @@ def _tracks(message: Any, table: Mapping[int, int]) -> tuple[Track, ...]:
                     item.area,
                     item.age,
                     corners if box.width else None,
+                    item.existence,
                 )
             )
     return tuple(found)
@@ -201,10 +218,14 @@ def _tracks(message: Any, table: Mapping[int, int]) -> tuple[Track, ...]:
 
 def live_rows(results: Sequence[JobResult]) -> list[dict[str, Any]]:
     """
-    Sum the live runs up, one row each, with the offline accuracy of the same engine beside.
+    Sum the live runs up, with the offline accuracy of the same engine beside.
 
-    Rates in Hz, latencies in ms from publication to arrival, ``cpu`` in percent of one
-    processor, memory in MB (resident), J&F from 0 to 1 (None without truth).
+    Returns
+    -------
+    list of dict
+        A row each: rates in Hz, latencies in ms from publication to arrival, ``cpu`` in percent
+        of one processor, memory in MB (resident), J&F from 0 to 1 (None without truth).
+
     """
     offline = {(row.engine, row.sequence): row for row in results if row.live is None}
     rows = []
@@ -251,8 +272,13 @@ def run_live(
     """
     Replay every bag at every rate to a node with every engine's options, one after another.
 
-    Returns results and errors by (engine, sequence), as :func:`drift_ros.evaluation.run.run`.
     Nothing is taken over from earlier runs: what is measured is this machine, now.
+
+    Returns
+    -------
+    results, errors
+        As of :func:`drift_ros.evaluation.run.run`.
+
     """
     from drift_ros.ros.processes import ProcessError
 
@@ -266,7 +292,6 @@ def run_live(
                     ProcessError,
                     DriftRosError,
                     DatasetError,
-                    BagError,
                     MetricError,
                     OSError,
                 ) as error:

@@ -26,8 +26,7 @@ import math
 import cv2
 import numpy as np
 
-VOID_LABEL = 255
-"""Label of void pixels in DAVIS ground truth."""
+from drift_ros.media.labels import VOID_LABEL
 
 BOUNDARY_TOLERANCE = 0.008
 """Boundary tolerance of F as a share of the image diagonal."""
@@ -38,12 +37,17 @@ class MetricError(ValueError):
 
 
 @dataclass(frozen=True)
-class Statistics:
+class MeasureStatistics:
     """
     Summary of one measure over the frames of one object.
 
-    ``mean`` and ``recall`` (share of frames above 0.5) lie in [0, 1]; ``decay`` (mean of the
-    first quarter less mean of the last quarter) lies in [-1, 1].
+    Attributes
+    ----------
+    mean, recall : float
+        [0, 1]; recall is the share of frames above 0.5.
+    decay : float
+        [-1, 1], mean of the first quarter less mean of the last quarter.
+
     """
 
     mean: float
@@ -56,9 +60,16 @@ class SequenceScore:
     """
     Scores of every counted frame and object of one sequence.
 
-    ``frames`` (n,) int holds the indices of the counted frames, ``objects`` the m scored ids,
-    ``j`` and ``f`` (n, m) float64 the measures in [0, 1]. NaN marks a frame on which an object
-    is not scored (before it appears, see ``late_objects`` of :class:`SequenceScorer`).
+    Attributes
+    ----------
+    frames : np.ndarray
+        (n,) int, indices of the counted frames.
+    objects : tuple of int
+        The m scored ids.
+    j, f : np.ndarray
+        (n, m) float64 in [0, 1]. NaN marks a frame on which an object is not scored (before it
+        appears, see ``late_objects`` of :class:`SequenceScorer`).
+
     """
 
     frames: np.ndarray
@@ -66,7 +77,7 @@ class SequenceScore:
     j: np.ndarray
     f: np.ndarray
 
-    def statistics(self, object_id: int) -> tuple[Statistics, Statistics]:
+    def statistics(self, object_id: int) -> tuple[MeasureStatistics, MeasureStatistics]:
         """Return the statistics of J and of F for one object."""
         column = self.objects.index(object_id)
         return statistics(self.j[:, column]), statistics(self.f[:, column])
@@ -76,8 +87,8 @@ class SequenceScore:
 class Summary:
     """Means of the objects' statistics, over any number of sequences."""
 
-    j: Statistics
-    f: Statistics
+    j: MeasureStatistics
+    f: MeasureStatistics
     objects: int
 
     @property
@@ -106,50 +117,44 @@ def boundary_map(mask: np.ndarray) -> np.ndarray:
     return edge
 
 
-def region_similarity(
-    truth: np.ndarray, prediction: np.ndarray, void: np.ndarray | None = None
-) -> np.ndarray | float:
+def mask_scores(truth: np.ndarray, prediction: np.ndarray) -> tuple[float, float]:
     """
-    Return J, the intersection over union.
+    Score one mask of an object.
 
-    ``truth`` and ``prediction`` are boolean masks of one shape (..., H, W); leading dimensions
-    are kept in the result. ``void`` (broadcastable) names pixels that count for neither.
+    Parameters
+    ----------
+    truth, prediction : np.ndarray
+        (H, W) bool.
+
+    Returns
+    -------
+    j : float
+        Intersection over union; 1 where both are empty.
+    f : float
+        Harmonic mean of boundary precision and recall; 1 where neither has a boundary, 0 where
+        one has none.
+
+    Raises
+    ------
+    MetricError
+        The masks differ in size.
+
     """
-    truth, prediction = _pair(truth, prediction)
-    if void is not None:
-        keep = ~np.asarray(void, dtype=bool)
-        truth, prediction = truth & keep, prediction & keep
-    inter = np.count_nonzero(truth & prediction, axis=(-2, -1))
-    union = np.count_nonzero(truth | prediction, axis=(-2, -1))
-    score = np.where(union == 0, 1.0, inter / np.maximum(union, 1))
-    return float(score) if score.ndim == 0 else score
-
-
-def boundary_accuracy(
-    truth: np.ndarray,
-    prediction: np.ndarray,
-    void: np.ndarray | None = None,
-    radius: int | None = None,
-) -> float:
-    """
-    Return F, the harmonic mean of boundary precision and recall.
-
-    ``truth`` and ``prediction`` are boolean masks (H, W); pixels of ``void`` (H, W) are
-    background in both. ``radius`` is the tolerance in pixels, by default
-    :func:`boundary_radius`. Two empty boundaries count as 1, a single empty one as 0.
-    """
-    truth, prediction = _pair(truth, prediction)
-    if truth.ndim != 2:
-        raise MetricError(f'F takes masks (H, W), got shape {truth.shape}; loop over the rest.')
-    if void is not None:
-        keep = ~np.asarray(void, dtype=bool)
-        truth, prediction = truth & keep, prediction & keep
-    if radius is None:
-        radius = boundary_radius(truth.shape)
+    truth, prediction = np.asarray(truth, dtype=bool), np.asarray(prediction, dtype=bool)
+    if truth.shape != prediction.shape or truth.ndim != 2:
+        raise MetricError(
+            f'The true mask has shape {truth.shape} and the prediction {prediction.shape}; both '
+            'must be (H, W) of one size. Resize the prediction with nearest-neighbour '
+            'interpolation.'
+        )
+    radius = boundary_radius(truth.shape)
     box = _joint_box(truth, prediction)
     if box is None:
-        return 1.0
-    return _boundary_score(truth[box], prediction[box], radius)
+        return 1.0, 1.0
+    truth, prediction = truth[box], prediction[box]
+    inter = np.count_nonzero(truth & prediction)
+    union = np.count_nonzero(truth | prediction)
+    return inter / union, _boundary_score(truth, prediction, radius)
 
 
 def frame_scores(
@@ -160,34 +165,30 @@ def frame_scores(
     """
     Score every object of one frame.
 
-    ``truth`` and ``prediction`` are label images (H, W) of any integer type; ``objects`` the m
-    ids to score. Returns J and F, each (m,) float64.
+    Parameters
+    ----------
+    truth, prediction : np.ndarray
+        Label images (H, W) of any integer type.
+    objects : sequence of int
+        The m ids to score.
+
+    Returns
+    -------
+    j, f : np.ndarray
+        (m,) float64.
+
+    Raises
+    ------
+    MetricError
+        The label images differ in size.
+
     """
-    truth, prediction = np.asarray(truth), np.asarray(prediction)
-    if truth.shape != prediction.shape or truth.ndim != 2:
-        raise MetricError(
-            f'The true mask has shape {truth.shape} and the prediction {prediction.shape}; '
-            'both must be label images (H, W) of one size. Resize the prediction with '
-            'nearest-neighbour interpolation.'
-        )
-    radius = boundary_radius(truth.shape)
-    j = np.ones(len(objects))
-    f = np.ones(len(objects))
-    for index, label in enumerate(objects):
-        true_mask = truth == label
-        mask = prediction == label
-        box = _joint_box(true_mask, mask)
-        if box is None:
-            continue
-        true_mask, mask = true_mask[box], mask[box]
-        inter = np.count_nonzero(true_mask & mask)
-        union = np.count_nonzero(true_mask | mask)
-        j[index] = inter / union
-        f[index] = _boundary_score(true_mask, mask, radius)
+    rows = [mask_scores(truth == label, prediction == label) for label in objects]
+    j, f = np.array(rows, dtype=np.float64).reshape(-1, 2).T.copy()
     return j, f
 
 
-def statistics(values: Iterable[float]) -> Statistics:
+def statistics(values: Iterable[float]) -> MeasureStatistics:
     """
     Return mean, recall and decay of one object's scores; NaN entries are left out.
 
@@ -207,7 +208,8 @@ def statistics(values: Iterable[float]) -> Statistics:
     bounds = (np.round(np.linspace(1, values.size, 5) + 1e-10) - 1).astype(np.int64)
     first = values[bounds[0] : bounds[1] + 1].mean()
     last = values[bounds[3] : bounds[4] + 1].mean()
-    return Statistics(float(values.mean()), float((values > 0.5).mean()), float(first - last))
+    mean, recall = float(values.mean()), float((values > 0.5).mean())
+    return MeasureStatistics(mean, recall, float(first - last))
 
 
 def summarize(scores: Iterable[SequenceScore]) -> Summary:
@@ -220,8 +222,8 @@ def summarize(scores: Iterable[SequenceScore]) -> Summary:
     if not rows:
         raise MetricError('No object to summarise.')
 
-    def mean(index: int) -> Statistics:
-        return Statistics(
+    def mean(index: int) -> MeasureStatistics:
+        return MeasureStatistics(
             *(
                 float(np.mean([getattr(row[index], name) for row in rows]))
                 for name in ('mean', 'recall', 'decay')
@@ -288,7 +290,15 @@ class SequenceScorer:
         self._rows.append((index, active, *frame_scores(truth, prediction, active)))
 
     def finish(self) -> SequenceScore:
-        """Return the scores of frames 1 .. n-2; raises MetricError when there are none."""
+        """
+        Return the scores of frames 1 .. n-2.
+
+        Raises
+        ------
+        MetricError
+            There are none.
+
+        """
         if self._count < 3:
             raise MetricError(
                 f'The sequence has {self._count} frames; 3 or more are needed, '
@@ -319,15 +329,6 @@ def score_sequence(
     for truth, prediction in zip(truths, predictions, strict=True):
         scorer.add(truth, prediction)
     return scorer.finish()
-
-
-def _pair(truth: np.ndarray, prediction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    truth, prediction = np.asarray(truth, dtype=bool), np.asarray(prediction, dtype=bool)
-    if truth.shape != prediction.shape or truth.ndim < 2:
-        raise MetricError(
-            f'Masks must have one shape (..., H, W), got {truth.shape} and {prediction.shape}.'
-        )
-    return truth, prediction
 
 
 def _joint_box(first: np.ndarray, second: np.ndarray) -> tuple[slice, slice] | None:

@@ -5,15 +5,38 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
+import math
 import time
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from drift_ros.engine.table import box_of, ObjectState
-from drift_ros.evaluation.baselines import Engine
-from drift_ros.evaluation.datasets import Frame
+from drift_ros.engine.estimates import box_of
+from drift_ros.engine.table import ObjectState
+from drift_ros.evaluation.datasets import SequenceFrame
 from drift_ros.evaluation.metric import MetricError, VOID_LABEL
+
+
+class EngineResult(Protocol):
+    """What an engine says of a frame; :class:`drift_ros.TrackResult` has it all."""
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Label image (H, W), pixel = object id."""
+
+    @property
+    def timings(self) -> dict[str, float]:
+        """Milliseconds, 'total' among them."""
+
+
+class Engine(Protocol):
+    """Anything that follows masks through frames, as :class:`drift_ros.Tracker` does."""
+
+    def seed(self, frame: np.ndarray, label_mask: np.ndarray) -> list[int]:
+        """Take the objects of a label image (H, W); return one id per label, ascending."""
+
+    def step(self, frame: np.ndarray) -> EngineResult:
+        """Find the objects in the next frame (H, W, 3) uint8 RGB."""
 
 
 @dataclass(frozen=True)
@@ -21,9 +44,23 @@ class Track:
     """
     What an engine says of one object in one frame.
 
-    ``label`` is the object's label in the seed (and the truth), ``state`` an ``ObjectState``,
-    ``confidence`` in [0, 1], ``area`` in pixels, ``age`` in frames since the seed, ``box``
-    (x_min, y_min, x_max, y_max) with exclusive maxima, or None without pixels.
+    Attributes
+    ----------
+    label : int
+        The object's label in the seed (and the truth).
+    state : int
+        An ``ObjectState``.
+    confidence : float
+        [0, 1].
+    area : int
+        Pixels.
+    age : int
+        Frames since the seed.
+    box : tuple of int, optional
+        (x_min, y_min, x_max, y_max) with exclusive maxima.
+    existence : float
+        Probability that the object is there; NaN of an engine that gives none.
+
     """
 
     label: int
@@ -32,6 +69,7 @@ class Track:
     area: int
     age: int
     box: tuple[int, int, int, int] | None
+    existence: float = math.nan
 
     def as_list(self) -> list[Any]:
         """Return plain data for JSON."""
@@ -42,13 +80,22 @@ class Track:
             int(self.area),
             int(self.age),
             self.box and [int(value) for value in self.box],
+            None if math.isnan(self.existence) else float(self.existence),
         ]
 
     @classmethod
     def from_list(cls, data: list[Any]) -> Track:
-        """Read what :meth:`as_list` gave."""
-        label, state, confidence, area, age, box = data
-        return cls(label, state, confidence, area, age, box and tuple(box))
+        """Read what :meth:`as_list` gave, now or before there was existence."""
+        label, state, confidence, area, age, box, existence = [*data, None][:7]
+        return cls(
+            label,
+            state,
+            confidence,
+            area,
+            age,
+            box and tuple(box),
+            math.nan if existence is None else existence,
+        )
 
     @classmethod
     def of_mask(cls, label: int, labels: np.ndarray, age: int) -> Track:
@@ -67,23 +114,39 @@ class Step(NamedTuple):
     that only seeds.
     """
 
-    frame: Frame
+    frame: SequenceFrame
     labels: np.ndarray
     milliseconds: float | None
     tracks: tuple[Track, ...]
 
 
 def seed_mask(
-    frame: Frame, index: int, known: Collection[int], late_objects: bool = False
+    frame: SequenceFrame, index: int, known: Collection[int], late_objects: bool = False
 ) -> np.ndarray | None:
     """
-    Return the mask (H, W) uint8 an engine is seeded with in a frame, or None.
+    Choose the mask an engine is seeded with in a frame.
 
-    That is the frame's own seed where it has one; else its truth, in the first frame and, with
-    ``late_objects``, wherever it shows new labels. Void is background; ``known`` labels are
-    never seeded again.
+    Parameters
+    ----------
+    frame : SequenceFrame
+    index : int
+        Of the frame in its sequence.
+    known : collection of int
+        Labels that were seeded; they are never seeded again.
+    late_objects : bool
+        Whether labels that appear later are seeded, too.
 
-    Raises MetricError when the first frame offers nothing.
+    Returns
+    -------
+    np.ndarray, optional
+        (H, W) uint8: the frame's own seed where it has one; else its truth, in the first frame
+        and, with ``late_objects``, wherever it shows new labels. Void is background.
+
+    Raises
+    ------
+    MetricError
+        The first frame offers nothing.
+
     """
     source = frame.seed
     if source is None and (index == 0 or late_objects):
@@ -98,7 +161,9 @@ def seed_mask(
     return np.where(np.isin(source, new), source, 0).astype(np.uint8)
 
 
-def track(engine: Engine, frames: Iterable[Frame], late_objects: bool = False) -> Iterator[Step]:
+def track(
+    engine: Engine, frames: Iterable[SequenceFrame], late_objects: bool = False
+) -> Iterator[Step]:
     """
     Follow a sequence's objects by the semi-supervised protocol.
 
@@ -118,7 +183,13 @@ def track(engine: Engine, frames: Iterable[Frame], late_objects: bool = False) -
             for item in getattr(result, 'objects', ()):
                 label = int(table[item.id])
                 tracks[label] = Track(
-                    label, item.state, item.confidence, item.area, item.age, item.box
+                    label,
+                    item.state,
+                    item.confidence,
+                    item.area,
+                    item.age,
+                    item.box,
+                    item.existence,
                 )
         mask = seed_mask(frame, index, born, late_objects)
         if mask is not None:

@@ -14,21 +14,22 @@ from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import get_typestore, Stores
 from rosbags.typesys.store import Typestore
 
-from drift_ros.engine.table import ObjectEstimate, ObjectState
-from drift_ros.evaluation.bags import (
+from drift_ros.engine.estimates import ObjectEstimate
+from drift_ros.engine.table import ObjectState
+from drift_ros.evaluation.bag_files import (
     BagError,
-    BagSequence,
     CAMERA_INFO,
     frame_of,
     IMAGE,
     image_message,
     open_bag,
 )
-from drift_ros.evaluation.datasets import read_annotation
+from drift_ros.evaluation.bags import BagSequence
 from drift_ros.evaluation.protocol import Track
-from drift_ros.evaluation.run import JobResult
+from drift_ros.evaluation.results import JobResult
+from drift_ros.media.labels import read_labels
 from drift_ros.media.overlay import draw
-from drift_ros.ros.definitions import register_type
+from drift_ros.ros.messages import register_type
 
 DETECTIONS = 'vision_msgs/msg/Detection2DArray'
 TRACKS = 'drift_ros_msgs/msg/TrackArray'
@@ -47,7 +48,19 @@ def write_result_bag(
     seed. Each message carries the header of its image. Its time in the bag is that of the image;
     of a live run, later by what the mask took to arrive, and there are only those that arrived.
 
-    ``folder`` holds the masks. An existing bag is replaced. Raises BagError.
+    Parameters
+    ----------
+    sequence : BagSequence
+    results : sequence of JobResult
+    folder : Path
+        Holds the masks.
+    path : str or Path
+        An existing bag is replaced.
+
+    Raises
+    ------
+    BagError
+
     """
     path = Path(path)
     if path.exists():
@@ -149,16 +162,18 @@ class _Said:
         if number not in self._found:
             return
         seconds, tracks = self._found[number]
-        labels = read_annotation(self._folder / f'{number:05d}.png')
+        labels = read_labels(self._folder / f'{number:05d}.png', plain=False)
         objects = [
             ObjectEstimate(
-                item.label,
-                '',
-                ObjectState(item.state),
-                item.confidence,
-                item.box,
-                item.area,
-                item.age,
+                id=item.label,
+                name='',
+                state=ObjectState(item.state),
+                confidence=item.confidence,
+                # baselines know no more of that than of their pixels
+                existence=item.confidence if np.isnan(item.existence) else item.existence,
+                box=item.box,
+                area=item.area,
+                age=item.age,
             )
             for item in tracks
         ]
@@ -173,7 +188,7 @@ class _Said:
 
 
 def detections(store: Typestore, header: Any, objects: Sequence[ObjectEstimate]) -> Any:
-    """Make a vision_msgs/Detection2DArray as :func:`drift_ros.ros.conversions.detections`."""
+    """Make a vision_msgs/Detection2DArray as :func:`drift_ros.ros.messages.detections`."""
 
     def make(name: str, *fields: Any) -> Any:
         return store.types[name](*fields)
@@ -188,7 +203,7 @@ def detections(store: Typestore, header: Any, objects: Sequence[ObjectEstimate])
         if item.box is None:
             continue
         x_min, y_min, x_max, y_max = item.box
-        hypothesis = make('vision_msgs/msg/ObjectHypothesis', str(item.id), float(item.confidence))
+        hypothesis = make('vision_msgs/msg/ObjectHypothesis', str(item.id), float(item.existence))
         center = make(
             'vision_msgs/msg/Pose2D',
             make('vision_msgs/msg/Point2D', (x_min + x_max) / 2.0, (y_min + y_max) / 2.0),
@@ -226,6 +241,7 @@ def track_array(
                 item.name,
                 int(item.state),
                 float(item.confidence),
+                float(item.existence),
                 item.area,
                 item.age,
                 box,

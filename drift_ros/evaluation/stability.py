@@ -21,9 +21,10 @@ import numpy as np
 
 from drift_ros.engine.table import ObjectState
 from drift_ros.evaluation.baselines import dense_flow, warp_labels
-from drift_ros.evaluation.datasets import DatasetError, read_annotation
+from drift_ros.evaluation.datasets import DatasetError, SequenceSource
 from drift_ros.evaluation.metric import score_sequence, summarize
-from drift_ros.evaluation.run import JobResult, SequenceSource
+from drift_ros.evaluation.results import JobResult, mask_file
+from drift_ros.media.labels import read_labels
 
 
 def stability_rows(
@@ -37,15 +38,32 @@ def stability_rows(
     """
     Describe the results that have no truth, one row each.
 
-    The reference of the agreement is the same engine in ``compare``, the folder of another run
-    (its only engine, if it has one), else the first engine of this run.
+    Parameters
+    ----------
+    folder : Path
+        Of results.
+    results : sequence of JobResult
+    sequences : sequence of SequenceSource
+    compare : Path, optional
+        Folder of another run: the reference of the agreement is the same engine there, or the
+        only one. Without it, the first engine of this run.
+    progress : callable
+        Called with the name of every sequence that is done.
 
-    Rows hold ``engine``, ``sequence``, ``objects``, ``temporal_iou`` and ``warped_iou`` (means
-    over frames and objects; None where no object was ever seen), ``survival``, ``first_loss``
-    (frame or None), ``reference`` and ``agreement_j``, ``agreement_f`` (None for the reference
-    itself), and ``series``: the mean warped IoU of every frame from 1 on (None: nothing seen).
+    Returns
+    -------
+    list of dict
+        ``engine``, ``sequence``, ``objects``, ``temporal_iou`` and ``warped_iou`` (means over
+        frames and objects; None where no object was ever seen), ``survival``, ``first_loss``
+        (frame or None), ``reference`` and ``agreement_j``, ``agreement_f`` (None for the
+        reference itself), and ``series``: the mean warped IoU of every frame from 1 on (None:
+        nothing seen).
 
-    Raises DatasetError when ``compare`` does not fit.
+    Raises
+    ------
+    DatasetError
+        ``compare`` does not fit.
+
     """
     rows = []
     for sequence in sequences:
@@ -88,8 +106,8 @@ def _consecutive(
     for frame in sequence:
         grey = cv2.cvtColor(frame.image, cv2.COLOR_RGB2GRAY)
         masks = {
-            row.engine: read_annotation(
-                folder / 'masks' / row.engine / row.sequence / f'{frame.name}.png'
+            row.engine: read_labels(
+                mask_file(folder, row.engine, row.sequence, frame.name), plain=False
             )
             for row in rows
         }
@@ -165,7 +183,10 @@ def _agreement(folder: Path, row: JobResult, reference: tuple[str, Path] | None)
             f'{masks / row.sequence} holds {len(theirs)} masks where this run has '
             f'{len(ours)}: only runs on the same frames can be compared'
         )
-    summary = summarize([score_sequence(map(read_annotation, theirs), map(read_annotation, ours))])
+    first, second = (
+        (read_labels(path, plain=False) for path in paths) for paths in (theirs, ours)
+    )
+    summary = summarize([score_sequence(first, second)])
     return {'reference': name, 'agreement_j': summary.j.mean, 'agreement_f': summary.f.mean}
 
 

@@ -8,7 +8,9 @@ from typing import Any
 
 from rich.table import Table
 
-from drift_ros.evaluation.run import engine_summary, JobResult
+from drift_ros.evaluation.compare import intervals
+from drift_ros.evaluation.results import JobResult
+from drift_ros.evaluation.summaries import engine_summary
 
 
 def number(value: float | None, digits: int = 1) -> str:
@@ -24,6 +26,14 @@ def percent(value: float | None, digits: int = 1) -> str:
 def whole(value: float | None) -> str:
     """Write a whole number, '-' for None."""
     return number(value, 0)
+
+
+def _estimate(value: float | tuple[float, float, float] | None, scale: float = 100) -> str:
+    """Write a mean in percent, with its interval where there is one."""
+    if not isinstance(value, tuple):
+        return number(None if value is None else scale * value)
+    mean, low, high = (scale * item for item in value)
+    return f'{mean:.1f}' if low != low else f'{mean:.1f} ({low:.1f} .. {high:.1f})'
 
 
 Columns = Mapping[str, tuple[str, Callable[[Any], str]]]
@@ -58,16 +68,65 @@ STABILITY: Columns = {
     'agreement_f': ('agreement: F', percent),
     'reference': ('with', lambda value: value or '-'),
 }
+PRESENCE: Columns = {
+    'engine': ('engine', str),
+    'sequence': ('sequence', str),
+    'objects': ('objects', whole),
+    'box_iou': ('box IoU', _estimate),
+    'box_half': ('boxes with IoU > .5', _estimate),
+    'centre_error': ('centre error, of the box diagonal', _estimate),
+    'false_losses': ('false losses', _estimate),
+    'absent_frames': ('frames without the object', whole),
+    'false_finds': ('false finds in them', _estimate),
+    'existence_auc': ('existence: AUC', _estimate),
+    'returns': ('returns', whole),
+    'found_again': ('found again', _estimate),
+    'again_frames': ('found again: frames', _estimate),
+    'again_delay': ('found again: delay', lambda value: _estimate(value, 1)),
+}
+
+
+def presence(
+    results: Sequence[JobResult], *, by_sequence: bool = False, with_intervals: bool = False
+) -> list[dict[str, Any]]:
+    """
+    Make the rows of :data:`PRESENCE`: each engine's means over objects.
+
+    Parameters
+    ----------
+    results : sequence of JobResult
+    by_sequence : bool
+        Whether rows of the single sequences follow.
+    with_intervals : bool
+        Whether means come with the bounds of their 95 % intervals.
+
+    """
+    scored = [row for row in results if row.presence()]
+    bounds = intervals(scored) if with_intervals else {}
+    rows = []
+    for engine, found in engine_summary(scored).items():
+        values = {
+            name: (found[name], *around[1:]) if name != 'existence_auc' else found[name]
+            for name, around in bounds.get(engine, {}).items()
+            if name in found
+        }
+        rows.append({**found, **values, 'engine': engine, 'sequence': 'all'})
+    for row in scored if by_sequence else ():
+        (found,) = engine_summary([row]).values()
+        rows.append({**found, 'engine': row.engine, 'sequence': row.sequence})
+    return rows
 
 
 def text_table(title: str, columns: Columns, rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Make a table for the terminal: a line per measure, a column per row."""
+    """Make a table for the terminal: a line per measure that says anything, a column per row."""
     table = Table(title=title, title_justify='left', show_header=False)
     table.add_column()
     for _ in rows:
         table.add_column(justify='right')
     for key, (name, write) in columns.items():
-        table.add_row(name, *(write(row[key]) for row in rows))
+        cells = [write(row[key]) for row in rows]
+        if set(cells) != {'-'}:
+            table.add_row(name, *cells)
     return table
 
 
@@ -105,4 +164,29 @@ def score_table(results: Sequence[JobResult]) -> Table:
         )
     table.add_row('J&F', *(percent(row['j_and_f'], 2) for row in summary.values()), style='bold')
     table.add_row('ms per frame (median)', *(number(row['ms_median']) for row in summary.values()))
+    return table
+
+
+def absence_table(results: Sequence[JobResult]) -> Table | None:
+    """Make the table of false finds and returns per sequence; None without absent frames."""
+    rows = {
+        (row['engine'], row['sequence']): row
+        for row in presence(results, by_sequence=True)
+        if row['absent_frames']
+    }
+    if not rows:
+        return None
+    engines, names = ([*dict.fromkeys(key[k] for key in rows)] for k in (0, 1))
+    table = Table(title='False finds / frames found again, in percent', title_justify='left')
+    table.add_column('sequence')
+    for engine in engines:
+        table.add_column(engine, justify='right')
+    for name in sorted(names, key=lambda name: name == 'all'):
+        cells = []
+        for engine in engines:
+            row = rows.get((engine, name), {})
+            cells.append(
+                ' / '.join(_estimate(row.get(key)) for key in ('false_finds', 'again_frames'))
+            )
+        table.add_row(name, *cells, style='bold' if name == 'all' else None)
     return table

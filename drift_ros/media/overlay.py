@@ -14,31 +14,9 @@ from typing import Any
 import cv2
 import numpy as np
 
+from drift_ros.media.labels import palette
+
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
-
-
-def palette(count: int = 256) -> np.ndarray:
-    """
-    Make the VOC/DAVIS palette.
-
-    :param count: colours wanted; beyond 256 the colours repeat, without black
-    :returns: ``(count, 3)`` uint8 RGB; row 0 is black, the background
-
-    The bits of the index are dealt out to the channels, three at a time, highest bits first.
-    """
-    colors = np.zeros((256, 3), np.uint8)
-    for index in range(256):
-        bits = index
-        for shift in range(7, -1, -1):
-            for channel in range(3):
-                colors[index, channel] |= ((bits >> channel) & 1) << shift
-            bits >>= 3
-    if count <= 256:
-        return colors[:count]
-    repeat = 1 + (np.arange(256, count) - 1) % 255
-    return np.concatenate([colors, colors[repeat]])
-
-
 _PALETTE = palette(65536)
 
 
@@ -52,11 +30,25 @@ def draw_labels(frame: np.ndarray, labels: np.ndarray, opacity: float = 0.5) -> 
     """
     Blend a label image over a frame and outline every object.
 
-    :param frame: ``(H, W, 3)`` uint8 RGB; not modified
-    :param labels: ``(H, W)`` unsigned integer, 0 = background
-    :param opacity: 0 (outlines only) to 1 (flat colour)
-    :returns: ``(H, W, 3)`` uint8 RGB
-    :raises ValueError: sizes differ
+    Parameters
+    ----------
+    frame : np.ndarray
+        (H, W, 3) uint8 RGB; not modified.
+    labels : np.ndarray
+        (H, W) unsigned integer, 0 = background.
+    opacity : float
+        0 (outlines only) to 1 (flat colour).
+
+    Returns
+    -------
+    np.ndarray
+        (H, W, 3) uint8 RGB.
+
+    Raises
+    ------
+    ValueError
+        Sizes differ.
+
     """
     if frame.shape[:2] != labels.shape:
         raise ValueError(f'the frame is {frame.shape[:2]}, the label image {labels.shape}')
@@ -103,13 +95,26 @@ def draw(
     """
     Draw one tracking result.
 
-    :param frame: ``(H, W, 3)`` uint8 RGB; not modified
-    :param labels: ``(H, W)`` unsigned integer label image
-    :param objects: things with ``id``, ``name``, ``state`` (an enum or text), ``confidence`` and
-        ``box`` (x_min, y_min, x_max, y_max or None), such as the engine's ``ObjectEstimate``.
-        Objects without a box (occluded, lost) are listed in the lower left corner.
-    :param caption: text for the upper left corner
-    :returns: ``(H, W, 3)`` uint8 RGB
+    Parameters
+    ----------
+    frame : np.ndarray
+        (H, W, 3) uint8 RGB; not modified.
+    labels : np.ndarray
+        (H, W) unsigned integer label image.
+    objects : iterable
+        Things with ``id``, ``name``, ``state`` (an enum or text), ``confidence`` and ``box``
+        (x_min, y_min, x_max, y_max or None), such as the engine's ``ObjectEstimate``. Objects
+        without a box (occluded, lost) are listed in the lower left corner.
+    caption : str
+        Text for the upper left corner.
+    opacity : float
+        See :func:`draw_labels`.
+
+    Returns
+    -------
+    np.ndarray
+        (H, W, 3) uint8 RGB.
+
     """
     result = draw_labels(frame, labels, opacity)
     bottom = result.shape[0]
@@ -139,13 +144,29 @@ def contact_sheet(
     """
     Lay frames out in rows, left to right, top to bottom.
 
-    :param frames: at least one ``(H, W, 3)`` uint8 RGB frame; each is scaled to ``width``
-    :param columns: pictures in a row
-    :param width: pixels of one picture's width
-    :param captions: one text a picture, or none
-    :param margin: white pixels around each picture
-    :returns: one ``(H, W, 3)`` uint8 RGB picture
-    :raises ValueError: no frames
+    Parameters
+    ----------
+    frames : sequence of np.ndarray
+        At least one (H, W, 3) uint8 RGB frame; each is scaled to ``width``.
+    columns : int
+        Pictures in a row.
+    width : int
+        Pixels of one picture's width.
+    captions : sequence of str
+        One text a picture, or none.
+    margin : int
+        White pixels around each picture.
+
+    Returns
+    -------
+    np.ndarray
+        One (H, W, 3) uint8 RGB picture.
+
+    Raises
+    ------
+    ValueError
+        No frames.
+
     """
     if not frames:
         raise ValueError('a contact sheet needs at least one frame')

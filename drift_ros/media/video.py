@@ -36,7 +36,11 @@ def list_images(folder: str | Path) -> list[Path]:
     """
     List the images in a folder (not its subfolders) in natural order.
 
-    :raises VideoError: the folder does not exist or holds no image
+    Raises
+    ------
+    VideoError
+        The folder does not exist or holds no image.
+
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -56,10 +60,13 @@ def list_images(folder: str | Path) -> list[Path]:
 
 def read_image(path: str | Path) -> np.ndarray:
     """
-    Read one picture.
+    Read one picture as (H, W, 3) uint8 RGB.
 
-    :returns: ``(H, W, 3)`` uint8 RGB
-    :raises VideoError: not there, or not a picture
+    Raises
+    ------
+    VideoError
+        Not there, or not a picture.
+
     """
     image = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
     if image is None:
@@ -69,9 +76,13 @@ def read_image(path: str | Path) -> np.ndarray:
 
 def write_image(path: str | Path, frame: np.ndarray) -> None:
     """
-    Write an ``(H, W, 3)`` uint8 RGB picture; the suffix chooses the format.
+    Write an (H, W, 3) uint8 RGB picture; the suffix chooses the format.
 
-    :raises VideoError: the folder does not exist or the format is unknown
+    Raises
+    ------
+    VideoError
+        The folder does not exist or the format is unknown.
+
     """
     try:
         done = cv2.imwrite(str(path), cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
@@ -81,49 +92,29 @@ def write_image(path: str | Path, frame: np.ndarray) -> None:
         raise VideoError(f'cannot write {path}: does its folder exist?')
 
 
-def read_label_image(path: str | Path) -> np.ndarray:
-    """
-    Read a label PNG: indexed (DAVIS, VOC), 8-bit or 16-bit grey.
-
-    A grey picture with no other values than 0 and 255 is a plain mask: 255 becomes label 1. In
-    any other picture 255 is DAVIS's "void" and becomes background.
-
-    :returns: ``(H, W)`` uint8 or uint16, 0 = background
-    :raises VideoError: not there, or colours instead of labels
-    """
-    from PIL import Image  # keeps the palette's indices, which OpenCV resolves to colours
-
-    try:
-        with Image.open(path) as image:
-            if image.mode not in ('P', 'L', '1', 'I', 'I;16', 'I;16B'):
-                raise VideoError(
-                    f'{path} is a colour picture ({image.mode}): a label mask is '
-                    'an indexed or one-channel PNG, 0 for background'
-                )
-            labels = np.array(image.convert('L') if image.mode == '1' else image)
-    except OSError as error:
-        raise VideoError(f'cannot read the mask {path}: {error}') from error
-    if labels.dtype != np.uint8:
-        return labels.astype(np.uint16)
-    values = np.unique(labels)
-    if set(values.tolist()) <= {0, 255}:
-        return (labels == 255).astype(np.uint8)
-    return np.where(labels == 255, 0, labels).astype(np.uint8)
-
-
 class VideoReader:
     """
     Frames of a video file, a folder of images or one DAVIS sequence, in order.
-
-    :param source: a video file, or a folder of images
-    :param start: frames to leave out at the beginning
-    :param count: frames to give at most; 0 = all
-    :raises VideoError: nothing readable at ``source``
 
     Every ``for`` loop starts again at the first frame::
 
         for frame in VideoReader('cup.mp4'):
             tracker.step(frame)
+
+    Parameters
+    ----------
+    source : str or Path
+        A video file, or a folder of images.
+    start : int
+        Frames to leave out at the beginning.
+    count : int
+        Frames to give at most; 0 = all.
+
+    Raises
+    ------
+    VideoError
+        Nothing readable at ``source``.
+
     """
 
     def __init__(self, source: str | Path, start: int = 0, count: int = 0) -> None:
@@ -184,38 +175,30 @@ class VideoWriter:
     """
     Write an MP4 that browsers and players show: H.264, yuv420p, index at the front.
 
-    :param path: file to write; its folder is created
-    :param rate: frames per second
-    :raises VideoError: on :meth:`write`, when the frame size changes or nothing can encode
+    Odd sizes lose their last row or column, as 4:2:0 needs even ones.
 
-    Encodes with PyAV (libx264) where it is installed; else with OpenCV's ``mp4v``, which plays
-    in desktop players but not in browsers (``codec`` tells which it was). Odd sizes lose their
-    last row or column, as 4:2:0 needs even ones.
+    Parameters
+    ----------
+    path : str or Path
+        File to write; its folder is created.
+    rate : float
+        Frames per second.
+
     """
+
+    codec = 'h264'
 
     def __init__(self, path: str | Path, rate: float = DEFAULT_RATE) -> None:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.codec = ''
         self._rate = rate
         self._shape: tuple[int, ...] | None = None
         self._container: Any = None
         self._stream: Any = None
-        self._fallback: cv2.VideoWriter | None = None
 
     def _open(self, height: int, width: int) -> None:
-        try:
-            import av
-        except ImportError:
-            self._fallback = cv2.VideoWriter(
-                str(self.path), cv2.VideoWriter.fourcc(*'mp4v'), self._rate, (width, height)
-            )
-            if not self._fallback.isOpened():
-                raise VideoError(
-                    f'cannot write {self.path}: install PyAV (pip install av)'
-                ) from None
-            self.codec = 'mp4v'
-            return
+        import av
+
         av.logging.set_level(av.logging.ERROR)
         self._container = av.open(str(self.path), 'w', options={'movflags': 'faststart'})
         self._stream = self._container.add_stream(
@@ -226,10 +209,17 @@ class VideoWriter:
         self._stream.width, self._stream.height = width, height
         self._stream.pix_fmt = 'yuv420p'
         self._stream.thread_count = 1
-        self.codec = 'h264'
 
     def write(self, frame: np.ndarray) -> None:
-        """Append one ``(H, W, 3)`` uint8 RGB frame; all frames have the first one's size."""
+        """
+        Append one (H, W, 3) uint8 RGB frame; all frames have the first one's size.
+
+        Raises
+        ------
+        VideoError
+            The frame size changed.
+
+        """
         if self._shape is None:
             self._open(frame.shape[0] // 2 * 2, frame.shape[1] // 2 * 2)
             self._shape = frame.shape
@@ -238,19 +228,13 @@ class VideoWriter:
                 f'the frame size changed from {self._shape} to {frame.shape} while '
                 f'writing {self.path}'
             )
-        even = np.ascontiguousarray(frame[: frame.shape[0] // 2 * 2, : frame.shape[1] // 2 * 2])
-        if self._fallback is not None:
-            self._fallback.write(cv2.cvtColor(even, cv2.COLOR_RGB2BGR))
-            return
         import av
 
+        even = np.ascontiguousarray(frame[: frame.shape[0] // 2 * 2, : frame.shape[1] // 2 * 2])
         self._container.mux(self._stream.encode(av.VideoFrame.from_ndarray(even, format='rgb24')))
 
     def close(self) -> None:
         """Finish the file. Closing twice does nothing; no frame written leaves no file."""
-        if self._fallback is not None:
-            self._fallback.release()
-            self._fallback = None
         if self._container is not None:
             self._container.mux(self._stream.encode(None))
             self._container.close()

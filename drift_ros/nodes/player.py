@@ -17,14 +17,12 @@ from typing import Any
 import numpy as np
 from rclpy.duration import Duration
 from rclpy.node import Node
-from rclpy.qos import QoSProfile
-from rclpy.time import Time
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 from std_srvs.srv import Trigger
 
 from drift_ros.media.video import VideoError, VideoReader
-from drift_ros.ros import conversions, parameters, runtime
+from drift_ros.ros import conversions, parameters, qos, runtime, stamp
 from drift_ros.ros.parameters import PlayerConfig
 
 
@@ -35,9 +33,13 @@ class PlayerNode(Node):
         """
         Open the source and start to play.
 
-        :raises ValueError: no source, or one that cannot be read
+        Raises
+        ------
+        ValueError
+            No source, or one that cannot be read.
+
         """
-        super().__init__('player', **kwargs)
+        super().__init__('player', automatically_declare_parameters_from_overrides=True, **kwargs)
         parameters.declare(self, PlayerConfig)
         self._config = parameters.read(self, PlayerConfig)
         if not self._config.source:
@@ -52,10 +54,10 @@ class PlayerNode(Node):
         compressed = self._config.image_transport == 'compressed'
         topic = self.resolve_topic_name('image') + ('/compressed' if compressed else '')
         self._publisher = self.create_publisher(
-            CompressedImage if compressed else Image, topic, QoSProfile(depth=10)
+            CompressedImage if compressed else Image, topic, qos.PLAYED_IMAGES
         )
         if self._config.lockstep:
-            self.create_subscription(Image, 'answer', self._answer, QoSProfile(depth=10))
+            self.create_subscription(Image, 'answer', self._answer, qos.PLAYED_IMAGES)
         self.create_service(Trigger, '~/resume', self._resume)
         self._thread = threading.Thread(target=self._play, name='player', daemon=True)
         self._thread.start()
@@ -73,9 +75,7 @@ class PlayerNode(Node):
 
     def _answer(self, message: Image) -> None:
         with self._condition:
-            self._answered = max(
-                self._answered, message.header.stamp.sec * 10**9 + message.header.stamp.nanosec
-            )
+            self._answered = max(self._answered, stamp.nanoseconds(message.header.stamp))
             self._condition.notify_all()
 
     def _resume(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
@@ -122,7 +122,7 @@ class PlayerNode(Node):
             delay = clock + index / rate - time.monotonic()
             if self._stopping.wait(delay) if delay > 0 else self._stopping.is_set():
                 break
-            stamp = (
+            when = (
                 self.get_clock().now().nanoseconds
                 if config.stamps == 'now'
                 else start + round(index * 1e9 / rate)
@@ -130,7 +130,7 @@ class PlayerNode(Node):
             if index in config.hold_at:
                 with self._condition:
                     self._holding = True
-            header = Header(stamp=Time(nanoseconds=stamp).to_msg(), frame_id=config.frame_id)
+            header = Header(stamp=stamp.message(when), frame_id=config.frame_id)
             self._publisher.publish(
                 conversions.rgb_to_compressed(frame, header)
                 if config.image_transport == 'compressed'
@@ -138,7 +138,7 @@ class PlayerNode(Node):
             )
             published += 1
             if config.lockstep and not self._wait(
-                lambda stamp=stamp: self._answered >= stamp, config.lockstep_timeout
+                lambda when=when: self._answered >= when, config.lockstep_timeout
             ):
                 if self._stopping.is_set():
                     break

@@ -16,7 +16,7 @@ import time
 from typing import Any
 
 from rclpy.node import Node
-from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.qos import DurabilityPolicy
 from rosbags.interfaces import (
     Qos,
     QosDurability,
@@ -28,8 +28,8 @@ from rosbags.interfaces import (
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import get_typestore, Stores
 
-from drift_ros.ros import parameters, runtime
-from drift_ros.ros.definitions import register_type
+from drift_ros.ros import parameters, qos, runtime
+from drift_ros.ros.messages import register_type
 from drift_ros.ros.parameters import RecorderConfig
 
 
@@ -40,14 +40,23 @@ def message_class(name: str) -> type:
 
 
 class BagRecorder:
-    """
-    A bag that is being written; from any thread.
-
-    :param path: folder of the new bag
-    :raises ValueError: it exists already
-    """
+    """A bag that is being written; from any thread."""
 
     def __init__(self, path: str | Path) -> None:
+        """
+        Create the bag.
+
+        Parameters
+        ----------
+        path : str or Path
+            Folder of the new bag.
+
+        Raises
+        ------
+        ValueError
+            It exists already.
+
+        """
         path = Path(path)
         if path.exists():
             raise ValueError(f'{path} exists already: choose another output or remove it')
@@ -100,9 +109,15 @@ class RecorderNode(Node):
         """
         Create the bag and look for the topics.
 
-        :raises ValueError: no output or no topics given, or the output exists
+        Raises
+        ------
+        ValueError
+            No output or no topics given, or the output exists.
+
         """
-        super().__init__('recorder', **kwargs)
+        super().__init__(
+            'recorder', automatically_declare_parameters_from_overrides=True, **kwargs
+        )
         parameters.declare(self, RecorderConfig)
         config = parameters.read(self, RecorderConfig)
         if not config.output or not config.topics:
@@ -120,29 +135,19 @@ class RecorderNode(Node):
 
     def _record(self, topic: str, publishers: Sequence[Any]) -> None:
         kind = publishers[0].topic_type
-        profiles = [item.qos_profile for item in publishers]
-        latched = all(item.durability == DurabilityPolicy.TRANSIENT_LOCAL for item in profiles)
-        reliable = all(item.reliability == ReliabilityPolicy.RELIABLE for item in profiles)
+        profile = qos.recording(item.qos_profile for item in publishers)
+        latched = profile.durability == DurabilityPolicy.TRANSIENT_LOCAL
         try:
             self._bag.add_topic(topic, kind, latched)
             message = message_class(kind)
         except (LookupError, ImportError) as error:
             self.get_logger().error(f'cannot record {topic}: {error}')
             return
-        # the deepest history the publisher may need is its own business; ours is generous, as
-        # writing is quick and a recording must not lose anything
-        qos = QoSProfile(
-            depth=100,
-            reliability=ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT,
-            durability=(
-                DurabilityPolicy.TRANSIENT_LOCAL if latched else DurabilityPolicy.VOLATILE
-            ),
-        )
         self.create_subscription(
             message,
             topic,
             lambda data: self._bag.write(topic, self.get_clock().now().nanoseconds, data),
-            qos,
+            profile,
             raw=True,
         )
         self.get_logger().info(f'recording {topic} [{kind}]')

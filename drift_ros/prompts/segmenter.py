@@ -11,11 +11,12 @@ import torch
 
 from drift_ros.engine.config import TrackerConfig
 from drift_ros.engine.errors import PromptError
-from drift_ros.engine.table import check_frame
-from drift_ros.prompts.grabcut import foreground, grab_cut, reduced_part
-from drift_ros.refinement.colour import ColourSolver, crop, paste
+from drift_ros.engine.seeds import check_frame
+from drift_ros.prompts.grabcut import foreground, grab_cut
+from drift_ros.refinement.colour import ColourSolver, Surroundings
 from drift_ros.refinement.mask_prompts import stack_points
-from drift_ros.refinement.sam import sam_predictor, SamPredictor, stability
+from drift_ros.refinement.sam import SamCoder, shared_sam, stability
+from drift_ros.refinement.window import Window
 
 
 @dataclass(frozen=True)
@@ -31,12 +32,15 @@ class Prompt:
         Pixels; positive ones are on the object, the others are not. Without a box at least one
         is positive.
     name : str
+    object_id : int
+        Of a live object that is corrected. 0: a new object.
 
     """
 
     box: tuple[float, float, float, float] | None = None
     points: tuple[tuple[float, float, bool], ...] = ()
     name: str = ''
+    object_id: int = 0
 
 
 @dataclass(frozen=True)
@@ -103,9 +107,9 @@ def make_segmenter(config: TrackerConfig, device: str | torch.device = 'auto') -
         ``sam_checkpoint`` cannot be used; the message says what to do.
 
     """
-    if config.segmenter == 'grabcut':
+    if config.refinement.prompts == 'grabcut':
         return Segmenter(GrabCutSegmenter())
-    return Segmenter(SamSegmenter(sam_predictor(config.sam_checkpoint, device)))
+    return Segmenter(SamSegmenter(shared_sam(config.refinement.sam_checkpoint, device)))
 
 
 def label_image(found: Sequence[Segmentation]) -> np.ndarray:
@@ -186,13 +190,13 @@ def _fault(prompt: Prompt, width: int, height: int) -> str:
 class SamSegmenter:
     """Segment Anything; the frame is encoded once for all prompts."""
 
-    def __init__(self, predictor: SamPredictor) -> None:
+    def __init__(self, coder: SamCoder) -> None:
         """Use a model as :func:`drift_ros.refinement.sam_weights.load_sam` gives it."""
-        self._predictor = predictor
+        self._coder = coder
 
     def segment(self, frame: np.ndarray, prompts: Sequence[Prompt]) -> list[Segmentation]:
         """Make a mask of each prompt."""
-        view = self._predictor.look(frame, _window(frame.shape[:2], prompts))
+        encoded = self._coder.encode(frame, _window(frame.shape[:2], prompts))
         found: dict[int, Segmentation] = {}
         for boxed in (True, False):
             # the model takes prompts with and without a box in separate batches
@@ -202,7 +206,9 @@ class SamSegmenter:
             points, labels = stack_points(
                 [
                     (
-                        view.to_model(np.array([p[:2] for p in prompts[i].points]).reshape(-1, 2)),
+                        encoded.window.to_part(
+                            np.array([p[:2] for p in prompts[i].points]).reshape(-1, 2)
+                        ),
                         np.array([p[2] for p in prompts[i].points], np.float32),
                     )
                     for i in chosen
@@ -212,18 +218,18 @@ class SamSegmenter:
             if boxed:
                 corners = np.array([prompts[i].box for i in chosen], np.float64).reshape(-1, 2, 2)
                 corners[:, 1] -= 1.0  # maxima are exclusive
-                boxes = view.to_model(corners).reshape(-1, 4)
-            logits, quality = self._predictor.decode(view, points, labels, boxes, None)
+                boxes = encoded.window.to_part(corners).reshape(-1, 4)
+            logits, quality = self._coder.decode(encoded, points, labels, boxes, None)
             # what it says again, given its own answer, is better
             first = logits[torch.arange(len(chosen)), _rank(logits, quality).argmax(1)]
-            again, sure = self._predictor.decode(
-                view, points, labels, boxes, first.sigmoid().numpy()
+            again, sure = self._coder.decode(
+                encoded, points, labels, boxes, first.sigmoid().numpy()
             )
             logits, quality = torch.cat([logits, again], 1), torch.cat([quality, sure], 1)
             scores = _rank(logits, quality)
             for row, index in enumerate(chosen):
                 best = int(scores[row].argmax())
-                mask = self._predictor.render(view, logits[row, best].numpy(), frame.shape) > 0.5
+                mask = self._coder.render(encoded, logits[row, best].numpy()) > 0.5
                 found[index] = Segmentation(
                     _inside(mask, prompts[index]), float(scores[row, best])
                 )
@@ -256,24 +262,19 @@ class GrabCutSegmenter:
         return [self._cut(frame, prompt) for prompt in prompts]
 
     def _cut(self, frame: np.ndarray, prompt: Prompt) -> Segmentation:
-        height, width = frame.shape[:2]
-        x0, y0, x1, y1 = window = _window((height, width), [prompt])
-        part, scale = reduced_part(frame, window, self._side)
+        window = _window(frame.shape, [prompt]).reduced_to_side(self._side)
+        part = window.crop(frame)
         longest = max(part.shape[:2])
         mask = np.full(part.shape[:2], cv2.GC_BGD, np.uint8)
         reach = 0.15 * longest
         if prompt.box is not None:
-            bx0, by0, bx1, by1 = (
-                (value - origin) * scale for value, origin in zip(prompt.box, (x0, y0) * 2)
-            )
-            rows = slice(max(int(by0), 0), max(int(np.ceil(by1)), 1))
-            columns = slice(max(int(bx0), 0), max(int(np.ceil(bx1)), 1))
-            mask[rows, columns] = cv2.GC_PR_FGD
-            reach = 0.08 * max(bx1 - bx0, by1 - by0)
+            box = window.corners_to_part(prompt.box)
+            mask[Window.clipped(box, mask.shape).slices] = cv2.GC_PR_FGD
+            reach = 0.08 * max(box[2] - box[0], box[3] - box[1])
         else:
             mask[:] = cv2.GC_PR_BGD
         marks = [
-            (int((x - x0) * scale), int((y - y0) * scale), positive)
+            (*(int(value) for value in window.corners_to_part((x, y))), positive)
             for x, y, positive in prompt.points
         ]
         dot = max(round(0.012 * longest), 1)
@@ -284,16 +285,16 @@ class GrabCutSegmenter:
         for x, y, positive in marks:
             cv2.circle(mask, (x, y), dot, cv2.GC_FGD if positive else cv2.GC_BGD, -1)
         grab_cut(part, mask, self._iterations)  # where it can not, the marks are taken
-        full = paste(foreground(mask).astype(np.float32), window, (height, width))
+        full = window.paste(foreground(mask).astype(np.float32))
         if prompt.box is not None and not prompt.points:
-            full = _second_opinion(frame, window, prompt.box, full)
-        cut = crop(full, window, part.shape[1::-1]) > 0.5
+            full = complete_cut(frame, window, prompt.box, full)
+        cut = window.crop(full) > 0.5
         return Segmentation(_inside(full > 0.5, prompt), _edge_share(part, cut.astype(np.uint8)))
 
 
-def _second_opinion(
+def complete_cut(
     frame: np.ndarray,
-    window: tuple[int, int, int, int],
+    window: Window,
     box: tuple[float, float, float, float],
     cut: np.ndarray,
 ) -> np.ndarray:
@@ -304,17 +305,21 @@ def _second_opinion(
     caught by a large thing in the background.
     """
     solver = ColourSolver(weight=1.0, rounds=3)
-    grid, bins = solver.look(frame, window)
-    (x0, y0, x1, y1), (width, height) = window, grid.size
-    x = x0 + (np.arange(width, dtype=np.float32) + 0.5) * (x1 - x0) / width
-    y = y0 + (np.arange(height, dtype=np.float32) + 0.5) * (y1 - y0) / height
+    seen = Surroundings.of(frame, [window])
+    window, (width, height) = seen.window, seen.window.size
+    x = window.left + (np.arange(width, dtype=np.float32) + 0.5) * (
+        (window.right - window.left) / width
+    )
+    y = window.top + (np.arange(height, dtype=np.float32) + 0.5) * (
+        (window.bottom - window.top) / height
+    )
     # from -1 to 1 across the box
     across = ((2 * x - box[0] - box[2]) / (box[2] - box[0]))[None]
     down = ((2 * y - box[1] - box[3]) / (box[3] - box[1]))[:, None]
     prior = 0.5 * np.clip(0.85 - 0.45 * (across**2 + down**2), 0.05, 0.95)
-    prior += 0.5 * crop(cut, window, grid.size)
+    prior += 0.5 * window.crop(cut)
     prior[(np.abs(across) > 1) | (np.abs(down) > 1)] = 0.0
-    return paste(solver.solve(grid, bins, prior.astype(np.float32)), window, cut.shape)
+    return window.paste(solver.solve(seen, [prior.astype(np.float32)], [None])[0])
 
 
 def _edge_share(image: np.ndarray, mask: np.ndarray) -> float:
@@ -324,20 +329,17 @@ def _edge_share(image: np.ndarray, mask: np.ndarray) -> float:
     return float(edges[outline].mean()) if outline.any() else 0.0
 
 
-def _window(size: tuple[int, ...], prompts: Sequence[Prompt]) -> tuple[int, int, int, int]:
+def _window(size: tuple[int, ...], prompts: Sequence[Prompt]) -> Window:
     """Part of a frame to look at: around the boxes; all of it where one prompt has none."""
-    height, width = size[:2]
     boxes = np.array([prompt.box for prompt in prompts if prompt.box is not None])
     if len(boxes) < len(prompts):
-        return 0, 0, width, height
+        return Window.whole(size)
     low, high = boxes[:, :2].min(0), boxes[:, 2:].max(0)
     points = [point[:2] for prompt in prompts for point in prompt.points]
     if points:
         low, high = np.minimum(low, np.min(points, 0)), np.maximum(high, np.max(points, 0) + 1)
     pad = 0.3 * float((high - low).max()) + 2
-    x0, y0 = np.clip(np.floor(low - pad), 0, [width - 2, height - 2]).astype(int)
-    x1, y1 = np.clip(np.ceil(high + pad), [x0 + 2, y0 + 2], [width, height]).astype(int)
-    return int(x0), int(y0), int(x1), int(y1)
+    return Window.clipped((*(low - pad), *(high + pad)), size)
 
 
 def _inside(mask: np.ndarray, prompt: Prompt) -> np.ndarray:
@@ -346,11 +348,10 @@ def _inside(mask: np.ndarray, prompt: Prompt) -> np.ndarray:
     if prompt.box is not None:
         x0, y0, x1, y1 = prompt.box
         pad_x, pad_y = 0.1 * (x1 - x0), 0.1 * (y1 - y0)
-        inside = np.zeros_like(mask)
-        rows = slice(max(int(y0 - pad_y), 0), max(int(np.ceil(y1 + pad_y)), 0))
-        columns = slice(max(int(x0 - pad_x), 0), max(int(np.ceil(x1 + pad_x)), 0))
-        inside[rows, columns] = True
-        kept &= inside
+        box = (x0 - pad_x, y0 - pad_y, x1 + pad_x, y1 + pad_y)
+        inside = Window.clipped(box, mask.shape).slices
+        kept = np.zeros_like(mask)
+        kept[inside] = mask[inside]
     positive = [(int(x), int(y)) for x, y, on in prompt.points if on]
     if prompt.box is None and positive:
         _, parts = cv2.connectedComponents(kept.astype(np.uint8))

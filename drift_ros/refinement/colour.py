@@ -1,30 +1,96 @@
 # SPDX-License-Identifier: Apache-2.0
 """Refinement by what the objects look like: colour models on top of the bilateral solver."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
-from scipy import ndimage
 
-from drift_ros.prompts.grabcut import object_window
-from drift_ros.refinement.bilateral import BilateralGrid, Smoothed
+from drift_ros.refinement.bilateral import BilateralGrid, Cells
+from drift_ros.refinement.histogram import (
+    colour_bins,
+    COLOURS,
+    count_colours,
+    count_sure,
+    shares_of,
+)
+from drift_ros.refinement.refiner import Interpolated, SeedLook
+from drift_ros.refinement.tidy import without_pinholes, without_strays
+from drift_ros.refinement.window import place, Window
 
-# Bins of luma and of the two chroma channels; chroma beyond 64..192 goes to the outer bins.
-_BINS = (16, 24, 24)
-_COLOURS = int(np.prod(_BINS))
+# The surroundings of all objects are reduced to so many pixels together.
+_PIXELS = 40_000
+# With what lies between them they are at most so many times as many pixels.
+_BETWEEN = 4
 # Pixels from which a histogram says something.
 _LEAST = 16.0
 
 
-@dataclass(frozen=True)
-class _Seen:
-    """An object as its seed showed it: colours in and around it, and whether in one piece."""
+@dataclass(frozen=True, eq=False)
+class Surroundings:
+    """
+    The surroundings of objects in one frame, reduced, as the solver needs them.
 
-    inside: np.ndarray
-    around: np.ndarray
-    whole: bool
+    Attributes
+    ----------
+    window : Window
+        Around all of them.
+    grid : BilateralGrid
+        Of the window; only where the surroundings of an object are.
+    bins : np.ndarray
+        (h, w) uint16, number of each pixel's colour.
+    parts : tuple of Cells
+        The surroundings of each object.
+
+    """
+
+    window: Window
+    grid: BilateralGrid
+    bins: np.ndarray
+    parts: tuple[Cells, ...]
+
+    @classmethod
+    def of(
+        cls, frame: np.ndarray, windows: Sequence[Window], pixels: int = _PIXELS
+    ) -> 'Surroundings':
+        """
+        Look at windows of a frame.
+
+        Parameters
+        ----------
+        frame : np.ndarray
+            (H, W, 3) uint8 RGB.
+        windows : sequence of Window
+            Around each object; their scales do not matter.
+        pixels : int
+            They are reduced to so many pixels together, what lies between them not counted.
+
+        """
+        covered = np.zeros(frame.shape[:2], np.uint8)
+        for window in windows:
+            covered[window.slices] = 1
+        everything = Window.around_all(windows)
+        scale = min((pixels / cv2.countNonZero(covered)) ** 0.5, 1.0)
+        # what lies between costs a little, after all
+        most = everything.reduced_to_pixels(_BETWEEN * pixels).scale
+        everything = replace(everything, scale=min(scale, most))
+        part = everything.crop(frame)
+        limit = part.shape[1::-1] * 2
+        parts = tuple(
+            BilateralGrid.cells_of(
+                [
+                    min(place, most)
+                    for place, most in zip(everything.corners_to_part(window.box), limit)
+                ]
+            )
+            for window in windows
+        )
+        whole = BilateralGrid.cells_of((0, 0, *limit[:2]))
+        active = np.zeros((whole.bottom, whole.right), bool)
+        for cells in parts:
+            active[cells.slices] = True
+        return cls(everything, BilateralGrid(part, active), colour_bins(part), parts)
 
 
 class ColourSolver:
@@ -42,11 +108,12 @@ class ColourSolver:
     def __init__(
         self,
         *,
-        pixels: int = 40_000,
+        pixels: int = _PIXELS,
         weight: float = 0.5,
         limit: float = 4.0,
         seed_share: float = 0.5,
         rounds: int = 2,
+        iterations: int = 20,
     ) -> None:
         """
         Set the solver.
@@ -64,217 +131,177 @@ class ColourSolver:
             Share of the seed frame's histograms in [0, 1].
         rounds : int
             After the first one the histograms are those of the mask found so far.
+        iterations : int
+            Of the solver in each round, at most.
 
         """
         self._pixels = pixels
         self._weight, self._limit = weight, limit
         self._seed_share = seed_share
         self._rounds = rounds
-        self._seen: dict[int, _Seen] = {}
+        self._iterations = iterations
 
-    def remember(self, frame: np.ndarray, masks: Mapping[int, np.ndarray]) -> None:
+    def remember(self, frame: np.ndarray, masks: Mapping[int, np.ndarray]) -> dict[int, SeedLook]:
         """Look at new objects in their seed frame; see :class:`drift_ros.refinement.Refiner`."""
+        looks = {}
         for object_id, mask in masks.items():
-            window = object_window(mask, mask.shape)
+            window = Window.around(mask, frame.shape)
             if window is None:
                 continue
-            small = self._reduce(frame, window)
-            inside = crop(mask.astype(np.float32), window, small.shape[1::-1])
-            bins = _colour_bins(small)
+            window = window.reduced_to_pixels(self._pixels)
+            bins, inside = colour_bins(window.crop(frame)), window.crop(mask.astype(np.float32))
             stats = cv2.connectedComponentsWithStats(mask.astype(np.uint8))[2]
             areas = np.sort(stats[1:, cv2.CC_STAT_AREA])
-            self._seen[object_id] = _Seen(
-                _histogram(bins, inside),
-                _histogram(bins, 1.0 - inside),
+            counts = count_colours(bins, inside)
+            looks[object_id] = SeedLook(
+                shares_of(counts[0]),
+                shares_of(counts[1]),
                 whole=len(areas) == 1 or bool(areas[-2] < 0.01 * areas[-1]),
             )
+        return looks
 
-    def forget(self, object_ids: Iterable[int]) -> None:
-        """Forget what the seeds of these objects showed; unknown ids are passed over."""
-        for object_id in list(object_ids):
-            self._seen.pop(object_id, None)
-
-    def refine(self, frame: np.ndarray, coarse: Mapping[int, np.ndarray]) -> Smoothed:
-        """Build the grid of the objects' surroundings once for all of them."""
-        size = frame.shape[:2]
-        window = object_window(np.maximum.reduce(list(coarse.values())) > 0.2, size)
-        if window is None:
-            return Smoothed(size, coarse)
-        return _Coloured(size, coarse, window, self.look(frame, window), self)
-
-    def look(
-        self, frame: np.ndarray, window: tuple[int, int, int, int]
-    ) -> tuple[BilateralGrid, np.ndarray]:
-        """Give the grid of a window of a frame, reduced, and its colours' numbers (h, w)."""
-        small = self._reduce(frame, window)
-        return BilateralGrid(small), _colour_bins(small)
+    def refine(
+        self,
+        frame: np.ndarray,
+        coarse: Mapping[int, np.ndarray],
+        looks: Mapping[int, SeedLook],
+        number: int,
+    ) -> Interpolated:
+        """Solve for all objects in one go, each in its own surroundings."""
+        around = {key: Window.around(map_ > 0.2, frame.shape) for key, map_ in coarse.items()}
+        windows = {key: window for key, window in around.items() if window is not None}
+        if not windows:
+            return Interpolated(frame.shape, coarse)
+        seen = Surroundings.of(frame, list(windows.values()), self._pixels)
+        priors = [
+            seen.window.read(coarse[key], seen.grid.pixels(cells))
+            for key, cells in zip(windows, seen.parts)
+        ]
+        solved = self.solve(seen, priors, [looks.get(key) for key in windows])
+        for index, key in enumerate(windows):
+            if key in looks and looks[key].whole:
+                solved[index] = without_strays(solved[index])
+            solved[index] = without_pinholes(solved[index])
+        return Coloured(coarse, seen, dict(zip(windows, zip(seen.parts, solved))))
 
     def solve(
-        self, grid: BilateralGrid, bins: np.ndarray, prior: np.ndarray, object_id: int = 0
-    ) -> np.ndarray:
+        self,
+        seen: Surroundings,
+        priors: Sequence[np.ndarray],
+        looks: Sequence[SeedLook | None],
+    ) -> list[np.ndarray]:
         """
-        Find an object's mask in what :meth:`look` gave.
+        Find objects' masks; the objects and the background compete for each pixel.
 
         Parameters
         ----------
-        grid : BilateralGrid
-        bins : np.ndarray
-        prior : np.ndarray
-            (h, w) float32 in [0, 1], probability of the object from elsewhere.
-        object_id : int
-            Whose seed to take into account. 0: none.
+        seen : Surroundings
+        priors : sequence of np.ndarray
+            For each of its parts (h, w) float32 in [0, 1], probability of the object from
+            elsewhere.
+        looks : sequence of SeedLook or None
+            The seeds to take into account.
 
         Returns
         -------
-        np.ndarray
-            (h, w) float32 in [0, 1].
+        list of np.ndarray
+            Like the priors.
 
         """
-        clear = np.clip(prior, 0.02, 0.98)
-        odds = np.log(clear / (1.0 - clear))
-        solved = prior
-        for _ in range(self._rounds):
-            evidence = self.evidence(object_id, solved, bins)
-            solved = grid.smooth(1.0 / (1.0 + np.exp(-odds - evidence)))
+        grid = seen.grid
+        pixels = [grid.pixels(cells) for cells in seen.parts]
+        background = np.ones(seen.bins.shape, np.float32)
+        for area, prior in zip(pixels, priors):
+            background[area] -= prior
+        np.clip(background, 0.02, 0.98, out=background)
+        odds = [np.clip(prior, 0.02, 0.98) for prior in priors]
+        bins = [np.ascontiguousarray(seen.bins[area]) for area in pixels]
+        solved, vertices = list(priors), []
+        for turn in range(self._rounds):
+            total = background.copy()
+            shares = []
+            for index, area in enumerate(pixels):
+                evidence = self.evidence(solved[index], bins[index], looks[index])
+                shares.append(odds[index] * evidence[bins[index]])
+                total[area] += shares[index]
+            best, second = background / total, np.zeros_like(total)
+            for area, share in zip(pixels, shares):
+                share /= total[area]
+                # the two largest of all so far
+                second[area] = np.maximum(second[area], np.minimum(best[area], share))
+                best[area] = np.maximum(best[area], share)
+            certainty = best - second
+            certainty *= certainty * certainty
+            weight = grid.splat(certainty, grid.all)
+            for index, (area, cells) in enumerate(zip(pixels, seen.parts)):
+                if not turn:
+                    vertices.append(grid.splat(shares[index], cells) / grid.mass)
+                value = grid.splat(certainty[area] * shares[index], cells)
+                grid.relax(weight, value, vertices[index], cells, self._iterations)
+                solved[index] = grid.slice(vertices[index], cells)
         return solved
 
-    def _reduce(self, frame: np.ndarray, window: tuple[int, int, int, int]) -> np.ndarray:
-        x0, y0, x1, y1 = window
-        scale = min((self._pixels / ((x1 - x0) * (y1 - y0))) ** 0.5, 1.0)
-        size = (max(round(scale * (x1 - x0)), 8), max(round(scale * (y1 - y0)), 8))
-        return cv2.resize(frame[y0:y1, x0:x1], size, interpolation=cv2.INTER_AREA)
-
-    def evidence(self, object_id: int, probability: np.ndarray, bins: np.ndarray) -> np.ndarray:
+    def evidence(
+        self, probability: np.ndarray, bins: np.ndarray, look: SeedLook | None
+    ) -> np.ndarray:
         """
-        Say how much each pixel's colour speaks for an object.
+        Say how much each colour speaks for an object.
 
         Parameters
         ----------
-        object_id : int
         probability : np.ndarray
             (h, w) float32 in [0, 1], the mask as far as it is known.
         bins : np.ndarray
-            (h, w) int, as :func:`_colour_bins` gives them.
+            (h, w) uint16, as :func:`colour_bins` gives them.
+        look : SeedLook or None
 
         Returns
         -------
         np.ndarray
-            (h, w) float32, to be added to log-odds.
+            (colours,) float32, by which odds are to be multiplied.
 
         """
-        # from 0 at one half to 1 where the tracker is sure
-        sure = np.clip((probability - 0.5) / 0.3, 0.0, 1.0)
-        sure_not = np.clip((0.5 - probability) / 0.4, 0.0, 1.0)
-        if min(float(sure.sum()), float(sure_not.sum())) < _LEAST:
-            return np.zeros_like(probability)
-        inside, around = _histogram(bins, sure), _histogram(bins, sure_not)
-        seen = self._seen.get(object_id)
-        if seen is not None:
-            inside += self._seed_share * (seen.inside - inside)
-            around += self._seed_share * (seen.around - around)
+        counts = count_sure(bins, probability)
+        if counts.sum(axis=1).min() < _LEAST:
+            return np.ones(COLOURS, np.float32)
+        inside, around = shares_of(counts[0]), shares_of(counts[1])
+        if look is not None:
+            inside += self._seed_share * (look.inside - inside)
+            around += self._seed_share * (look.around - around)
         apart = 0.5 * float(np.abs(inside - around).sum())
         # a colour as rare as a third of an even share says nothing
-        rare = 0.3 / _COLOURS
+        rare = 0.3 / COLOURS
         ratio = apart * np.log((inside + rare) / (around + rare))
-        return self._weight * np.clip(ratio, -self._limit, self._limit)[bins]
-
-    def whole(self, object_id: int) -> bool:
-        """Whether an object's seed was in one piece."""
-        return object_id in self._seen and self._seen[object_id].whole
+        return np.exp(self._weight * np.clip(ratio, -self._limit, self._limit))
 
 
-class _Coloured(Smoothed):
+class Coloured(Interpolated):
     """The surroundings of the objects, solved; nothing lies outside."""
 
     def __init__(
         self,
-        size: tuple[int, ...],
         coarse: Mapping[int, np.ndarray],
-        window: tuple[int, int, int, int],
-        seen: tuple[BilateralGrid, np.ndarray],
-        models: ColourSolver,
+        seen: Surroundings,
+        solved: Mapping[int, tuple[Cells, np.ndarray]],
     ) -> None:
-        super().__init__(size, coarse)
-        self._window, self._models = window, models
-        self._grid, self._bins = seen
+        super().__init__(seen.window.frame, coarse)
+        self._seen, self._solved = seen, solved
 
     def probability(self, object_id: int) -> np.ndarray:
-        coarse = crop(self.enlarged(object_id), self._window, self._grid.size)
-        solved = self._models.solve(self._grid, self._bins, coarse, object_id)
-        if self._models.whole(object_id):
-            solved = _without_strays(solved)
-        return paste(_without_pinholes(solved), self._window, self.size)
+        """Render an object: (H, W) float32 in [0, 1]."""
+        if object_id not in self._solved:  # too faint anywhere
+            return super().probability(object_id)
+        area, values = self.piece(object_id)
+        return place(values, area, self.size)
+
+    def piece(self, object_id: int) -> tuple[tuple[slice, slice], np.ndarray]:
+        """Render an object in its surroundings."""
+        if object_id not in self._solved:
+            return super().piece(object_id)
+        cells, solved = self._solved[object_id]
+        return self._seen.window.enlarge_piece(solved, self._seen.grid.pixels(cells))
 
     def smooth(self, probability: np.ndarray) -> np.ndarray:
-        solved = self._grid.smooth(crop(probability, self._window, self._grid.size))
-        return paste(solved, self._window, self.size)
-
-
-def crop(
-    values: np.ndarray, window: tuple[int, int, int, int], size: tuple[int, ...]
-) -> np.ndarray:
-    """Reduce a window of (H, W) float32 values to a (width, height)."""
-    x0, y0, x1, y1 = window
-    return cv2.resize(values[y0:y1, x0:x1], (size[0], size[1]), interpolation=cv2.INTER_AREA)
-
-
-def paste(
-    values: np.ndarray, window: tuple[int, int, int, int], size: tuple[int, ...]
-) -> np.ndarray:
-    """Enlarge (h, w) float32 values to a window of a frame of a size (H, W); 0 outside it."""
-    x0, y0, x1, y1 = window
-    full = np.zeros(size[:2], np.float32)
-    full[y0:y1, x0:x1] = cv2.resize(values, (x1 - x0, y1 - y0), interpolation=cv2.INTER_LINEAR)
-    return full
-
-
-def _colour_bins(image: np.ndarray) -> np.ndarray:
-    """Number the colours of (h, w, 3) uint8 RGB: (h, w) int, below the number of bins."""
-    colours = cv2.cvtColor(image, cv2.COLOR_RGB2YCrCb).astype(np.int32)
-    luma, red, blue = _BINS
-    place = colours[..., 0] * luma // 256
-    for channel, count in ((1, red), (2, blue)):
-        chroma = np.clip((colours[..., channel] - 64) * count // 128, 0, count - 1)
-        place = place * count + chroma
-    return place
-
-
-def _histogram(bins: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """Share of each colour among weighted pixels, somewhat smoothed: flat float32, sum 1."""
-    counts = np.bincount(bins.ravel(), weight.ravel(), _COLOURS).astype(np.float32)
-    smooth = ndimage.gaussian_filter(counts.reshape(_BINS), 0.7, mode='nearest', truncate=2.0)
-    return (smooth / max(float(smooth.sum()), 1e-6)).ravel()
-
-
-def _without_strays(probability: np.ndarray) -> np.ndarray:
-    """
-    Drop pieces of a mask that are small for how far they are from the largest one.
-
-    A piece stays if its share of the largest one's area is at least its distance in terms of
-    that one's size; at least half as large is always enough, and very near always, too.
-    """
-    mask = (probability > 0.5).astype(np.uint8)
-    count, pieces, stats, _ = cv2.connectedComponentsWithStats(mask)
-    if count <= 2:
-        return probability
-    area = stats[:, cv2.CC_STAT_AREA].astype(np.float64)
-    area[0] = 0.0
-    largest = int(area.argmax())
-    size = float(np.sqrt(area[largest]))
-    away = cv2.distanceTransform((pieces != largest).astype(np.uint8), cv2.DIST_L2, 3)
-    gap = np.full(count, np.inf)
-    np.minimum.at(gap, pieces.ravel(), away.ravel())
-    least = np.clip((gap - 1.0 - 0.2 * size) / (gap + size), 0.0, 0.5)
-    stray = area < least * area[largest]
-    stray[[0, largest]] = False
-    return np.where(stray[pieces], np.float32(0.0), probability) if stray.any() else probability
-
-
-def _without_pinholes(probability: np.ndarray, most: float = 0.01) -> np.ndarray:
-    """Fill holes of a mask that are smaller than a share of its area."""
-    outside = (probability <= 0.5).astype(np.uint8)
-    _, holes, stats, _ = cv2.connectedComponentsWithStats(outside, connectivity=4)
-    area = stats[:, cv2.CC_STAT_AREA]
-    small = area < most * area[0]  # number 0 is the mask
-    small[0] = False
-    return np.where(small[holes], np.float32(1.0), probability) if small.any() else probability
+        """Smooth any (H, W) float32 in [0, 1] along the frame's edges."""
+        window = self._seen.window
+        return window.paste(self._seen.grid.smooth(window.crop(probability)))

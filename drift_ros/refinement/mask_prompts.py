@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from drift_ros.refinement.window import Window
+
 
 @dataclass(frozen=True)
 class MaskPrompt:
@@ -73,10 +75,8 @@ def read_prompt(
     rivals = _peaks((others > 0.5).astype(np.uint8), negatives // 2)
     around = np.zeros_like(inside)
     pad_x, pad_y = width // 4 + 2, height // 4 + 2
-    area = (
-        slice(max(y - pad_y, 0), y + height + pad_y),
-        slice(max(x - pad_x, 0), x + width + pad_x),
-    )
+    near = (x - pad_x, y - pad_y, x + width + pad_x, y + height + pad_y)
+    area = Window.clipped(near, own.shape).slices
     around[area] = own[area] < 0.1
     outside = _peaks(around, negatives - len(rivals))
     labels = [1.0] * len(points) + [0.0] * (len(rivals) + len(outside))

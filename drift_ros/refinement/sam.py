@@ -6,16 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from weakref import WeakValueDictionary
 
-import cv2
 import numpy as np
 from segment_anything.modeling import Sam
 import torch
 from torch import Tensor
 
-from drift_ros.prompts.grabcut import object_window
-from drift_ros.refinement.bilateral import OnTop, Smoothed, Smoother
+from drift_ros.refinement.colour import ColourSolver
 from drift_ros.refinement.mask_prompts import read_prompt, stack_points
+from drift_ros.refinement.refiner import Interpolated, Refined, SeedLook
 from drift_ros.refinement.sam_weights import EMBEDDED, load_sam
+from drift_ros.refinement.window import place, Window
 
 # Segment Anything's mask input is the logits of an earlier prediction. Ours come from
 # probabilities, whose logits have no bound.
@@ -29,33 +29,34 @@ def mask_logits(probability: Tensor) -> Tensor:
     return torch.logit(probability, eps=1e-6).clamp(-_LOGIT_LIMIT, _LOGIT_LIMIT)
 
 
-@dataclass(frozen=True)
-class View:
+@dataclass(frozen=True, eq=False)
+class EncodedWindow:
     """
-    A part of a frame as a model sees it: scaled to its input size and padded at right and bottom.
+    A window of a frame as the model has encoded it, padded at right and bottom to a square.
 
     Attributes
     ----------
-    window : tuple of int
-        (x_min, y_min, x_max, y_max) in pixels of the frame, maxima exclusive.
-    scale : float
-        Model pixels for each of the frame's.
+    window : Window
+        At the scale of the model's input.
+    maps : Window
+        The same at the scale of mask inputs and of the masks that come out.
     embedding : Tensor
         (1, C, g, g) of the image encoder.
 
     """
 
-    window: tuple[int, int, int, int]
-    scale: float
+    window: Window
+    maps: Window
     embedding: Tensor
 
-    def to_model(self, places: np.ndarray) -> np.ndarray:
-        """Turn (..., 2) positions in the frame, pixel centres at integers, into the model's."""
-        return ((places + 0.5 - self.window[:2]) * self.scale - 0.5).astype(np.float32)
 
+class SamCoder:
+    """
+    A Segment Anything model that encodes a window once and decodes any number of prompts in it.
 
-class SamPredictor:
-    """Looks at a part of a frame once and decodes any number of prompts in it, batched."""
+    The ``SamPredictor`` of segment_anything takes whole frames and one prompt after the other,
+    and holds the frame it looks at; this holds nothing.
+    """
 
     def __init__(self, model: Sam) -> None:
         """Use a model as :func:`drift_ros.refinement.sam_weights.load_sam` gives it."""
@@ -65,20 +66,18 @@ class SamPredictor:
         """Side of mask inputs and of the masks that come out."""
 
     @torch.inference_mode()
-    def look(self, frame: np.ndarray, window: tuple[int, int, int, int]) -> View:
-        """Encode a window of a frame (H, W, 3) uint8 RGB."""
-        x0, y0, x1, y1 = window
-        scale = self.size / max(x1 - x0, y1 - y0)
-        size = (max(round(scale * (x1 - x0)), 1), max(round(scale * (y1 - y0)), 1))
-        method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-        pixels = cv2.resize(frame[y0:y1, x0:x1], size, interpolation=method)
-        image = torch.from_numpy(pixels).to(self.model.device).permute(2, 0, 1).float()
-        return View(window, scale, self.model.image_encoder(self.model.preprocess(image)[None]))
+    def encode(self, frame: np.ndarray, window: Window) -> EncodedWindow:
+        """Encode a window, of any scale, of a frame (H, W, 3) uint8 RGB."""
+        window = window.scaled_to_side(self.size)
+        pixels = torch.from_numpy(window.crop(frame))
+        image = pixels.to(self.model.device).permute(2, 0, 1).float()
+        embedding = self.model.image_encoder(self.model.preprocess(image)[None])
+        return EncodedWindow(window, window.scaled_to_side(self.side), embedding)
 
     @torch.inference_mode()
     def decode(
         self,
-        view: View,
+        encoded: EncodedWindow,
         points: np.ndarray,
         labels: np.ndarray,
         boxes: np.ndarray | None,
@@ -89,7 +88,7 @@ class SamPredictor:
 
         Parameters
         ----------
-        view : View
+        encoded : EncodedWindow
         points, labels : np.ndarray
             As :func:`stack_points` gives them: (K, M, 2) and (K, M).
         boxes : np.ndarray, optional
@@ -122,7 +121,7 @@ class SamPredictor:
             )
             results.append(
                 decoder.predict_masks(
-                    image_embeddings=view.embedding,
+                    image_embeddings=encoded.embedding,
                     image_pe=position,
                     sparse_prompt_embeddings=sparse,
                     dense_prompt_embeddings=dense,
@@ -133,49 +132,21 @@ class SamPredictor:
             torch.cat([quality for _, quality in results]).float().cpu(),
         )
 
-    def render(self, view: View, logits: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    def render(self, encoded: EncodedWindow, logits: np.ndarray) -> np.ndarray:
         """Turn a mask's logits (side, side) into the frame's probability: (H, W) float32."""
-        x0, y0, x1, y1 = view.window
-        step = self.side / self.size * view.scale  # map pixels for each of the frame's
-        matrix = np.array([[step, 0, 0.5 * step - 0.5], [0, step, 0.5 * step - 0.5]])
-        enlarged = cv2.warpAffine(
-            logits,
-            matrix,
-            (x1 - x0, y1 - y0),
-            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
-            borderMode=cv2.BORDER_REPLICATE,
-        )
-        probability = np.zeros(size[:2], np.float32)
-        probability[y0:y1, x0:x1] = 1.0 / (1.0 + np.exp(-np.clip(enlarged, -30, 30)))
-        return probability
+        maps = encoded.maps
+        probability = 1.0 / (1.0 + np.exp(-np.clip(maps.enlarge_map(logits), -30, 30)))
+        return place(probability, maps.slices, maps.frame)
 
-    def to_map(self, view: View, coarse: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
-        """Sample a (h, w) map of a whole (H, W) frame on the model's mask input: (side, side)."""
-        (x0, y0, x1, y1), (height, width) = view.window, size[:2]
-        step = self.size / self.side / view.scale  # the frame's pixels for each map pixel
-        fx, fy = coarse.shape[1] / width, coarse.shape[0] / height
-        matrix = np.array(
-            [
-                [step * fx, 0, (x0 + 0.5 * step) * fx - 0.5],
-                [0, step * fy, (y0 + 0.5 * step) * fy - 0.5],
-            ]
-        )
-        sampled = cv2.warpAffine(
-            coarse,
-            matrix,
-            (self.side, self.side),
-            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
-            borderMode=cv2.BORDER_REPLICATE,
-        )
-        sampled[int(np.ceil((y1 - y0) / step)) :] = 0
-        sampled[:, int(np.ceil((x1 - x0) / step)) :] = 0
-        return sampled
+    def to_map(self, encoded: EncodedWindow, values: np.ndarray) -> np.ndarray:
+        """Sample a (h, w) map of the whole frame on the model's mask input: (side, side)."""
+        return encoded.maps.sample(values, (self.side, self.side))
 
 
-_predictors: WeakValueDictionary[tuple[str, float, str], SamPredictor] = WeakValueDictionary()
+_coders: WeakValueDictionary[tuple[str, float, str], SamCoder] = WeakValueDictionary()
 
 
-def sam_predictor(checkpoint: str = '', device: str | torch.device = 'auto') -> SamPredictor:
+def shared_sam(checkpoint: str = '', device: str | torch.device = 'auto') -> SamCoder:
     """
     Load a model, or share it with those who use the same file already.
 
@@ -194,10 +165,10 @@ def sam_predictor(checkpoint: str = '', device: str | torch.device = 'auto') -> 
     path = Path(checkpoint).expanduser() if checkpoint else EMBEDDED
     changed = path.stat().st_mtime if path.exists() else 0.0
     key = (str(path), changed, str(device))
-    predictor = _predictors.get(key)
-    if predictor is None:
-        predictor = _predictors[key] = SamPredictor(load_sam(path, device))
-    return predictor
+    coder = _coders.get(key)
+    if coder is None:
+        coder = _coders[key] = SamCoder(load_sam(path, device))
+    return coder
 
 
 def stability(logits: Tensor, offset: float = 1.0) -> Tensor:
@@ -235,71 +206,91 @@ def score_candidates(logits: Tensor, quality: Tensor, coarse: Tensor) -> Tensor:
     return overlap * (2.0 + quality.clamp(0.0, 1.0) + stability(logits)) / 4.0
 
 
-class SamRefiner(OnTop):
+class SamRefiner:
     """Asks Segment Anything for every object's mask; see docs/refinement.md."""
 
-    def __init__(self, predictor: SamPredictor, smooth: Smoother, *, gate: float) -> None:
+    def __init__(self, coder: SamCoder, colour: ColourSolver, *, gate: float) -> None:
         """
         Set the refiner.
 
         Parameters
         ----------
-        predictor : SamPredictor
-        smooth : Smoother
-            Renders the objects whose masks are not taken.
+        coder : SamCoder
+        colour : ColourSolver
+            Renders the objects whose masks are not taken, and smooths those that are.
         gate : float
             Least score (see :func:`score_candidates`) in [0, 1] of a mask that is taken.
 
         """
-        self._predictor = predictor
-        self._smooth = smooth
+        self._coder = coder
+        self._colour = colour
         self._gate = gate
 
-    def refine(self, frame: np.ndarray, coarse: Mapping[int, np.ndarray]) -> '_Segmented':
+    def remember(self, frame: np.ndarray, masks: Mapping[int, np.ndarray]) -> dict[int, SeedLook]:
+        """Look at new objects in their seed frame, for the colour solver."""
+        return self._colour.remember(frame, masks)
+
+    def refine(
+        self,
+        frame: np.ndarray,
+        coarse: Mapping[int, np.ndarray],
+        looks: Mapping[int, SeedLook],
+        number: int,
+    ) -> Refined:
         """Encode the part of the frame with all objects once and decode them together."""
-        smooth = self._smooth.refine(frame, coarse)
-        size = frame.shape[:2]
-        everything = np.maximum.reduce(list(coarse.values()))
-        window = object_window(everything > 0.3, size)
+        coloured = self._colour.refine(frame, coarse, looks, number)
+        if not coarse:
+            return coloured
+        window = Window.around(np.maximum.reduce(list(coarse.values())) > 0.3, frame.shape)
         if window is None:
-            return _Segmented(smooth, self._predictor, None, {})
-        view = self._predictor.look(frame, window)
-        maps = {key: self._predictor.to_map(view, value, size) for key, value in coarse.items()}
+            return coloured
+        coder = self._coder
+        encoded = coder.encode(frame, window)
+        maps = {key: coder.to_map(encoded, value) for key, value in coarse.items()}
         total = np.sum(list(maps.values()), axis=0)
         prompts = {key: read_prompt(own, total - own) for key, own in maps.items()}
         seen = {key: prompt for key, prompt in prompts.items() if prompt is not None}
         if not seen:
-            return _Segmented(smooth, self._predictor, None, {})
-        factor = self._predictor.size / self._predictor.side
+            return coloured
+        factor = coder.size / coder.side
         points, labels = stack_points(
             [((p.points + 0.5) * factor - 0.5, p.labels) for p in seen.values()]
         )
         boxes = np.stack([(p.box + 0.5) * factor - 0.5 for p in seen.values()]).astype(np.float32)
         masks = np.stack([maps[key] for key in seen])
-        logits, quality = self._predictor.decode(view, points, labels, boxes, masks)
+        logits, quality = coder.decode(encoded, points, labels, boxes, masks)
         best, chosen = score_candidates(logits, quality, torch.from_numpy(masks)).max(dim=1)
         taken = {
             key: logits[row, chosen[row]].numpy()
             for row, key in enumerate(seen)
             if float(best[row]) >= self._gate
         }
-        return _Segmented(smooth, self._predictor, view, taken)
+        return _Segmented(coloured, coder, encoded, taken)
 
 
 class _Segmented:
+    """Masks of Segment Anything where they were taken, of the colour solver elsewhere."""
+
     def __init__(
         self,
-        smooth: Smoothed,
-        predictor: SamPredictor,
-        view: View | None,
+        coloured: Interpolated,
+        coder: SamCoder,
+        encoded: EncodedWindow,
         logits: dict[int, np.ndarray],
     ) -> None:
-        self._smooth, self._predictor, self._view = smooth, predictor, view
+        self._coloured, self._coder, self._encoded = coloured, coder, encoded
         self._logits = logits
-        self.accepted = frozenset(logits)
 
     def probability(self, object_id: int) -> np.ndarray:
-        if self._view is None or object_id not in self._logits:
-            return self._smooth.probability(object_id)
-        mask = self._predictor.render(self._view, self._logits[object_id], self._smooth.size)
-        return self._smooth.smooth(mask)
+        """Render an object: (H, W) float32 in [0, 1]."""
+        if object_id not in self._logits:
+            return self._coloured.probability(object_id)
+        mask = self._coder.render(self._encoded, self._logits[object_id])
+        return self._coloured.smooth(mask)
+
+    def piece(self, object_id: int) -> tuple[tuple[slice, slice], np.ndarray]:
+        """Render an object where it is only."""
+        if object_id not in self._logits:
+            return self._coloured.piece(object_id)
+        area = self._encoded.window.slices
+        return area, self.probability(object_id)[area]

@@ -111,7 +111,7 @@ def load_sam(checkpoint: str | Path | None = None, device: str | torch.device = 
         The file is missing or of another kind; the message names what to get.
 
     """
-    from drift_ros.diffusion.checkpoint import resolve_device
+    from drift_ros.engine.device import resolve_device
 
     path = Path(checkpoint).expanduser() if checkpoint else EMBEDDED
     if path.is_dir():

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-ROS messages to arrays and back, without cv_bridge.
+Images to arrays and back, without cv_bridge.
 
 Why not cv_bridge: it does not exist outside a distribution's packages, and what is published in
 its name elsewhere ignores row padding or reads 16-bit images as 8-bit ones. The functions here
@@ -14,18 +14,15 @@ names the cause and the remedy.
 from __future__ import annotations
 
 import array
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 
 if TYPE_CHECKING:  # message packages are imported where messages are made: reading needs none
-    from diagnostic_msgs.msg import DiagnosticStatus
-    from drift_ros_msgs.msg import TrackArray
     from sensor_msgs.msg import CompressedImage, Image
     from std_msgs.msg import Header
-    from vision_msgs.msg import Detection2DArray, LabelInfo
 
 
 class ConversionError(ValueError):
@@ -147,12 +144,24 @@ def image_to_rgb(msg: Image) -> np.ndarray:
     """
     Read a camera frame.
 
-    :param msg: sensor_msgs/Image in one of :data:`FRAME_ENCODINGS`. 16-bit images are scaled to
-        8 bits over their full range; ``8UC3``/``8UC4`` are taken in OpenCV's order, blue first;
-        YUV is ITU-R BT.601, limited range; Bayer is demosaiced bilinearly.
-    :returns: ``(H, W, 3)`` uint8 RGB, C-contiguous; shares the message's memory for unpadded rgb8
-    :raises ConversionError: unknown encoding, truncated or oversized data, impossible step, no
-        pixels, odd width of a 4:2:2 image
+    Parameters
+    ----------
+    msg : sensor_msgs/Image
+        In one of :data:`FRAME_ENCODINGS`. 16-bit images are scaled to 8 bits over their full
+        range; ``8UC3``/``8UC4`` are taken in OpenCV's order, blue first; YUV is ITU-R BT.601,
+        limited range; Bayer is demosaiced bilinearly.
+
+    Returns
+    -------
+    np.ndarray
+        (H, W, 3) uint8 RGB, C-contiguous; shares the message's memory for unpadded rgb8.
+
+    Raises
+    ------
+    ConversionError
+        Unknown encoding, truncated or oversized data, impossible step, no pixels, odd width of a
+        4:2:2 image.
+
     """
     try:
         dtype, channels, decode = _FRAME[msg.encoding]
@@ -178,9 +187,21 @@ def image_to_labels(msg: Image) -> np.ndarray:
     """
     Read a label image: 0 is background, every other value one object.
 
-    :param msg: sensor_msgs/Image in one of :data:`LABEL_ENCODINGS`
-    :returns: ``(H, W)`` uint8, uint16 or int32, values >= 0, C-contiguous
-    :raises ConversionError: unknown encoding, negative labels, or anything wrong with the data
+    Parameters
+    ----------
+    msg : sensor_msgs/Image
+        In one of :data:`LABEL_ENCODINGS`.
+
+    Returns
+    -------
+    np.ndarray
+        (H, W) uint8, uint16 or int32, values >= 0, C-contiguous.
+
+    Raises
+    ------
+    ConversionError
+        Unknown encoding, negative labels, or anything wrong with the data.
+
     """
     try:
         dtype = _LABELS[msg.encoding]
@@ -202,10 +223,21 @@ def compressed_to_rgb(msg: CompressedImage) -> np.ndarray:
     """
     Decode a JPEG or PNG frame.
 
-    :param msg: sensor_msgs/CompressedImage; ``format`` is only used in messages to people, the
-        data say themselves what they are
-    :returns: ``(H, W, 3)`` uint8 RGB, C-contiguous
-    :raises ConversionError: no data, or data OpenCV cannot decode (truncated, another codec)
+    Parameters
+    ----------
+    msg : sensor_msgs/CompressedImage
+        ``format`` is only used in messages to people, the data say themselves what they are.
+
+    Returns
+    -------
+    np.ndarray
+        (H, W, 3) uint8 RGB, C-contiguous.
+
+    Raises
+    ------
+    ConversionError
+        No data, or data OpenCV cannot decode (truncated, another codec).
+
     """
     data = np.frombuffer(msg.data, dtype=np.uint8)
     if not data.size:
@@ -233,6 +265,20 @@ def compressed_to_rgb(msg: CompressedImage) -> np.ndarray:
     return image
 
 
+def to_rgb(msg: Image | CompressedImage) -> np.ndarray:
+    """
+    Read a camera frame, raw or compressed: (H, W, 3) uint8 RGB.
+
+    Raises
+    ------
+    ConversionError
+        As :func:`image_to_rgb` and :func:`compressed_to_rgb`.
+
+    """
+    read: Callable = image_to_rgb if hasattr(msg, 'encoding') else compressed_to_rgb
+    return read(msg)
+
+
 def _fill(msg: Image, pixels: np.ndarray, encoding: str, header: Header) -> Image:
     msg.header = header
     msg.height, msg.width = pixels.shape[:2]
@@ -252,7 +298,11 @@ def rgb_to_image(frame: np.ndarray, header: Header) -> Image:
     """
     Make a sensor_msgs/Image (rgb8) of an ``(H, W, 3)`` uint8 RGB frame.
 
-    :raises ConversionError: another shape or dtype
+    Raises
+    ------
+    ConversionError
+        Another shape or dtype.
+
     """
     from sensor_msgs.msg import Image
 
@@ -267,7 +317,13 @@ def rgb_to_compressed(frame: np.ndarray, header: Header, quality: int = 90) -> C
     """
     Make a JPEG sensor_msgs/CompressedImage of an ``(H, W, 3)`` uint8 RGB frame.
 
-    :param quality: JPEG quality, 1 to 100
+    Parameters
+    ----------
+    frame : np.ndarray
+    header : std_msgs/Header
+    quality : int
+        JPEG quality, 1 to 100.
+
     """
     from sensor_msgs.msg import CompressedImage
 
@@ -283,138 +339,24 @@ def labels_to_image(labels: np.ndarray, header: Header) -> Image:
     """
     Make a sensor_msgs/Image of an ``(H, W)`` label image.
 
-    uint8 becomes mono8, uint16 becomes mono16 (little-endian).
+    uint8 becomes mono8, uint16 becomes mono16 (little-endian), other integers and booleans the
+    narrower of the two that holds them.
 
-    :raises ConversionError: another shape or dtype
+    Raises
+    ------
+    ConversionError
+        Another shape or dtype, or labels outside 0 to 65535.
+
     """
     from sensor_msgs.msg import Image
 
-    encodings = {np.dtype(np.uint8): 'mono8', np.dtype(np.uint16): 'mono16'}
-    if labels.ndim != 2 or labels.dtype not in encodings:
+    if labels.ndim != 2 or labels.dtype.kind not in 'bui':
         raise ConversionError(
-            f'expected an (H, W) uint8 or uint16 label image, got {labels.shape} {labels.dtype}'
+            f'expected an (H, W) label image of whole numbers, got {labels.shape} {labels.dtype}'
         )
-    return _fill(Image(), labels, encodings[labels.dtype], header)
-
-
-def label_info(names: Mapping[int, str], header: Header) -> LabelInfo:
-    """
-    Make the vision_msgs/LabelInfo that maps pixel values of the mask to names.
-
-    :param names: object id (1 to 65535) -> name
-    """
-    from vision_msgs.msg import LabelInfo, VisionClass
-
-    return LabelInfo(
-        header=header,
-        class_map=[VisionClass(class_id=int(key), class_name=names[key]) for key in sorted(names)],
-    )
-
-
-def detections(objects: Iterable[Any], header: Header) -> Detection2DArray:
-    """
-    Make a vision_msgs/Detection2DArray of the objects that are being tracked.
-
-    :param objects: engine ``ObjectEstimate``; those without a box (occluded, lost) are left out
-    :param header: the input image's own header
-
-    ``id`` is the track id; the one hypothesis has the same id as ``class_id`` (look its name up
-    in label_info) and the confidence as ``score``. The box covers whole pixels: an object on
-    columns 10 to 19 has ``size_x`` 10 and its centre at 15.0.
-    """
-    from vision_msgs.msg import (
-        BoundingBox2D,
-        Detection2D,
-        Detection2DArray,
-        ObjectHypothesisWithPose,
-    )
-
-    result = Detection2DArray(header=header)
-    for item in objects:
-        if item.box is None:
-            continue
-        hypothesis = ObjectHypothesisWithPose()
-        hypothesis.hypothesis.class_id = str(item.id)
-        hypothesis.hypothesis.score = float(item.confidence)
-        result.detections.append(
-            Detection2D(
-                header=header,
-                id=str(item.id),
-                results=[hypothesis],
-                bbox=_set_box(BoundingBox2D(), item.box),
-            )
-        )
-    return result
-
-
-def tracks(
-    objects: Iterable[Any], timings: Mapping[str, float], latency: int, header: Header
-) -> TrackArray:
-    """
-    Make a drift_ros_msgs/TrackArray of all objects, those that are not seen included.
-
-    :param objects: engine ``ObjectEstimate``
-    :param timings: stage -> milliseconds
-    :param latency: nanoseconds from the image's stamp to now; may be negative
-    :param header: the input image's own header
-    """
-    from builtin_interfaces.msg import Duration
-    from drift_ros_msgs.msg import Track, TrackArray
-    from sensor_msgs.msg import RegionOfInterest
-
-    whole = max(-(2**31), min(2**31 - 1, latency // 10**9))
-    result = TrackArray(
-        header=header,
-        latency=Duration(sec=whole, nanosec=latency % 10**9),
-        stages=list(timings),
-        stage_times=[value / 1e3 for value in timings.values()],
-    )
-    for item in objects:
-        x_min, y_min, x_max, y_max = item.box or (0, 0, 0, 0)
-        result.tracks.append(
-            Track(
-                id=item.id,
-                name=item.name,
-                state=int(item.state),
-                confidence=float(item.confidence),
-                area=item.area,
-                age=item.age,
-                box=RegionOfInterest(
-                    x_offset=x_min, y_offset=y_min, width=x_max - x_min, height=y_max - y_min
-                ),
-            )
-        )
-    return result
-
-
-def _set_box(box: Any, corners: tuple[int, int, int, int]) -> Any:
-    """Fill a vision_msgs/BoundingBox2D from x_min, y_min, x_max, y_max (max exclusive)."""
-    x_min, y_min, x_max, y_max = corners
-    box.center.position.x = (x_min + x_max) / 2.0
-    box.center.position.y = (y_min + y_max) / 2.0
-    box.size_x = float(x_max - x_min)
-    box.size_y = float(y_max - y_min)
-    return box
-
-
-def diagnostic(
-    name: str, hardware_id: str, level: int, message: str, values: Mapping[str, object]
-) -> DiagnosticStatus:
-    """
-    Make one diagnostic_msgs/DiagnosticStatus.
-
-    :param level: 0 OK, 1 WARN, 2 ERROR, 3 STALE
-    :param values: shown as key and text, in this order; floats with three digits
-    """
-    from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
-
-    return DiagnosticStatus(
-        level=bytes([level]),
-        name=name,
-        message=message,
-        hardware_id=hardware_id,
-        values=[
-            KeyValue(key=key, value=f'{value:.3f}' if isinstance(value, float) else str(value))
-            for key, value in values.items()
-        ],
-    )
+    if labels.dtype not in (np.uint8, np.uint16):
+        low, high = (int(labels.min()), int(labels.max())) if labels.size else (0, 0)
+        if low < 0 or high > 65535:
+            raise ConversionError(f'labels from {low} to {high} do not fit into 0 to 65535')
+        labels = labels.astype(np.uint16 if high > 255 else np.uint8)
+    return _fill(Image(), labels, 'mono8' if labels.dtype == np.uint8 else 'mono16', header)

@@ -4,103 +4,84 @@ Parameters of all nodes, declared once as data.
 
 A node's parameters are the fields of dataclasses (:class:`NodeConfig` and the engine's
 ``TrackerConfig`` for the tracker). Their metadata give the ROS descriptors and ranges, the
-checks, ``config/tracker.yaml`` and the tables of ``docs/nodes.md``. After a change, write the
-latter two again::
-
-    python -m drift_ros.ros.parameters
+checks, and what :mod:`drift_ros.ros.reference` writes: the parameter file and the tables of the
+documentation.
 """
 
 from __future__ import annotations
 
 import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 import dataclasses
 from dataclasses import dataclass
-from pathlib import Path
-import sys
-from typing import Any, get_args, get_origin, get_type_hints, TypeVar
+from typing import Any, get_args, get_type_hints, TypeVar
 
-from drift_ros.engine.config import TrackerConfig
-
-_MODES = {
-    'configure': 'configure',
-    'activate': 'activate',
-    'now': 'at once',
-    'start': 'start',
-}
-
-
-def _parameter(
-    default: Any,
-    help: str,
-    applies: str,
-    *,
-    low: float | None = None,  # noqa: A002
-    high: float | None = None,
-    choices: tuple[str, ...] = (),
-) -> Any:
-    return dataclasses.field(
-        default=default,
-        metadata={'help': help, 'min': low, 'max': high, 'choices': choices, 'applies': applies},
-    )
+from drift_ros.engine.config import DROPPED, find_option, RENAMED, TrackerConfig
+from drift_ros.engine.options import Option, option, options_of
 
 
 @dataclass(frozen=True)
 class NodeConfig:
     """Parameters of the tracker node besides the engine's."""
 
-    model: str = _parameter(
-        '', 'Folder or hub id of a diffusers checkpoint. Empty: the embedded model.', 'configure'
+    model: str = option(
+        '',
+        'Folder or hub id of a diffusers checkpoint. Empty: the embedded model.',
+        applies='configure',
     )
-    device: str = _parameter(
-        'auto', 'Where the network runs: auto, cpu, cuda or cuda:N.', 'configure'
+    device: str = option(
+        'auto', 'Where the network runs: auto, cpu, cuda or cuda:N.', applies='configure'
     )
-    image_transport: str = _parameter(
+    image_transport: str = option(
         'raw',
         'raw: sensor_msgs/Image on image; compressed: sensor_msgs/CompressedImage on '
         'image/compressed.',
-        'activate',
+        applies='activate',
         choices=('raw', 'compressed'),
     )
-    replay: bool = _parameter(
+    replay: bool = option(
         False,
         'Subscribe reliably, drop no frame and keep their order, instead of taking the '
         'newest frame only.',
-        'activate',
+        applies='activate',
     )
-    replay_queue_mb: int = _parameter(
+    replay_queue_mb: int = option(
         256,
         'Replay: megabytes of frames that may wait before reception is held back.',
-        'activate',
+        applies='activate',
         low=1,
         high=65536,
     )
-    buffer_frames: int = _parameter(
+    buffer_frames: int = option(
         30,
         'Received frames kept for masks that refer to them by stamp.',
-        'activate',
+        applies='activate',
         low=1,
         high=10000,
     )
-    buffer_mb: int = _parameter(
+    buffer_mb: int = option(
         128,
         'Megabytes those frames may take; the newest is always kept.',
-        'activate',
+        applies='activate',
         low=1,
         high=65536,
     )
-    overlay_opacity: float = _parameter(
+    overlay_opacity: float = option(
         0.5,
         'Opacity of the masks in the overlay; 0 draws outlines only.',
-        'now',
+        applies='now',
         low=0.0,
         high=1.0,
     )
-    diagnostics_period: float = _parameter(
-        1.0, 'Seconds between two messages on /diagnostics.', 'now', low=0.1, high=60.0
+    diagnostics_period: float = option(
+        1.0, 'Seconds between two messages on /diagnostics.', applies='now', low=0.1, high=60.0
     )
-    input_timeout: float = _parameter(
-        5.0, 'Seconds without a frame after which diagnostics warn.', 'now', low=0.1, high=3600.0
+    input_timeout: float = option(
+        5.0,
+        'Seconds without a frame after which diagnostics warn.',
+        applies='now',
+        low=0.1,
+        high=3600.0,
     )
 
 
@@ -108,46 +89,52 @@ class NodeConfig:
 class PlayerConfig:
     """Parameters of the player node."""
 
-    source: str = _parameter(
-        '', 'Video file, folder of images or DAVIS sequence to publish.', 'start'
+    source: str = option(
+        '', 'Video file, folder of images or DAVIS sequence to publish.', applies='start'
     )
-    start: int = _parameter(0, 'Frames to leave out at the beginning.', 'start', low=0, high=10**9)
-    count: int = _parameter(0, 'Frames to publish at most; 0: all.', 'start', low=0, high=10**9)
-    rate: float = _parameter(
-        0.0, "Frames per second; 0: the source's own rate.", 'start', low=0.0, high=1000.0
+    start: int = option(
+        0, 'Frames to leave out at the beginning.', applies='start', low=0, high=10**9
     )
-    loop: bool = _parameter(False, 'Start again at the end; stamps go on ascending.', 'start')
-    frame_id: str = _parameter('camera', 'frame_id of the headers.', 'start')
-    image_transport: str = _parameter(
+    count: int = option(
+        0, 'Frames to publish at most; 0: all.', applies='start', low=0, high=10**9
+    )
+    rate: float = option(
+        0.0, "Frames per second; 0: the source's own rate.", applies='start', low=0.0, high=1000.0
+    )
+    loop: bool = option(False, 'Start again at the end; stamps go on ascending.', applies='start')
+    frame_id: str = option('camera', 'frame_id of the headers.', applies='start')
+    image_transport: str = option(
         'raw',
         'raw: sensor_msgs/Image on image; compressed: JPEG on image/compressed.',
-        'start',
+        applies='start',
         choices=('raw', 'compressed'),
     )
-    wait_for_subscribers: int = _parameter(
-        1, 'Subscribers to wait for before the first frame.', 'start', low=0, high=100
+    wait_for_subscribers: int = option(
+        1, 'Subscribers to wait for before the first frame.', applies='start', low=0, high=100
     )
-    lockstep: bool = _parameter(
+    lockstep: bool = option(
         False,
         'Publish a frame only after an image with the stamp of the one before arrived on '
         'answer (remap it to a mask topic): nothing is ever dropped.',
-        'start',
+        applies='start',
     )
-    lockstep_timeout: float = _parameter(
+    lockstep_timeout: float = option(
         30.0,
         'Lockstep: seconds to wait for the answer before giving up.',
-        'start',
+        applies='start',
         low=0.1,
         high=3600.0,
     )
-    stamps: str = _parameter(
+    stamps: str = option(
         'regular',
         'regular: one frame period apart, whatever the pace; now: the time of publication.',
-        'start',
+        applies='start',
         choices=('regular', 'now'),
     )
-    hold_at: tuple[int, ...] = _parameter(
-        (), 'Indices of published frames after which to pause until ~/resume is called.', 'start'
+    hold_at: tuple[int, ...] = option(
+        (),
+        'Indices of published frames after which to pause until ~/resume is called.',
+        applies='start',
     )
 
 
@@ -155,9 +142,11 @@ class PlayerConfig:
 class RecorderConfig:
     """Parameters of the recorder node."""
 
-    output: str = _parameter('', 'Folder of the bag to write; it must not exist yet.', 'start')
-    topics: tuple[str, ...] = _parameter(
-        (), 'Topics to record; relative names are resolved in the namespace of the node.', 'start'
+    output: str = option('', 'Folder of the bag to write; it must not exist yet.', applies='start')
+    topics: tuple[str, ...] = option(
+        (),
+        'Topics to record; relative names are resolved in the namespace of the node.',
+        applies='start',
     )
 
 
@@ -170,18 +159,12 @@ NODES: dict[str, tuple[type, ...]] = {
 
 
 @dataclass(frozen=True)
-class Parameter:
-    """One parameter: what a field of one of the dataclasses says."""
+class Parameter(Option):
+    """One parameter: an option of one of the dataclasses, and when a value takes effect."""
 
-    name: str
-    kind: str
+    kind: str = ''
     """bool, int, float, str, list[int] or list[str]."""
-    default: Any
-    help: str
-    low: float | None
-    high: float | None
-    choices: tuple[str, ...]
-    applies: str
+    applies: str = 'configure'
     """When a value takes effect: configure, activate, now, start."""
 
     def range_text(self) -> str:
@@ -201,42 +184,36 @@ class Parameter:
                 type(entry) is item for entry in value
             ):
                 return f'{self.name} is {value!r}; it must be a {self.kind}'
-        if self.choices and value not in self.choices:
-            return f'{self.name} is {value!r}; choose from {", ".join(self.choices)}'
-        if self.kind in ('int', 'float'):
-            if (self.low is not None and not value >= self.low) or (
-                self.high is not None and not value <= self.high
-            ):
-                return f'{self.name} is {value}; it must lie in [{self.low}, {self.high}]'
-        return ''
+            value = tuple(value)
+        return super().check(value)
 
 
 def parameters(*configs: type) -> tuple[Parameter, ...]:
-    """List the parameters that the fields of dataclasses declare."""
-    result = []
-    for config in configs:
-        hints = get_type_hints(config)
-        for field in dataclasses.fields(config):
-            hint = hints[field.name]
-            kind = (
-                f'list[{get_args(hint)[0].__name__}]'
-                if get_origin(hint) is tuple
-                else hint.__name__
-            )
-            meta = field.metadata
-            result.append(
-                Parameter(
-                    field.name,
-                    kind,
-                    field.default,
-                    meta['help'],
-                    meta['min'],
-                    meta['max'],
-                    tuple(meta['choices']),
-                    meta.get('applies', 'configure'),
-                )
-            )
-    return tuple(result)
+    """List the parameters that dataclasses declare."""
+    return tuple(
+        Parameter(
+            **{item.name: getattr(declared, item.name) for item in dataclasses.fields(Option)},
+            kind=_kind(declared.default, hint),
+            applies=applies,
+        )
+        for config in configs
+        for declared, hint, applies in _declared(config)
+    )
+
+
+def _declared(config: type) -> Iterator[tuple[Option, Any, str]]:
+    """Give every option of a dataclass with its type hint and when it takes effect."""
+    for name, declared in options_of(config).items():
+        group = config
+        *path, last = name.split('.')
+        for step in path:
+            group = get_type_hints(group)[step]
+        (field,) = (item for item in dataclasses.fields(group) if item.name == last)
+        yield declared, get_type_hints(group)[last], field.metadata.get('applies', 'configure')
+
+
+def _kind(default: Any, hint: Any) -> str:
+    return f'list[{get_args(hint)[0].__name__}]' if type(default) is tuple else hint.__name__
 
 
 Config = TypeVar('Config')
@@ -246,25 +223,31 @@ def declare(node: Any, *configs: type) -> None:
     """
     Declare parameters on an rclpy node, with descriptors, ranges and values given at start.
 
-    :raises rclpy.exceptions.ParameterException: a value given at start is refused
+    rclpy ignores values given at start for names that nobody declares. So the node has to be made
+    with ``automatically_declare_parameters_from_overrides=True``: then it knows all that was
+    given, and what is not ours can be refused instead.
+
+    Parameters
+    ----------
+    node : rclpy.node.Node
+    configs : types
+        Dataclasses of options.
+
+    Raises
+    ------
+    ValueError
+        A name given at start has been renamed, or is none below one of the groups of options.
+    rclpy.exceptions.ParameterException
+        A value given at start is refused.
+
     """
-    from rcl_interfaces.msg import (
-        FloatingPointRange,
-        IntegerRange,
-        ParameterDescriptor,
-        SetParametersResult,
-    )
+    from rcl_interfaces.msg import SetParametersResult
     from rclpy.parameter import Parameter as RosParameter
 
-    kinds = {
-        'bool': RosParameter.Type.BOOL,
-        'int': RosParameter.Type.INTEGER,
-        'float': RosParameter.Type.DOUBLE,
-        'str': RosParameter.Type.STRING,
-        'list[int]': RosParameter.Type.INTEGER_ARRAY,
-        'list[str]': RosParameter.Type.STRING_ARRAY,
-    }
     table = {item.name: item for item in parameters(*configs)}
+    given = set(node.get_parameters_by_prefix(''))
+    groups = {name.partition('.')[0] for name in table if '.' in name}
+    _refuse_unknown(given - set(table), groups)
 
     def check(changes: Iterable[Any]) -> SetParametersResult:
         for change in changes:
@@ -276,111 +259,86 @@ def declare(node: Any, *configs: type) -> None:
 
     node.add_on_set_parameters_callback(check)
     for item in table.values():
-        descriptor = ParameterDescriptor(
-            name=item.name,
-            type=kinds[item.kind].value,
-            description=item.help,
-            read_only=item.applies == 'start',
-            # to rclpy an empty list is one of bytes: the type of lists is checked above
-            dynamic_typing=item.kind.startswith('list'),
-            additional_constraints='one of ' + item.range_text() if item.choices else '',
-        )
-        if item.low is not None and item.high is not None:
-            if item.kind == 'int':
-                descriptor.integer_range = [
-                    IntegerRange(from_value=int(item.low), to_value=int(item.high), step=1)
-                ]
-            elif item.kind == 'float':
-                descriptor.floating_point_range = [
-                    FloatingPointRange(from_value=float(item.low), to_value=float(item.high))
-                ]
+        if item.name in given:
+            node.undeclare_parameter(item.name)  # once more below, with its descriptor
         value = list(item.default) if isinstance(item.default, tuple) else item.default
+        kind = RosParameter.Type[_ROS_TYPES[item.kind]]
         node.declare_parameter(
-            item.name, RosParameter(item.name, kinds[item.kind], value).value, descriptor
+            item.name, RosParameter(item.name, kind, value).value, _descriptor(item, kind.value)
         )
 
 
-def read(node: Any, config: type[Config]) -> Config:
-    """Make a dataclass of a node's present parameter values."""
-    values = {}
+_ROS_TYPES = {
+    'bool': 'BOOL',
+    'int': 'INTEGER',
+    'float': 'DOUBLE',
+    'str': 'STRING',
+    'list[int]': 'INTEGER_ARRAY',
+    'list[str]': 'STRING_ARRAY',
+}
+
+
+def _descriptor(item: Parameter, kind: int) -> Any:
+    """Make the rcl_interfaces/ParameterDescriptor of a parameter."""
+    from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
+
+    descriptor = ParameterDescriptor(
+        name=item.name,
+        type=kind,
+        description=item.help,
+        read_only=item.applies == 'start',
+        # to rclpy an empty list is one of bytes: the type of lists is checked by ours
+        dynamic_typing=item.kind.startswith('list'),
+        additional_constraints='one of ' + item.range_text() if item.choices else '',
+    )
+    if item.low is not None and item.high is not None:
+        if item.kind == 'int':
+            descriptor.integer_range = [
+                IntegerRange(from_value=int(item.low), to_value=int(item.high), step=1)
+            ]
+        elif item.kind == 'float':
+            descriptor.floating_point_range = [
+                FloatingPointRange(from_value=float(item.low), to_value=float(item.high))
+            ]
+    return descriptor
+
+
+def _refuse_unknown(names: Iterable[str], groups: set[str]) -> None:
+    """Raise ValueError where a name is an old one of ours, or none below one of our groups."""
+    reasons = []
+    for name in sorted(names):
+        ours = name.partition('.')[0] in groups if '.' in name else name in {**RENAMED, **DROPPED}
+        if groups and ours:
+            try:
+                find_option(name)
+            except ValueError as error:
+                reasons.append(str(error).replace('option', 'parameter', 1))
+    if reasons:
+        raise ValueError('; '.join(reasons))
+
+
+def read(node: Any, config: type[Config], changes: Iterable[Any] = ()) -> Config:
+    """
+    Make a dataclass, groups of options in it included, of a node's parameter values.
+
+    Parameters
+    ----------
+    node : rclpy.node.Node
+    config : type
+        Dataclass whose parameters were declared.
+    changes : iterable of rclpy.parameter.Parameter
+        Take these values instead of the present ones.
+
+    Raises
+    ------
+    ValueError
+        Values contradict each other.
+
+    """
+    changed = {change.name: change.value for change in changes}
+    values: dict[str, Any] = {}
     for item in parameters(config):
-        value = node.get_parameter(item.name).value
+        value = changed.get(item.name, node.get_parameter(item.name).value)
         values[item.name] = tuple(value) if item.kind.startswith('list') else value
-    return config(**values)
-
-
-def _yaml_value(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, (tuple, list)):
-        return '[' + ', '.join(_yaml_value(item) for item in value) + ']'
-    return f"'{value}'" if isinstance(value, str) else str(value)
-
-
-def tracker_yaml() -> str:
-    """Write the parameter file of the tracker node, every value at its default."""
-    import textwrap
-
-    lines = [
-        '# SPDX-License-Identifier: Apache-2.0',
-        '# Parameters of the tracker node, all at their defaults.',
-        '# Written by: python -m drift_ros.ros.parameters',
-        '/**:',
-        '  tracker:',
-        '    ros__parameters:',
-    ]
-    for item in parameters(*NODES['tracker']):
-        allowed = item.range_text()
-        text = item.help + (f' Allowed: {allowed}.' if allowed else '')
-        lines += [f'      # {line}' for line in textwrap.wrap(text, 88)]
-        value = _yaml_value(item.default)
-        if item.default == ():  # an empty list has no type in a parameter file
-            lines.append(f"      # {item.name}: ['...']")
-        else:
-            lines.append(f'      {item.name}: {value}')
-    return '\n'.join(lines) + '\n'
-
-
-def markdown_table(name: str) -> str:
-    """Write the parameter table of a node."""
-    lines = [
-        '| parameter | type | default | allowed | takes effect | meaning |',
-        '|---|---|---|---|---|---|',
-    ]
-    for item in parameters(*NODES[name]):
-        default = _yaml_value(item.default)
-        help_text = item.help.replace('|', '\\|')
-        lines.append(
-            f'| `{item.name}` | {item.kind} | `{default}` | {item.range_text()} | '
-            f'{_MODES[item.applies]} | {help_text} |'
-        )
-    return '\n'.join(lines)
-
-
-def fill_tables(text: str) -> str:
-    """
-    Put the parameter tables into a page.
-
-    Each goes between the lines ``<!-- parameters: NODE -->`` and ``<!-- end parameters -->``.
-    """
-    for name in NODES:
-        begin, end = f'<!-- parameters: {name} -->', '<!-- end parameters -->'
-        head, _, rest = text.partition(begin)
-        if not rest:
-            continue
-        _, _, tail = rest.partition(end)
-        text = f'{head}{begin}\n{markdown_table(name)}\n{end}{tail}'
-    return text
-
-
-def main() -> int:
-    """Write config/tracker.yaml and the tables of docs/nodes.md of a checkout again."""
-    root = Path(__file__).resolve().parents[2]
-    page = root / 'docs' / 'nodes.md'
-    (root / 'config' / 'tracker.yaml').write_text(tracker_yaml(), encoding='utf-8')
-    page.write_text(fill_tables(page.read_text(encoding='utf-8')), encoding='utf-8')
-    return 0
-
-
-if __name__ == '__main__':
-    sys.exit(main())
+    make = getattr(config, 'of', None)  # what has groups makes itself of dotted names
+    return make(values) if make else config(**values)

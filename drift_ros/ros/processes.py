@@ -1,24 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""
-What commands that run nodes have in common: the processes, and a client of the tracker.
-
-ROS is imported on use, so that a command's help needs none.
-"""
+"""The processes of commands that run nodes, and their environment. Imports no ROS."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 import contextlib
 import os
 from pathlib import Path
 import signal
 import subprocess
 import sys
-import threading
 import time
-from typing import Any
-
-import numpy as np
 
 
 class ProcessError(RuntimeError):
@@ -58,9 +50,23 @@ class Children:
         threads: int = 0,
     ) -> int:
         """
-        Start a node of this package; its output goes to a log. Returns the process's id.
+        Start a node of this package; its output goes to a log.
 
-        ``threads`` bounds those of its numeric libraries (0: theirs to choose).
+        Parameters
+        ----------
+        name : str
+            Of the node, and of its module below drift_ros.nodes.
+        parameters : mapping of str to object
+        remap : sequence of str
+            Rules such as ``answer:=tracker/mask``.
+        threads : int
+            Of its numeric libraries; 0: theirs to choose.
+
+        Returns
+        -------
+        int
+            The process's id.
+
         """
         command = [
             sys.executable,
@@ -109,7 +115,11 @@ class Children:
         """
         Look whether a process has failed.
 
-        :raises ProcessError: with the end of its log
+        Raises
+        ------
+        ProcessError
+            With the end of its log.
+
         """
         for name, process in self._running.items():
             if process.poll() not in (None, 0):
@@ -146,138 +156,3 @@ def prepare_environment() -> None:
     profile = shared_file('config/fastdds_large_images.xml')
     if profile is not None:
         os.environ.setdefault('FASTDDS_DEFAULT_PROFILES_FILE', str(profile))
-
-
-class GraphClient:
-    """
-    A node of this process that uses a tracker: transitions and seeds.
-
-    The tracker is ``tracker`` in the same namespace. Callbacks run in a thread of their own.
-    """
-
-    def __init__(self, name: str, namespace: str, services: Mapping[str, type] = {}) -> None:
-        from drift_ros_msgs.srv import SeedMask
-        from lifecycle_msgs.srv import ChangeState, GetState
-        import rclpy
-        from rclpy.executors import SingleThreadedExecutor
-        from rclpy.signals import SignalHandlerOptions
-
-        self._context = rclpy.Context()
-        rclpy.init(args=[], context=self._context, signal_handler_options=SignalHandlerOptions.NO)
-        self.node = rclpy.create_node(name, namespace=namespace, context=self._context)
-        self._clients = {
-            name: self.node.create_client(kind, name)
-            for name, kind in (
-                ('tracker/get_state', GetState),
-                ('tracker/change_state', ChangeState),
-                ('tracker/seed_mask', SeedMask),
-                *services.items(),
-            )
-        }
-        self._called: set[str] = set()
-        self.answer_time = 0.0  # seconds the last answer took
-        self._executor = SingleThreadedExecutor(context=self._context)
-        self._executor.add_node(self.node)
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._spin, daemon=True)
-        self._thread.start()
-
-    def _spin(self) -> None:
-        while not self._stop.is_set():
-            self._executor.spin_once(timeout_sec=0.1)
-
-    def call(
-        self,
-        name: str,
-        request: Any,
-        watch: Callable[[], None],
-        timeout: float = 120.0,
-        resend: float = 0.0,
-        unless: Callable[[], bool] = lambda: False,
-    ) -> Any:
-        """
-        Call a service, watching the processes meanwhile.
-
-        The middleware drops an answer whose receiver the server has not discovered yet. So all
-        clients exist from the start, the first call of each waits a little, and requests that
-        may be repeated are, every ``resend`` seconds, ``unless`` their effect shows anyway
-        (then None is returned).
-
-        :raises ProcessError: no answer in time
-        """
-        client = self._clients[name]
-        end = time.monotonic() + timeout
-        while not client.service_is_ready():
-            watch()
-            if time.monotonic() > end:
-                raise ProcessError(f'the service {name} did not appear within {timeout:.0f} s')
-            time.sleep(0.02)
-        if name not in self._called:
-            self._called.add(name)
-            time.sleep(0.3)
-        begun = time.monotonic()
-        future, sent = client.call_async(request), begun
-        while not future.done():
-            watch()
-            if unless():
-                return None
-            if resend and time.monotonic() - sent > resend:
-                future, sent = client.call_async(request), time.monotonic()
-            if time.monotonic() > end:
-                raise ProcessError(f'the service {name} did not answer within {timeout:.0f} s')
-            time.sleep(0.002)
-        self.answer_time = time.monotonic() - begun
-        return future.result()
-
-    def change_state(self, transition: int, watch: Callable[[], None]) -> bool:
-        """Ask the tracker for a lifecycle transition."""
-        from lifecycle_msgs.srv import ChangeState, GetState
-
-        self.call('tracker/get_state', GetState.Request(), watch, resend=2.0)
-        request = ChangeState.Request()
-        request.transition.id = transition
-        # a cold disk and a large model take their time
-        return bool(self.call('tracker/change_state', request, watch, timeout=600.0).success)
-
-    def seed(
-        self,
-        labels: np.ndarray,
-        header: Any,
-        watch: Callable[[], None],
-        names: Sequence[str] = (),
-        image: np.ndarray | None = None,
-    ) -> dict[int, int]:
-        """
-        Give the tracker a mask; return the object id of each label.
-
-        :param labels: (H, W) uint8 or uint16 label image, 0 = background
-        :param header: that of the frame the mask belongs to
-        :param image: the frame (H, W, 3) uint8 RGB, where the tracker may no longer have it
-        :raises ProcessError: it was refused
-        """
-        from drift_ros_msgs.srv import SeedMask
-
-        from drift_ros.ros import conversions
-
-        request = SeedMask.Request(
-            mask=conversions.labels_to_image(labels, header), names=list(names)
-        )
-        if image is not None:
-            request.image = conversions.rgb_to_image(image, header)
-        answer = self.call('tracker/seed_mask', request, watch)
-        if not answer.success:
-            details = [
-                f'label {label}: {text}'
-                for label, text in zip(answer.labels, answer.errors)
-                if text
-            ]
-            raise ProcessError(
-                'the tracker refused the mask: ' + '; '.join([answer.message, *details])
-            )
-        return dict(zip(answer.labels, answer.object_ids))
-
-    def close(self) -> None:
-        """Leave the graph."""
-        self._stop.set()
-        self._thread.join(2.0)
-        self._context.try_shutdown()

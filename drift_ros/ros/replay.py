@@ -13,15 +13,19 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import contextlib
 from dataclasses import dataclass, field
 from pathlib import Path
-import struct
 import threading
 import time
-from typing import Any
+from typing import Any, TYPE_CHECKING
 import zlib
 
 import numpy as np
 
-from drift_ros.ros.processes import Children, GraphClient, prepare_environment, ProcessError
+from drift_ros.ros import stamp as stamps
+from drift_ros.ros.errors import ClientError
+from drift_ros.ros.processes import Children, prepare_environment, ProcessError
+
+if TYPE_CHECKING:
+    from drift_ros.ros.client import TrackerClient
 
 NAMESPACE = '/drift_ros_eval'
 _PATIENCE = 60.0
@@ -69,62 +73,56 @@ class Recording:
         )
 
 
-def restamp(data: bytes, stamp: int) -> bytes:
-    """
-    Set the stamp, in nanoseconds, of a serialised message that begins with a header.
+class _Camera:
+    """Publishes the frames, and notes what the tracker answers."""
 
-    CDR: four bytes that tell the byte order, then the stamp's seconds and nanoseconds.
-    """
-    order = '<' if data[1] & 1 else '>'
-    return bytes(data[:4]) + struct.pack(f'{order}iI', *divmod(stamp, 10**9)) + bytes(data[12:])
-
-
-def stamp_of(data: bytes) -> int:
-    """Read the stamp, in nanoseconds, of a serialised message that begins with a header."""
-    seconds, rest = struct.unpack_from('<iI' if data[1] & 1 else '>iI', data, 4)
-    return seconds * 10**9 + rest
-
-
-class _Listener(GraphClient):
-    """Publishes the frames and notes what the tracker answers."""
-
-    def __init__(self, compressed: bool) -> None:
+    def __init__(self, client: TrackerClient, compressed: bool) -> None:
         from drift_ros_msgs.msg import TrackArray
-        from rclpy.qos import QoSProfile, ReliabilityPolicy
         from sensor_msgs.msg import CompressedImage, Image
 
-        super().__init__('replay', NAMESPACE)
+        from drift_ros.ros import qos
+
         self.frames: dict[int, int] = {}  # stamp -> frame
         self.arrivals: list[tuple[int, float, bytes]] = []
         self.tracks: dict[int, Any] = {}
         self.seeded = threading.Event()
-        # as cameras do; the tracker's subscription is best effort too
-        self._publisher = self.node.create_publisher(
+        node, tracker = client.node, client.tracker
+        self._publisher = node.create_publisher(
             CompressedImage if compressed else Image,
             'image/compressed' if compressed else 'image',
-            QoSProfile(depth=2, reliability=ReliabilityPolicy.BEST_EFFORT),
+            qos.CAMERA,
         )
-        self.node.create_subscription(Image, 'tracker/mask', self._mask, 100, raw=True)
-        self.node.create_subscription(TrackArray, 'tracker/tracks', self._track, 100)
-        self.node.create_subscription(Image, 'tracker/seeds', lambda _: self.seeded.set(), 10)
+        # serialised: decoding is for later, and this clock runs
+        node.create_subscription(Image, f'{tracker}/mask', self._mask, qos.LISTENING, raw=True)
+        node.create_subscription(TrackArray, f'{tracker}/tracks', self._track, qos.LISTENING)
+        node.create_subscription(
+            Image, f'{tracker}/seeds', lambda _: self.seeded.set(), qos.LISTENING
+        )
 
     def publish(self, index: int, data: bytes) -> float:
         """Publish a frame; return when (time.monotonic())."""
         stamp = time.time_ns()
         self.frames[stamp] = index
-        message = restamp(data, stamp)
+        message = stamps.restamp(data, stamp)
         now = time.monotonic()
         self._publisher.publish(message)
         return now
 
+    def header(self, index: int) -> Any:
+        """Give the header of the last publication of a frame."""
+        from std_msgs.msg import Header
+
+        stamp = next(stamp for stamp, frame in list(self.frames.items())[::-1] if frame == index)
+        return Header(stamp=stamps.message(stamp), frame_id='replay')
+
     def _mask(self, data: bytes) -> None:
         now = time.monotonic()
-        index = self.frames.get(stamp_of(data))
+        index = self.frames.get(stamps.of_serialized(data))
         if index is not None:
             self.arrivals.append((index, now, zlib.compress(data, 1)))
 
     def _track(self, message: Any) -> None:
-        stamp = message.header.stamp.sec * 10**9 + message.header.stamp.nanosec
+        stamp = stamps.nanoseconds(message.header.stamp)
         if stamp in self.frames:
             self.tracks[self.frames[stamp]] = message
 
@@ -148,15 +146,33 @@ def replay(
     frame, and takes effect when the node gets to it. After the last frame, its mask is waited
     for.
 
-    :param images: stamp in nanoseconds, and serialised (Compressed)Image, of every frame
-    :param parameters: of the tracker node
-    :param logs: folder for the node's output
-    :param rate: frames a second; None: as the stamps say
-    :param threads: of the node's numeric libraries, 0: all processors
-    :param progress: called after every frame that was published
-    :raises ProcessError: the node did not come up, refused a seed, died, or fell silent
+    Parameters
+    ----------
+    images : iterable of (int, bytes)
+        Stamp in nanoseconds, and serialised (Compressed)Image, of every frame.
+    seeds : sequence of Seed
+    parameters : mapping of str to object
+        Of the tracker node.
+    logs : Path
+        Folder for the node's output.
+    compressed : bool
+        Whether the images are CompressedImage.
+    rate : float, optional
+        Frames a second; None: as the stamps say.
+    threads : int
+        Of the node's numeric libraries, 0: all processors.
+    progress : callable
+        Called after every frame that was published.
+
+    Raises
+    ------
+    ProcessError
+        The node did not come up, refused a seed, died, or fell silent.
+
     """
     prepare_environment()
+    from drift_ros.ros.client import TrackerClient
+
     with contextlib.ExitStack() as stack:
         children = Children(logs, NAMESPACE)
         stack.callback(children.stop_all)
@@ -164,9 +180,14 @@ def replay(
         pid = children.start(
             'tracker', {**parameters, 'image_transport': transport}, threads=threads
         )
-        client = _Listener(compressed)
-        stack.callback(client.close)
-        return _Replay(client, children, pid, rate, progress).run(iter(images), seeds)
+        client = stack.enter_context(
+            TrackerClient(namespace=NAMESPACE, name='replay', timeout=_PATIENCE)
+        )
+        camera = _Camera(client, compressed)
+        try:
+            return _Replay(client, camera, children, pid, rate, progress).run(iter(images), seeds)
+        except ClientError as error:
+            raise ProcessError(f'{error}\n{children.tail("tracker")}') from error
 
 
 class _Replay:
@@ -174,14 +195,16 @@ class _Replay:
 
     def __init__(
         self,
-        client: _Listener,
+        client: TrackerClient,
+        camera: _Camera,
         children: Children,
         pid: int,
         rate: float | None,
         progress: Callable[[], None],
     ) -> None:
-        self._client, self._children, self._pid = client, children, pid
-        self._rate, self._progress = rate, progress
+        self._client, self._camera, self._children = client, camera, children
+        self._pid, self._rate, self._progress = pid, rate, progress
+        client.watch = self._watch
 
     def run(self, images: Any, seeds: Sequence[Seed]) -> Recording:
         if not seeds or seeds[0].index != 0:
@@ -192,21 +215,12 @@ class _Replay:
         self._start(first, seeds[0], recording)
         late = {seed.index: seed for seed in seeds[1:]}
         threads: list[threading.Thread] = []
-        failures: list[ProcessError] = []
+        failures: list[Exception] = []
 
         def seed(index: int) -> None:
             try:
-                recording.table.update(
-                    self._flip(
-                        self._client.seed(
-                            late[index].labels,
-                            self._header(index),
-                            lambda: None,
-                            image=late[index].image,
-                        )
-                    )
-                )
-            except ProcessError as error:
+                self._seed(late[index], recording)
+            except Exception as error:  # for the thread that waits for this one
                 failures.append(error)
 
         with _Usage(self._pid) as usage:
@@ -216,7 +230,7 @@ class _Replay:
             for index, (stamp, data) in enumerate(images, start=1):
                 due = start + (index / self._rate if self._rate else (stamp - first_stamp) / 1e9)
                 self._sleep_until(due)
-                recording.published.append(self._client.publish(index, data) - start)
+                recording.published.append(self._camera.publish(index, data) - start)
                 if index in late:
                     threads.append(threading.Thread(target=seed, args=(index,), daemon=True))
                     threads[-1].start()
@@ -226,24 +240,24 @@ class _Replay:
             slowest = max(
                 (
                     at - start - recording.published[index]
-                    for index, at, _ in list(self._client.arrivals)
+                    for index, at, _ in list(self._camera.arrivals)
                 ),
                 default=0.0,
             )
-            self._wait(lambda: self._client.arrivals[-1][0] == last, 30.0 + 3 * slowest)
+            self._wait(lambda: self._camera.arrivals[-1][0] == last, 30.0 + 3 * slowest)
         for thread in threads:
             thread.join(_PATIENCE)
         if failures:
             raise failures[0]
         recording.arrivals = [
-            (index, at - start, data) for index, at, data in list(self._client.arrivals) if index
+            (index, at - start, data) for index, at, data in list(self._camera.arrivals) if index
         ]
         if last and not recording.arrivals:
             raise ProcessError(
                 'the tracker answered none of the frames:\n' + self._children.tail('tracker')
             )
-        self._wait(lambda: recording.arrivals[-1][0] in self._client.tracks, 2.0)
-        recording.tracks = dict(self._client.tracks)
+        self._wait(lambda: recording.arrivals[-1][0] in self._camera.tracks, 2.0)
+        recording.tracks = dict(self._camera.tracks)
         recording.cpu, recording.memory = usage.cpu, usage.memory
         return recording
 
@@ -273,52 +287,36 @@ class _Replay:
         return True
 
     def _bring_up(self) -> None:
-        from lifecycle_msgs.msg import Transition
-
-        for transition, what in (
-            (Transition.TRANSITION_CONFIGURE, 'configured'),
-            (Transition.TRANSITION_ACTIVATE, 'activated'),
-        ):
-            if not self._client.change_state(transition, self._watch):
+        for transition in ('configure', 'activate'):
+            if not self._client.change_state(transition):
                 raise ProcessError(
-                    f'the tracker could not be {what}:\n' + self._children.tail('tracker')
+                    f'the tracker could not be {transition}d:\n' + self._children.tail('tracker')
                 )
+
+    def _seed(self, seed: Seed, recording: Recording) -> None:
+        """Give the tracker a mask of a frame that was published."""
+        answers = self._client.seed(
+            seed.labels, header=self._camera.header(seed.index), frame=seed.image
+        )
+        recording.table.update({answer.id: answer.label for answer in answers})
 
     def _start(self, first: bytes, seed: Seed, recording: Recording) -> None:
         """Show the first frame until it is answered, so that both sides know each other; seed."""
         end = time.monotonic() + _PATIENCE
-        while not self._client.arrivals:
+        while not self._camera.arrivals:
             if time.monotonic() > end:
                 raise ProcessError(
                     f'no mask came within {_PATIENCE:.0f} s of the first frame:\n'
                     + self._children.tail('tracker')
                 )
-            self._client.publish(0, first)
-            self._wait(lambda: self._client.arrivals, 1.0)
-        recording.table.update(
-            self._flip(
-                self._client.seed(seed.labels, self._header(0), self._watch, image=seed.image)
-            )
-        )
-        if not self._wait(self._client.seeded.is_set, _PATIENCE):
+            self._camera.publish(0, first)
+            self._wait(lambda: self._camera.arrivals, 1.0)
+        self._seed(seed, recording)
+        if not self._wait(self._camera.seeded.is_set, _PATIENCE):
             raise ProcessError(
                 f'the seed was not applied within {_PATIENCE:.0f} s:\n'
                 + self._children.tail('tracker')
             )
-
-    def _header(self, index: int) -> Any:
-        from std_msgs.msg import Header
-
-        stamp = next(
-            stamp for stamp, frame in list(self._client.frames.items())[::-1] if frame == index
-        )
-        header = Header(frame_id='replay')
-        header.stamp.sec, header.stamp.nanosec = divmod(stamp, 10**9)
-        return header
-
-    @staticmethod
-    def _flip(ids: Mapping[int, int]) -> dict[int, int]:
-        return {number: label for label, number in ids.items()}
 
 
 class _Usage:

@@ -11,6 +11,7 @@ returned after :data:`GRACE` seconds the process ends without waiting for it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+import gc
 import os
 import signal
 import sys
@@ -29,15 +30,21 @@ def run(
     """
     Spin a node until SIGINT, SIGTERM or until it sets its ``finished`` event; then exit.
 
-    :param factory: makes the node. It may have ``finished`` (threading.Event), ``exit_code``
-        (int), and ``stop()``, called first at the end: it makes the node's own threads return
-        and blocking callbacks give way, without waiting for them; ``join(timeout) -> bool``
-        waits for them and releases what they used.
-    :param args: command line, with ROS arguments; default ``sys.argv``
-    :param threads: executor threads
-
     Exit codes: 0 after a signal or when done, 1 when the node could not be made or a callback
     raised.
+
+    Parameters
+    ----------
+    factory : callable
+        Makes the node. It may have ``finished`` (threading.Event), ``exit_code`` (int), and
+        ``stop()``, called first at the end: it makes the node's own threads return and blocking
+        callbacks give way, without waiting for them; ``join(timeout) -> bool`` waits for them and
+        releases what they used.
+    args : sequence of str, optional
+        Command line, with ROS arguments; default ``sys.argv``.
+    threads : int
+        Of the executor.
+
     """
     # torch's threads leave the cores to the other processes of the robot while there is no frame,
     # but wait awake from one step of a frame to the next: to be woken takes longer than most do
@@ -46,20 +53,31 @@ def run(
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     import rclpy
-    from rclpy.exceptions import ParameterException
-    from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
     from rclpy.signals import SignalHandlerOptions
 
     rclpy.init(
         args=list(sys.argv if args is None else args),
         signal_handler_options=SignalHandlerOptions.NO,
     )
+    code = _live(factory, stop, threads)
+    # What is left of the node (the state machine of a lifecycle, actions) holds its handle, and
+    # with it the middleware's shared memory. Nothing here refers to the node any more, but parts
+    # of it refer to each other.
+    gc.collect()
+    rclpy.try_shutdown()
+    _exit(code)
+
+
+def _live(factory: Callable[[], Any], stop: threading.Event, threads: int) -> int:
+    """Make a node, spin it until the end, take it down; return the exit code."""
+    from rclpy.exceptions import ParameterException
+    from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
+
     try:
         node = factory()
     except (ParameterException, ValueError) as error:
         print(f'{os.path.basename(sys.argv[0])}: {error}', file=sys.stderr)
-        rclpy.shutdown()
-        _exit(1)
+        return 1
     executor = MultiThreadedExecutor(threads)
     executor.add_node(node)
     finished = getattr(node, 'finished', threading.Event())
@@ -92,14 +110,17 @@ def run(
     )
     code = 1 if failed.is_set() else getattr(node, 'exit_code', 0)
     if idle:
-        # callbacks that are still running (a model being loaded) keep the node alive
-        idle = executor.shutdown(
-            timeout_sec=max(0.05, deadline - time.monotonic()), wait_for_threads=False
-        )
+        # Callbacks that are still running (a model being loaded) keep the node alive. The
+        # executor's own timeout is none: it either waits for its threads for ever or not at all.
+        closing = threading.Thread(target=executor.shutdown, daemon=True)
+        closing.start()
+        closing.join(max(0.05, deadline - time.monotonic()))
+        idle = not closing.is_alive()
     if idle:
+        for waitable in list(node.waitables):  # actions: destroy_node leaves them
+            getattr(waitable, 'destroy', lambda: None)()
         node.destroy_node()
-    rclpy.try_shutdown()
-    _exit(code)
+    return code
 
 
 def _exit(code: int) -> NoReturn:

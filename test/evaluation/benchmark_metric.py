@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 
 from drift_ros.evaluation import metric
-from drift_ros.media.video import read_label_image
+from drift_ros.media.labels import read_labels
 
 sys.path.insert(0, str(Path(__file__).parent))
 import random_masks  # noqa: E402
@@ -31,7 +31,7 @@ def pairs(root):
     for folder in sorted(path for path in Path(root, 'Annotations').rglob('*') if path.is_dir()):
         files = sorted(folder.glob('*.png'))
         for first, second in list(zip(files, files[5:]))[::40]:
-            found.append(tuple(read_label_image(path) > 0 for path in (first, second)))
+            found.append(tuple(read_labels(path) > 0 for path in (first, second)))
     return found
 
 

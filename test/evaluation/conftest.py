@@ -5,7 +5,7 @@ import cv2
 import numpy as np
 import pytest
 
-from drift_ros.evaluation.datasets import write_mask
+from drift_ros.media.labels import write_labels
 
 SIZE = (64, 96)
 
@@ -35,7 +35,7 @@ def write_sequence(root, name, frames, labels, level=''):
     masks.mkdir(parents=True)
     for index, (frame, label) in enumerate(zip(frames, labels, strict=True)):
         cv2.imwrite(str(images / f'{index:05d}.jpg'), cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
-        write_mask(masks / f'{index:05d}.png', label)
+        write_labels(masks / f'{index:05d}.png', label)
 
 
 @pytest.fixture

@@ -8,29 +8,32 @@ import pytest
 from rosbags.rosbag2 import Writer
 from rosbags.typesys import get_typestore, Stores
 
-from drift_ros.commands.evaluate import bag as bag_command
+from drift_ros.commands.bag import bag as bag_command
 from drift_ros.commands.evaluate import evaluate
-from drift_ros.evaluation import bags
+from drift_ros.evaluation import bag_files
 from drift_ros.evaluation import run as runner
-from drift_ros.evaluation.bags import BagError, open_sequence
-from drift_ros.evaluation.baselines import parse_engine
-from drift_ros.evaluation.datasets import find_sequences, read_annotation
+from drift_ros.evaluation.bag_files import BagError
+from drift_ros.evaluation.bag_writing import bag_from_davis, STORAGES
+from drift_ros.evaluation.bags import open_sequence
+from drift_ros.evaluation.datasets import find_sequences
+from drift_ros.evaluation.engines import parse_engine
+from drift_ros.media.labels import read_labels
 from drift_ros.media.video import VideoWriter
 
 from .conftest import scene, SIZE
 
 STORE = get_typestore(Stores.ROS2_KILTED)
-IMAGE, TRUTH = bags.IMAGE_TOPIC, bags.TRUTH_TOPIC
+IMAGE, TRUTH = bag_files.IMAGE_TOPIC, bag_files.TRUTH_TOPIC
 
 
 def write_bag(path, entries, storage='mcap'):
     """Write messages (topic, type, stamp in ns, message made from its header)."""
-    with Writer(path, version=9, storage_plugin=bags.STORAGES[storage]) as writer:
+    with Writer(path, version=9, storage_plugin=STORAGES[storage]) as writer:
         connections = {}
         for number, (topic, kind, stamp, make) in enumerate(entries):
             if topic not in connections:
                 connections[topic] = writer.add_connection(topic, kind, typestore=STORE)
-            message = make(bags._header(STORE, stamp))
+            message = make(bag_files.make_header(STORE, stamp))
             writer.write(connections[topic], number, STORE.serialize_cdr(message, kind))
     return path
 
@@ -44,17 +47,17 @@ def entries(stamps=None, truth_shift=0):
         found.append(
             (
                 IMAGE,
-                bags.IMAGE,
+                bag_files.IMAGE,
                 stamp,
-                lambda header, frame=frame: bags.image_message(STORE, header, frame),
+                lambda header, frame=frame: bag_files.image_message(STORE, header, frame),
             )
         )
         found.append(
             (
                 TRUTH,
-                bags.IMAGE,
+                bag_files.IMAGE,
                 stamp + truth_shift,
-                lambda header, label=label: bags.image_message(STORE, header, label),
+                lambda header, label=label: bag_files.image_message(STORE, header, label),
             )
         )
     return found
@@ -64,9 +67,9 @@ def entries(stamps=None, truth_shift=0):
 @pytest.mark.parametrize('compressed', [False, True])
 def test_numbers_equal_the_dataset_s(davis, tmp_path, storage, compressed):
     """Frames, truth, masks and scores are those of the folder, bit for bit."""
-    spec = parse_engine('colour8:resolution=64')
+    spec = parse_engine('colour8:features.resolution=64')
     for source in find_sequences(davis):
-        bag = bags.bag_from_davis(
+        bag = bag_from_davis(
             source, tmp_path / 'bags' / source.name, storage=storage, compressed=compressed
         )
         sequence = open_sequence(bag)
@@ -88,15 +91,19 @@ def test_conversion_is_reproducible(davis, tmp_path):
     """The same folder gives the same messages, with stamps at the rate."""
     (source, _) = find_sequences(davis)
     for name in 'ab':
-        bags.bag_from_davis(source, tmp_path / name, rate=10)
+        bag_from_davis(source, tmp_path / name, rate=10)
     first, second = (open_sequence(tmp_path / name, name='x') for name in 'ab')
     assert first.stamps == second.stamps and first.digest() == second.digest()
     assert np.diff(first.stamps).tolist() == [10**8] * 7
-    with bags.open_bag(tmp_path / 'a') as reader:
+    with bag_files.open_bag(tmp_path / 'a') as reader:
         kinds = {item.topic: item.msgtype for item in reader.connections}
-    assert kinds == {IMAGE: bags.IMAGE, TRUTH: bags.IMAGE, bags.INFO_TOPIC: bags.CAMERA_INFO}
+    assert kinds == {
+        IMAGE: bag_files.IMAGE,
+        TRUTH: bag_files.IMAGE,
+        bag_files.INFO_TOPIC: bag_files.CAMERA_INFO,
+    }
     with pytest.raises(BagError, match='exists already'):
-        bags.bag_from_davis(source, tmp_path / 'a')
+        bag_from_davis(source, tmp_path / 'a')
 
 
 def test_truth_that_comes_late_or_is_sparse(tmp_path):
@@ -194,7 +201,7 @@ def test_topics_missing_or_of_the_wrong_type(tmp_path):
 @pytest.mark.parametrize('share', [0.02, 0.5, 0.97])
 def test_truncated_files(davis, tmp_path, storage, suffix, share):
     """A file that ends early is an error, never fewer frames and another number."""
-    path = bags.bag_from_davis(find_sequences(davis)[0], tmp_path / 'bag', storage=storage)
+    path = bag_from_davis(find_sequences(davis)[0], tmp_path / 'bag', storage=storage)
     (file,) = path.glob(f'*{suffix}')
     file.write_bytes(file.read_bytes()[: int(file.stat().st_size * share)])
     with pytest.raises(BagError, match='damaged or truncated|is truncated'):
@@ -204,7 +211,7 @@ def test_truncated_files(davis, tmp_path, storage, suffix, share):
 
 def test_no_metadata(davis, tmp_path):
     """A folder without metadata.yaml gets a hint on how to repair it."""
-    path = bags.bag_from_davis(find_sequences(davis)[0], tmp_path / 'bag')
+    path = bag_from_davis(find_sequences(davis)[0], tmp_path / 'bag')
     (path / 'metadata.yaml').unlink()
     with pytest.raises(BagError, match='reindex'):
         open_sequence(path)
@@ -216,7 +223,7 @@ def test_damaged_messages(tmp_path):
     """An image that lost a part names its topic and stamp; so does a mask of another size."""
 
     def cut(header):
-        message = bags.image_message(STORE, header, np.zeros((*SIZE, 3), np.uint8))
+        message = bag_files.image_message(STORE, header, np.zeros((*SIZE, 3), np.uint8))
         message.data = message.data[:-5]
         return message
 
@@ -228,7 +235,7 @@ def test_damaged_messages(tmp_path):
     messages = entries()
     messages[5] = (
         *messages[5][:3],
-        lambda header: bags.image_message(STORE, header, np.zeros((4, 5), np.uint8)),
+        lambda header: bag_files.image_message(STORE, header, np.zeros((4, 5), np.uint8)),
     )
     sequence = open_sequence(write_bag(tmp_path / 'small', messages))
     with pytest.raises(BagError, match='5x4.*96x64'):
@@ -286,7 +293,7 @@ def test_commands_end_in_messages_not_tracebacks(davis, tmp_path):
         np.testing.assert_array_equal(frame.image, original.image)
         np.testing.assert_array_equal(
             frame.truth,
-            read_annotation(tmp_path / 'out' / 'masks' / '4x' / 'two' / f'{number:05d}.png'),
+            read_labels(tmp_path / 'out' / 'masks' / '4x' / 'two' / f'{number:05d}.png'),
         )
     (file,) = (tmp_path / 'two').glob('*.db3')
     file.write_bytes(file.read_bytes()[:5000])
@@ -317,3 +324,38 @@ def test_video_with_masks(tmp_path, compressed):
     np.testing.assert_array_equal(found[0].truth, labels[0])
     assert all(frame.truth is None for frame in found[1:])
     assert np.abs(found[5].image.astype(int) - frames[5]).mean() < 20
+
+
+@pytest.mark.parametrize('values, expected', [({1: 255}, {0, 1}), ({1: 7, 0: 255}, {0, 7})])
+def test_truth_on_a_topic_is_read_as_that_in_files(tmp_path, values, expected):
+    """Black and white is one object, and 255 beside other values is void, in every frame."""
+    frames, labels = scene(1)
+    found = []
+    for index, (frame, label) in enumerate(zip(frames, labels, strict=True)):
+        mask = label.copy()
+        for old, new in values.items():
+            mask[label == old] = new
+        if index == 4:
+            mask[label == 1] = 255  # in the second case only void is left
+        for topic, picture in ((IMAGE, frame), (TRUTH, mask)):
+            found.append(
+                (
+                    topic,
+                    bag_files.IMAGE,
+                    10**9 + index * 10**8,
+                    lambda header, picture=picture: bag_files.image_message(
+                        STORE, header, picture
+                    ),
+                )
+            )
+    truths = [frame.truth for frame in open_sequence(write_bag(tmp_path / 'bag', found))]
+    assert {int(v) for v in np.unique(truths[0])} == expected
+    assert bool(truths[4].any()) == (1 in expected)
+
+
+def test_a_blurred_truth_on_a_topic_is_refused(tmp_path):
+    found = entries()
+    blurred = cv2.GaussianBlur(scene(1)[1][0] * 255, (0, 0), 2)
+    found[1] = (*found[1][:3], lambda header: bag_files.image_message(STORE, header, blurred))
+    with pytest.raises(BagError, match='the true mask of stamp 1.0.* are not crisp'):
+        list(open_sequence(write_bag(tmp_path / 'bag', found)))

@@ -1,24 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Baselines do what they are called, and engines are configured by data."""
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from drift_ros.engine.config import TrackerConfig
-from drift_ros.engine.tracker import Tracker
+from drift_ros.api import Tracker
+from drift_ros.engine.config import OPTIONS, TrackerConfig
 from drift_ros.evaluation.baselines import (
     BoxSeeded,
     ColourPatches,
     FirstMask,
-    load_params_file,
     OpticalFlow,
-    parse_engine,
-    split_settings,
 )
-from drift_ros.evaluation.metric import region_similarity
+from drift_ros.evaluation.engines import load_params_file, parse_engine, split_settings
+from drift_ros.evaluation.metric import mask_scores
 
 from .conftest import scene
 
@@ -48,8 +45,8 @@ def test_flow_follows_a_moving_object():
     for frame in frames[1:]:
         followed, stayed = flow.step(frame).labels, still.step(frame).labels
     truth = np.roll(mask, 15, 1) > 0
-    assert region_similarity(truth, followed == 1) > 0.9
-    assert region_similarity(truth, stayed == 1) < 0.75
+    assert mask_scores(truth, followed == 1)[0] > 0.9
+    assert mask_scores(truth, stayed == 1)[0] < 0.75
 
 
 @pytest.mark.parametrize('stride, cells', [(4, 5), (8, 3), (4, 1)])
@@ -78,12 +75,12 @@ def test_colour_features_are_cosines_over_temperature():
 def test_colour_engine_tracks_a_square():
     """With the real tracker, raw colour follows a square of another colour."""
     frames, labels = scene(1)
-    engine = parse_engine('colour4:resolution=64,refinement=none').make()
+    engine = parse_engine('colour4:features.resolution=64,refinement.method=none').make()
     (item,) = engine.seed(frames[0], labels[0])
     for frame in frames[1:]:
         result = engine.step(frame)
-    assert region_similarity(labels[-1] > 0, labels[0] > 0) < 0.1
-    assert region_similarity(labels[-1] > 0, result.labels == item) > 0.5
+    assert mask_scores(labels[-1] > 0, labels[0] > 0)[0] < 0.1
+    assert mask_scores(labels[-1] > 0, result.labels == item)[0] > 0.5
 
 
 def test_boxes_take_the_place_of_masks():
@@ -93,27 +90,35 @@ def test_boxes_take_the_place_of_masks():
     image[30:50, 90:110] = (30, 220, 30)
     labels = np.zeros((96, 128), np.uint8)
     labels[20:60, 30:70], labels[30:50, 90:110] = 4, 9
-    config = TrackerConfig(resolution=96, radius=6, segmenter='grabcut', refinement='none')
+    config = TrackerConfig.of(
+        {
+            'features.resolution': 96,
+            'kernel.radius': 6,
+            'refinement.prompts': 'grabcut',
+            'refinement.method': 'none',
+        }
+    )
     engine = BoxSeeded(Tracker(config=config, features=ColourPatches(resolution=96)))
     corners = np.where(labels == 4, 4, 0)
     corners[21:59, 31:69] = 0  # as large a box, another mask
     assert engine.seed(image, corners + np.where(labels == 9, 9, 0)) == [1, 2]
     result = engine.step(image)
-    assert region_similarity(labels == 4, result.labels == 1) > 0.8
-    assert region_similarity(labels == 9, result.labels == 2) > 0.7
+    assert mask_scores(labels == 4, result.labels == 1)[0] > 0.8
+    assert mask_scores(labels == 9, result.labels == 2)[0] > 0.7
     assert parse_engine('boxes', model='folder').model == 'folder'
 
 
 def test_engine_options_are_complete_and_layered():
     """Settings of the run hold for all engines, an engine's own come on top."""
     spec = parse_engine(
-        'wide=colour4:radius=16,layers=a,b,top_k=15', {'radius': 3, 'temperature': 0.5}
+        'wide=colour4:kernel.radius=16,features.layers=a,b,kernel.top_k=15',
+        {'kernel.radius': 3, 'kernel.temperature': 0.5},
     )
     assert spec.label == 'wide' and spec.name == 'colour4'
-    assert spec.options['radius'] == 16 and spec.options['top_k'] == 15
-    assert spec.options['layers'] == ('a', 'b')
-    assert spec.options['temperature'] == 0.5
-    assert {item.name for item in dataclasses.fields(TrackerConfig)} <= set(spec.options)
+    assert spec.options['kernel.radius'] == 16 and spec.options['kernel.top_k'] == 15
+    assert spec.options['features.layers'] == ('a', 'b')
+    assert spec.options['kernel.temperature'] == 0.5
+    assert set(OPTIONS) <= set(spec.options)
     assert parse_engine('flow').options == {}
 
 
@@ -122,12 +127,13 @@ def test_engine_options_are_complete_and_layered():
     [
         ('magic', "no engine 'magic'.*tracker, boxes, cosine, first-mask"),
         ('tracker:radios=3', "no tracker option 'radios'.*radius"),
-        ('tracker:radius=far', "radius is 'far'.*int"),
-        ('tracker:radius=-1', 'radius is -1.*lie in'),
-        ('tracker:normalize=maybe', 'true or false'),
-        ('tracker:refinement=magic', 'choose from'),
+        ('tracker:kernel.radius=far', "radius is 'far'.*int"),
+        ('tracker:kernel.radius=-1', 'radius is -1.*lie in'),
+        ('tracker:radius=9', 'now called kernel.radius'),
+        ('tracker:experimental.normalize=maybe', 'true or false'),
+        ('tracker:refinement.method=magic', 'choose from'),
         ('tracker:3', 'expected option=value'),
-        ('flow:radius=3', 'has no options'),
+        ('flow:kernel.radius=3', 'has no options'),
     ],
 )
 def test_bad_engines(text, message):
@@ -138,21 +144,31 @@ def test_bad_engines(text, message):
 
 def test_settings():
     """Values take the type of the option's default."""
-    assert split_settings(['radius=7', 'temperature=1', 'normalize=false', 'layers=a,b']) == {
-        'radius': 7,
-        'temperature': 1.0,
-        'normalize': False,
-        'layers': ('a', 'b'),
+    assert split_settings(
+        [
+            'kernel.radius=7',
+            'kernel.temperature=1',
+            'experimental.normalize=false',
+            'features.layers=a,b',
+        ]
+    ) == {
+        'kernel.radius': 7,
+        'kernel.temperature': 1.0,
+        'experimental.normalize': False,
+        'features.layers': ('a', 'b'),
     }
     with pytest.raises(ValueError, match='option=value'):
-        split_settings(['radius'])
+        split_settings(['kernel.radius'])
 
 
 def test_params_file(tmp_path):
     """A node's parameter file configures the evaluation, too; what is not the engine's is left."""
     path = tmp_path / 'tracker.yaml'
-    path.write_text('/**:\n  ros__parameters:\n    radius: 9\n    layers: [x]\n    replay: true\n')
-    assert load_params_file(path) == {'radius': 9, 'layers': ('x',)}
+    path.write_text(
+        '/**:\n  ros__parameters:\n'
+        '    kernel: {radius: 9}\n    features.layers: [x]\n    replay: true\n'
+    )
+    assert load_params_file(path) == {'kernel.radius': 9, 'features.layers': ('x',)}
     path.write_text('radius: 9\n')
     with pytest.raises(ValueError, match='no option of the tracker'):
         load_params_file(path)
@@ -164,7 +180,5 @@ def test_params_file(tmp_path):
 def test_shipped_params_file():
     """The shipped file holds the defaults."""
     path = Path(__file__).parents[2] / 'config' / 'tracker.yaml'
-    defaults = {item.name: item.default for item in dataclasses.fields(TrackerConfig)}
     found = load_params_file(path)
-    assert set(defaults) - set(found) <= {'layers'}  # ROS cannot write down an empty list
-    assert found == {key: defaults[key] for key in found}
+    assert found == {key: OPTIONS[key].default for key in found}

@@ -10,8 +10,8 @@ import pytest
 
 from drift_ros.evaluation import cluster
 from drift_ros.evaluation import run as runner
-from drift_ros.evaluation.baselines import EngineSpec, parse_engine
 from drift_ros.evaluation.datasets import find_sequences
+from drift_ros.evaluation.engines import EngineSpec, parse_engine
 
 SPECS = [parse_engine('first-mask'), parse_engine('flow')]
 

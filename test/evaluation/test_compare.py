@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Paired comparison of two evaluations."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
-from drift_ros.evaluation.compare import compare
+from drift_ros.evaluation.compare import compare, intervals
 from drift_ros.evaluation.metric import SequenceScore
-from drift_ros.evaluation.run import JobResult
+from drift_ros.evaluation.results import JobResult
 
 
 def results(engine, levels, frames=6):
@@ -44,7 +46,7 @@ def test_no_difference():
     base = {f's{i}': 0.5 for i in range(10)}
     other = {f's{i}': 0.5 + (0.1 if i % 2 else -0.1) for i in range(10)}
     row = compare(results('a', base), results('b', other)).differences[2]
-    assert row.low < 0 < row.high and not row.significant
+    assert row.measure == 'j_and_f' and row.low < 0 < row.high and not row.significant
 
 
 def test_equal_or_single_pairs_have_no_interval():
@@ -67,3 +69,25 @@ def test_nothing_in_common():
         compare(results('a', {'x': 0.5}), results('b', {'y': 0.5}))
     with pytest.raises(ValueError, match='different frames'):
         compare(results('a', {'x': 0.5}), results('b', {'x': 0.5}, frames=4))
+
+
+def test_boxes_are_compared_where_both_have_them():
+    """Measures of which nothing can be said are left out; the others have their own pairs."""
+    from drift_ros.evaluation.protocol import Track
+
+    def boxed(rows, box):
+        frames = len(rows[0].score.frames)
+        tracks = tuple((Track(1, 1, 1.0, 9, 0, box),) for _ in range(frames + 2))
+        truths = tuple(((0, 0, 10, 10),) for _ in range(frames))
+        return [dataclasses.replace(row, tracks=tracks, truth_boxes=truths) for row in rows]
+
+    first = boxed(results('a', {f's{i}': 0.5 for i in range(6)}), (0, 0, 10, 10))
+    second = boxed(results('b', {f's{i}': 0.5 for i in range(6)}), (5, 0, 15, 10))
+    second[0] = results('b', {'s0': 0.5})[0]
+    found = {row.measure: row for row in compare(first, second).differences}
+    boxes = {'box_iou', 'box_half', 'centre_error', 'false_losses'}
+    assert set(found) == {'j', 'f', 'j_and_f', *boxes}
+    assert found['j'].pairs == 6 and found['box_iou'].pairs == 5
+    assert found['box_iou'].difference == pytest.approx(1 / 3 - 1)
+    means = intervals(first)['a']
+    assert means['box_half'][0] == 1 and np.isnan(means['box_half'][1])

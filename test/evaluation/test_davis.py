@@ -5,8 +5,8 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from drift_ros.evaluation import datasets as reader
 from drift_ros.evaluation.datasets import DatasetError, find_sequences
+from drift_ros.media.labels import write_labels
 
 from .conftest import scene, write_sequence
 
@@ -71,7 +71,7 @@ def test_2017_release(tmp_path):
         find_sequences(tmp_path, subset='val')
     (found,) = find_sequences(tmp_path, subset='val', year='2017')
     assert found.task == 'multi'
-    assert set(np.unique(next(iter(found)).truth)) == {0, 1, 2, 255}
+    assert set(np.unique(next(iter(found)).truth)) == {0, 1, 2}
     (merged,) = find_sequences(tmp_path, subset='val', year='2017', task='single')
     assert set(np.unique(next(iter(merged)).truth)) == {0, 1}
 
@@ -128,8 +128,8 @@ def test_unknown_names(davis):
 def test_colour_annotation_and_wrong_size(davis):
     """Pictures that are no label images, or of another size, are refused."""
     path = davis / 'Annotations' / 'one' / '00000.png'
-    Image.new('RGB', (96, 64)).save(path)
-    with pytest.raises(DatasetError, match='mode RGB'):
+    Image.new('RGB', (96, 64), (12, 200, 77)).save(path)
+    with pytest.raises(DatasetError, match='colour picture'):
         find_sequences(davis)
     Image.fromarray(np.ones((32, 48), np.uint8)).save(path)
     (found, _) = find_sequences(davis)
@@ -148,7 +148,7 @@ def test_missing_frame_is_an_error(davis):
 def test_masks_are_indexed_png_in_the_official_palette(tmp_path):
     """Mode P, the labels as indices, and the first colours of the DAVIS palette."""
     labels = np.arange(256, dtype=np.uint8).reshape(16, 16)
-    reader.write_mask(tmp_path / 'a' / '00000.png', labels)
+    write_labels(tmp_path / 'a' / '00000.png', labels)
     with Image.open(tmp_path / 'a' / '00000.png') as image:
         assert image.mode == 'P' and image.format == 'PNG'
         np.testing.assert_array_equal(np.array(image), labels)
@@ -167,4 +167,4 @@ def test_masks_are_indexed_png_in_the_official_palette(tmp_path):
     ]
     assert not list(tmp_path.rglob('*.partial'))
     with pytest.raises(ValueError, match='300'):
-        reader.write_mask(tmp_path / 'b.png', np.full((2, 2), 300, np.uint16))
+        write_labels(tmp_path / 'b.png', np.full((2, 2), 300, np.uint16))

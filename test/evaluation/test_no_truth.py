@@ -176,14 +176,15 @@ def test_result_bag_says_what_the_node_says(tmp_path):
     from rclpy.serialization import serialize_message
     from std_msgs.msg import Header
 
-    from drift_ros.engine.table import ObjectEstimate, ObjectState
+    from drift_ros.engine.estimates import ObjectEstimate
+    from drift_ros.engine.table import ObjectState
     from drift_ros.evaluation import result_bag
-    from drift_ros.ros import conversions
-    from drift_ros.ros.definitions import register_type
+    from drift_ros.ros import messages
+    from drift_ros.ros.messages import register_type
 
     objects = [
-        ObjectEstimate(3, '', ObjectState.TRACKING, 0.75, (4, 5, 20, 31), 99, 7),
-        ObjectEstimate(8, '', ObjectState.LOST, 0.125, None, 0, 2),
+        ObjectEstimate(3, '', ObjectState.TRACKING, 0.75, 0.9, (4, 5, 20, 31), 99, 7),
+        ObjectEstimate(8, '', ObjectState.LOST, 0.125, 0.25, None, 0, 2),
     ]
     store = get_typestore(Stores.ROS2_KILTED)
     register_type(store, result_bag.DETECTIONS)
@@ -196,12 +197,12 @@ def test_result_bag_says_what_the_node_says(tmp_path):
         (
             result_bag.DETECTIONS,
             result_bag.detections(store, ours, objects),
-            conversions.detections(objects, header),
+            messages.detections(objects, header),
         ),
         (
             result_bag.TRACKS,
             result_bag.track_array(store, ours, objects, 1.25),
-            conversions.tracks(objects, {'total': 1250.0}, 1_250_000_000, header),
+            messages.tracks(objects, {'total': 1250.0}, 1_250_000_000, header),
         ),
     ):
         # padding between fields is arbitrary in the node's

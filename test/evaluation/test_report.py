@@ -83,7 +83,7 @@ def test_compare_command(report):
     'arguments, message',
     [
         (['-e', 'magic'], 'no engine'),
-        (['--set', 'radius=-4', '-e', 'tracker'], 'lie in'),
+        (['--set', 'kernel.radius=-4', '-e', 'tracker'], 'lie in'),
         (['--sequences', 'x'], 'no sequence x'),
         (['-e', 'flow', '-e', 'flow'], 'LABEL=NAME'),
     ],
@@ -128,5 +128,5 @@ def test_help_needs_neither_ros_nor_torch():
         [sys.executable, '-c', code], capture_output=True, text=True, timeout=120
     )
     assert found.returncode == 0, found.stderr
-    for word in ('demo', 'compare', '--workers', 'radius=', 'from-davis'):
+    for word in ('demo', 'compare', '--workers', 'kernel.radius=', 'from-davis'):
         assert word in found.stdout

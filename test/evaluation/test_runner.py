@@ -8,9 +8,15 @@ import numpy as np
 import pytest
 
 from drift_ros.evaluation import run as runner
-from drift_ros.evaluation.baselines import EngineSpec, FirstMask, parse_engine
-from drift_ros.evaluation.datasets import find_sequences, Frame, read_annotation
+from drift_ros.evaluation.baselines import FirstMask
+from drift_ros.evaluation.datasets import find_sequences, SequenceFrame
+from drift_ros.evaluation.engines import EngineSpec, parse_engine
 from drift_ros.evaluation.metric import score_sequence
+from drift_ros.evaluation.protocol import track
+from drift_ros.evaluation.provenance import describe_run, fingerprint
+from drift_ros.evaluation.results import mask_file, score_file
+from drift_ros.evaluation.summaries import load_results, write_results
+from drift_ros.media.labels import read_labels
 
 from .conftest import scene
 
@@ -20,7 +26,8 @@ FIRST, FLOW = parse_engine('first-mask'), parse_engine('flow')
 def frames_of(frames, labels):
     """Return the frames of a made-up sequence."""
     return [
-        Frame(f'{index:05d}', *pair) for index, pair in enumerate(zip(frames, labels, strict=True))
+        SequenceFrame(f'{index:05d}', *pair)
+        for index, pair in enumerate(zip(frames, labels, strict=True))
     ]
 
 
@@ -28,7 +35,7 @@ def test_labels_come_back_in_the_truth_s_ids():
     """An engine's ids count from 1; predictions carry the labels of the truth."""
     frames, labels = scene(2, objects=2)
     labels = np.where(labels == 1, 9, np.where(labels == 2, 4, 0)).astype(np.uint8)
-    outcome = list(runner.track(FirstMask(), frames_of(frames, labels)))
+    outcome = list(track(FirstMask(), frames_of(frames, labels)))
     for _, predicted, *_ in outcome:
         np.testing.assert_array_equal(predicted, labels[0])
     assert [elapsed is None for _, _, elapsed, _ in outcome] == [True] + [False] * 7
@@ -46,7 +53,7 @@ def test_engine_never_sees_more_than_the_first_mask():
             seeds.append(np.unique(label_mask).tolist())
             return super().seed(frame, label_mask)
 
-    list(runner.track(Watched(), frames_of(frames, labels)))
+    list(track(Watched(), frames_of(frames, labels)))
     assert seeds == [[0, 1]]
 
 
@@ -54,7 +61,7 @@ def test_late_objects_are_seeded_where_they_appear():
     """With late_objects, each id is seeded once, in its first frame."""
     frames, labels = scene(2, objects=2)
     labels[:3][labels[:3] == 2] = 0
-    outcome = list(runner.track(FirstMask(), frames_of(frames, labels), late_objects=True))
+    outcome = list(track(FirstMask(), frames_of(frames, labels), late_objects=True))
     assert not (outcome[2][1] == 2).any()
     for _, predicted, *_ in outcome[3:]:
         np.testing.assert_array_equal(predicted == 2, labels[3] == 2)
@@ -68,9 +75,7 @@ def test_scores_are_those_of_the_written_masks(davis, tmp_path):
     assert not errors
     for result, sequence in zip(results, sequences, strict=True):
         masks = [
-            read_annotation(
-                tmp_path / 'out' / 'masks' / 'flow' / sequence.name / f'{frame.name}.png'
-            )
+            read_labels(mask_file(tmp_path / 'out', 'flow', sequence.name, frame.name), False)
             for frame in sequence
         ]
         again = score_sequence([frame.truth for frame in sequence], masks)
@@ -114,29 +119,25 @@ def test_resume(davis, tmp_path, monkeypatch):
     assert len(made) == 4
     for before, after in zip(first, second, strict=True):
         assert before.as_dict() == after.as_dict()
-    runner.score_file(tmp_path, 'flow', 'one').unlink()
-    runner.score_file(tmp_path, 'first-mask', 'two').write_text('{"half')
+    score_file(tmp_path, 'flow', 'one').unlink()
+    score_file(tmp_path, 'first-mask', 'two').write_text('{"half')
     runner.run([FIRST, FLOW], sequences, tmp_path)
     assert made[4:] == ['flow', 'first-mask']
     runner.run([FIRST, FLOW], find_sequences(davis, max_frames=5), tmp_path)
     assert len(made) == 10
-    monkeypatch.setitem(runner._DIGESTS, 'source', 'of another version')
-    runner.run([FIRST, FLOW], find_sequences(davis, max_frames=5), tmp_path)
-    assert len(made) == 14
 
 
 def test_options_are_part_of_the_fingerprint(davis):
     """Results of other options, another engine or another protocol are not taken over."""
     sequence = find_sequences(davis)[0]
-    plain = runner.RunOptions()
     prints = {
-        runner.fingerprint(spec, sequence, options)
-        for spec, options in (
-            (parse_engine('colour8'), plain),
-            (parse_engine('colour8:radius=3'), plain),
-            (parse_engine('colour8', {'memory_frames': 5}), plain),
-            (FLOW, plain),
-            (FLOW, runner.RunOptions(late_objects=True)),
+        fingerprint(spec, sequence, late)
+        for spec, late in (
+            (parse_engine('colour8'), False),
+            (parse_engine('colour8:kernel.radius=3'), False),
+            (parse_engine('colour8', {'memory.recent': 5}), False),
+            (FLOW, False),
+            (FLOW, True),
         )
     }
     assert len(prints) == 5
@@ -160,12 +161,12 @@ def test_one_failure_does_not_end_the_others(davis, tmp_path):
 def test_written_files(davis, tmp_path):
     """JSON, CSV and what is loaded again tell the same, with configuration and versions."""
     sequences = find_sequences(davis)
-    specs = [FIRST, parse_engine('small=colour8:radius=3,resolution=64')]
+    specs = [FIRST, parse_engine('small=colour8:kernel.radius=3,features.resolution=64')]
     results, errors = runner.run(specs, sequences, tmp_path)
-    description = runner.describe_run(specs, runner.RunOptions(), {'kind': 'davis'})
-    runner.write_results(tmp_path, description, results, errors)
+    description = describe_run(specs, False, {'kind': 'davis'})
+    write_results(tmp_path, description, results, errors)
     data = json.loads((tmp_path / 'results.json').read_text())
-    assert data['run']['engines'][1]['options']['radius'] == 3
+    assert data['run']['engines'][1]['options']['kernel.radius'] == 3
     assert {'drift_ros', 'commit', 'source', 'numpy', 'torch'} <= set(data['run']['versions'])
     assert data['engines']['small']['objects'] == 3
     rows = list(csv.DictReader((tmp_path / 'results.csv').read_text().splitlines()))
@@ -174,8 +175,8 @@ def test_written_files(davis, tmp_path):
     assert np.mean(mine) == pytest.approx(data['engines']['small']['j_and_f'], abs=1e-12)
     frames = list(csv.DictReader((tmp_path / 'frames.csv').read_text().splitlines()))
     assert len(frames) == 2 * 3 * 6
-    run, loaded = runner.load_results(tmp_path)
+    run, loaded = load_results(tmp_path)
     assert run == json.loads(json.dumps(description, default=list))
     assert [item.as_dict() for item in loaded] == [item.as_dict() for item in results]
     with pytest.raises(ValueError, match='no complete results'):
-        runner.load_results(tmp_path / 'scores')
+        load_results(tmp_path / 'scores')

@@ -7,25 +7,22 @@ from pathlib import Path
 import signal
 import subprocess
 import sys
-import threading
 import time
 
 from diagnostic_msgs.msg import DiagnosticArray
 from drift_ros_msgs.msg import TrackArray
 from drift_ros_msgs.srv import RemoveObject, SeedMask
-from lifecycle_msgs.srv import ChangeState, GetState
 import numpy as np
 from rcl_interfaces.srv import GetParameters, SetParameters
-import rclpy
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
-from rclpy.parameter import Parameter
-from rclpy.qos import DurabilityPolicy, QoSProfile
+from rclpy.parameter import Parameter, parameter_value_to_python
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 from std_srvs.srv import Trigger
 from vision_msgs.msg import Detection2DArray, LabelInfo
 
-from drift_ros.ros import conversions
+from drift_ros import TrackerClient
+from drift_ros.engine.config import OPTIONS
+from drift_ros.ros import conversions, qos, stamp
 
 ROOT = Path(__file__).resolve().parents[2]
 PROFILES = str(ROOT / 'config' / 'fastdds_large_images.xml')
@@ -33,7 +30,8 @@ PROFILES = str(ROOT / 'config' / 'fastdds_large_images.xml')
 # (best-effort images, service answers) is dropped by the middleware.
 SETTLE = 0.5
 TIMEOUT = 300.0  # only ever reached when something is broken
-TRANSITIONS = {'configure': 1, 'cleanup': 2, 'activate': 3, 'deactivate': 4}
+# the last part of an option's name is enough to name it
+NAMES = {name.rpartition('.')[2]: name for name in OPTIONS}
 TYPES = {
     'mask': Image,
     'overlay': Image,
@@ -56,31 +54,39 @@ def wait_for(condition, what='condition', timeout=TIMEOUT):
     raise AssertionError(f'{what} did not come about within {timeout} s')
 
 
+def environment(domain):
+    """Give the environment of a process that takes part in a test."""
+    paths = [str(ROOT), *filter(None, [os.environ.get('PYTHONPATH')])]
+    return {
+        **os.environ,
+        'ROS_DOMAIN_ID': str(domain),
+        'ROS_AUTOMATIC_DISCOVERY_RANGE': 'LOCALHOST',
+        'PYTHONPATH': os.pathsep.join(paths),
+        'OMP_NUM_THREADS': '1',
+        'PYTHONUNBUFFERED': '1',
+        'FASTDDS_DEFAULT_PROFILES_FILE': PROFILES,
+    }
+
+
 class NodeProcess:
-    """A node of this package as a process; its output goes to a file."""
+    """
+    A node as a process; its output goes to a file.
+
+    ``module`` is one of this package's nodes, or a program of its own (a path).
+    """
 
     def __init__(self, module, domain, log, arguments=(), parameters=None):
-        command = [sys.executable, '-m', f'drift_ros.nodes.{module}', *arguments, '--ros-args']
+        program = [module] if isinstance(module, Path) else ['-m', f'drift_ros.nodes.{module}']
+        command = [sys.executable, *map(str, program), *arguments, '--ros-args']
         for name, value in (parameters or {}).items():
             if isinstance(value, bool):
                 value = str(value).lower()
             command += ['-p', f'{name}:={value}']
-        environment = {
-            **os.environ,
-            'ROS_DOMAIN_ID': str(domain),
-            'ROS_AUTOMATIC_DISCOVERY_RANGE': 'LOCALHOST',
-            'PYTHONPATH': os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')]).rstrip(
-                os.pathsep
-            ),
-            'OMP_NUM_THREADS': '1',
-            'PYTHONUNBUFFERED': '1',
-            'FASTDDS_DEFAULT_PROFILES_FILE': PROFILES,
-        }
         self.log = Path(log)
         with open(self.log, 'w') as file:
             self.process = subprocess.Popen(
                 command,
-                env=environment,
+                env=environment(domain),
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
@@ -108,64 +114,42 @@ class NodeProcess:
 
 
 @contextlib.contextmanager
-def tracker_process(domain, log, **parameters):
+def tracker_process(domain, log, program='tracker', **parameters):
     """Run a tracker node; at the end it must not have written a traceback."""
-    node = NodeProcess('tracker', domain, log, parameters=parameters)
+    node = NodeProcess(program, domain, log, parameters=parameters)
     yield node
     node.close()
     assert 'Traceback' not in node.output, node.output
 
 
-class Client:
-    """Publishes images to a tracker node, calls its services and keeps what it publishes."""
+class Client(TrackerClient):
+    """
+    Publishes images to a tracker node and keeps what it publishes.
+
+    The ``ask`` methods give the service's own answer, refusals included.
+    """
 
     def __init__(self, domain, tracker='tracker'):
         os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
         os.environ['FASTDDS_DEFAULT_PROFILES_FILE'] = PROFILES
-        self.context = rclpy.Context()
-        rclpy.init(args=[], context=self.context, domain_id=domain)
-        self.node = rclpy.create_node('test_client', context=self.context)
-        self.tracker = tracker
+        super().__init__(f'/{tracker}', name='test_client', domain_id=domain, timeout=TIMEOUT)
         self.messages = {}
         self.subscriptions = {}
         self.publishers = {}
-        self.clients = {}
         self.stamp = 1000 * 10**9
-        self.executor = SingleThreadedExecutor(context=self.context)
-        self.executor.add_node(self.node)
-        self.thread = threading.Thread(target=self._spin, daemon=True)
-        self.thread.start()
-
-    def _spin(self):
-        try:
-            while self.context.ok():
-                self.executor.spin_once(timeout_sec=0.1)
-        except ExternalShutdownException:
-            pass
-
-    def close(self):
-        self.context.try_shutdown()
-        self.thread.join(5)
 
     # -- topics
 
     def listen(self, *names):
         """Subscribe to outputs of the tracker and wait until it knows."""
         for name in names:
-            topic = '/diagnostics' if name == 'diagnostics' else f'/{self.tracker}/{name}'
+            topic = '/diagnostics' if name == 'diagnostics' else f'{self.tracker}/{name}'
             if name in self.subscriptions:
                 self.forget(name)
             kept = self.messages[name] = []
-            latched = name == 'label_info'
-            qos = QoSProfile(
-                depth=100,
-                durability=(
-                    DurabilityPolicy.TRANSIENT_LOCAL if latched else DurabilityPolicy.VOLATILE
-                ),
-            )
-
+            profile = qos.LATCHED if name == 'label_info' else qos.LISTENING
             self.subscriptions[name] = self.node.create_subscription(
-                TYPES[name], topic, kept.append, qos
+                TYPES[name], topic, kept.append, profile
             )
             wait_for(
                 lambda topic=topic: self.node.count_publishers(topic), f'a publisher on {topic}'
@@ -180,7 +164,7 @@ class Client:
         new = topic not in self.publishers
         if new:
             self.publishers[topic] = self.node.create_publisher(
-                type(message), topic, QoSProfile(depth=100)
+                type(message), topic, qos.LISTENING
             )
         publisher = self.publishers[topic]
         wait_for(publisher.get_subscription_count, f'a subscriber on {topic}')
@@ -188,18 +172,16 @@ class Client:
             time.sleep(SETTLE)
         publisher.publish(message)
 
-    def header(self, stamp=None, frame_id='test_camera'):
+    def header(self, when=None, frame_id='test_camera'):
         """Make a header; without a stamp, 0.1 s after the last."""
-        if stamp is None:
+        if when is None:
             self.stamp += 10**8
-            stamp = self.stamp
-        header = Header(frame_id=frame_id)
-        header.stamp.sec, header.stamp.nanosec = divmod(stamp, 10**9)
-        return header
+            when = self.stamp
+        return Header(stamp=stamp.message(when), frame_id=frame_id)
 
-    def publish(self, frame, stamp=None):
+    def publish(self, frame, when=None):
         """Publish an RGB frame; return its header."""
-        header = self.header(stamp)
+        header = self.header(when)
         self.send(conversions.rgb_to_image(frame, header))
         return header
 
@@ -221,29 +203,15 @@ class Client:
 
     # -- services
 
-    def call(self, kind, name, request, timeout=TIMEOUT):
-        key = (kind, name)
-        if key not in self.clients:
-            self.clients[key] = self.node.create_client(kind, f'/{self.tracker}/{name}')
-            assert self.clients[key].wait_for_service(timeout), f'no service {name}'
-            time.sleep(SETTLE)
-        done = threading.Event()
-        future = self.clients[key].call_async(request)
-        future.add_done_callback(lambda _: done.set())
-        assert done.wait(timeout), f'{name} did not answer within {timeout} s'
-        return future.result()
+    def ask(self, kind, name, request, timeout=TIMEOUT):
+        return self.call(kind, f'{self.tracker}/{name}', request, timeout=timeout)
 
     def change(self, transition):
         """Ask for a lifecycle transition; True when it succeeded."""
-        request = ChangeState.Request()
-        request.transition.id = TRANSITIONS[transition]
-        success = self.call(ChangeState, 'change_state', request).success
+        success = self.change_state(transition)
         if transition == 'activate':
             time.sleep(SETTLE)
         return success
-
-    def state(self):
-        return self.call(GetState, 'get_state', GetState.Request()).current_state.label
 
     def start(self):
         assert self.change('configure')
@@ -253,35 +221,33 @@ class Client:
         """Set parameters; return the reasons of refusal, '' where set."""
         request = SetParameters.Request(
             parameters=[
-                Parameter(name, value=value).to_parameter_msg() for name, value in values.items()
+                Parameter(NAMES.get(name, name), value=value).to_parameter_msg()
+                for name, value in values.items()
             ]
         )
-        results = self.call(SetParameters, 'set_parameters', request).results
+        results = self.ask(SetParameters, 'set_parameters', request).results
         return [item.reason if not item.successful else '' for item in results]
 
     def get(self, name):
-        answer = self.call(GetParameters, 'get_parameters', GetParameters.Request(names=[name]))
-        return Parameter.from_parameter_msg(
-            __import__('rcl_interfaces.msg', fromlist=['Parameter']).Parameter(
-                name=name, value=answer.values[0]
-            )
-        ).value
+        request = GetParameters.Request(names=[NAMES.get(name, name)])
+        (value,) = self.ask(GetParameters, 'get_parameters', request).values
+        return parameter_value_to_python(value)
 
-    def seed(self, labels, header=None, names=(), frame=None, encoding=None):
+    def ask_seed(self, labels, header=None, names=(), frame=None, encoding=None, object_ids=()):
         """Seed a label image, for a frame sent before (by header) or sent along."""
-        request = SeedMask.Request(names=list(names))
+        request = SeedMask.Request(names=list(names), object_ids=list(object_ids))
         request.mask = conversions.labels_to_image(np.asarray(labels), header or Header())
         if encoding:
             request.mask.encoding = encoding
         if frame is not None:
             request.image = conversions.rgb_to_image(frame, header or Header())
-        return self.call(SeedMask, 'seed_mask', request)
+        return self.ask(SeedMask, 'seed_mask', request)
 
-    def remove(self, number):
-        return self.call(RemoveObject, 'remove_object', RemoveObject.Request(object_id=number))
+    def ask_remove(self, number):
+        return self.ask(RemoveObject, 'remove_object', RemoveObject.Request(object_id=number))
 
-    def reset(self):
-        return self.call(Trigger, 'reset', Trigger.Request())
+    def ask_reset(self):
+        return self.ask(Trigger, 'reset', Trigger.Request())
 
     def diagnostics(self, condition=lambda values: True):
         """Wait for a fresh diagnostic message that fulfils a condition: (status, values)."""
@@ -302,4 +268,12 @@ def compressed(frame, header):
     return conversions.rgb_to_compressed(frame, header)
 
 
-__all__ = ['Client', 'CompressedImage', 'NodeProcess', 'compressed', 'tracker_process', 'wait_for']
+__all__ = [
+    'Client',
+    'CompressedImage',
+    'NodeProcess',
+    'compressed',
+    'environment',
+    'tracker_process',
+    'wait_for',
+]

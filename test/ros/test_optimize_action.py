@@ -14,12 +14,12 @@ DOMAIN = 47
 FRAME = scene((16, 16, 40, RED), (84, 40, 40, GREEN))
 MASK = square_mask((16, 16, 40), (84, 40, 40))
 SETTINGS = {
-    'resolution': 96,
-    'radius': 6,
-    'confidence_threshold': 0.0,
-    'lost_after': 1000,
-    'optimize_steps': 10000,
-    'optimize_budget': 600.0,
+    'features.resolution': 96,
+    'kernel.radius': 6,
+    'states.confidence': 0.0,
+    'states.lost_after': 1000,
+    'experimental.optimize_steps': 10000,
+    'experimental.optimize_budget': 600.0,
     'diagnostics_period': 0.2,
 }
 
@@ -54,7 +54,7 @@ def tracker(client):
     assert client.change('activate')
     header = client.publish(FRAME)
     client.result(header)
-    answer = client.seed(MASK, header, ['red', 'green'])
+    answer = client.ask_seed(MASK, header, ['red', 'green'])
     assert answer.success, answer.message
     return client
 
@@ -96,8 +96,8 @@ def follows(tracker, first=1):
 def test_cancelled_halfway_with_tracking_unharmed(tracker):
     """The masks are those of a run without learning, to the pixel."""
     plain = [follows(tracker)[1] for _ in range(7)]
-    assert tracker.reset().success
-    assert tracker.seed(MASK, frame=FRAME, names=['red', 'green']).success
+    assert tracker.ask_reset().success
+    assert tracker.ask_seed(MASK, frame=FRAME, names=['red', 'green']).success
     goal = Goal(tracker)
     wait_for(lambda: len(goal.feedback) > 20, 'feedback')
     masks, ages = [], []
@@ -126,7 +126,7 @@ def test_success(tracker):
     tracker.start()
     header = tracker.publish(FRAME)
     tracker.result(header)
-    assert list(tracker.seed(MASK, header, ['red', 'green']).object_ids) == [1, 2]
+    assert list(tracker.ask_seed(MASK, header, ['red', 'green']).object_ids) == [1, 2]
     goal = Goal(tracker, object_ids=[2])
     result = goal.result()
     assert result.success and result.message == ''
@@ -149,7 +149,7 @@ def test_refusals_say_why(tracker, process):
     assert 'no object 9; live objects: 1, 2' in Goal(tracker, object_ids=[9]).result().message
     assert 'the budget is' in Goal(tracker, budget=-3.0).result().message
     assert 'the budget is' in Goal(tracker, budget=float('nan')).result().message
-    assert tracker.reset().success
+    assert tracker.ask_reset().success
     wait_for(lambda: 'no objects' in Goal(tracker).result().message, 'reset')
     assert tracker.change('deactivate')
     assert 'not active' in Goal(tracker).result().message
@@ -159,14 +159,14 @@ def test_refusals_say_why(tracker, process):
     tracker.start()
     header = tracker.publish(FRAME)
     tracker.result(header)
-    assert tracker.seed(MASK, header).success
+    assert tracker.ask_seed(MASK, header).success
     assert 'tokens would have no effect' in Goal(tracker).result().message
 
 
 def test_what_ends_a_goal(tracker):
     goal = Goal(tracker)
     wait_for(lambda: goal.feedback, 'feedback')
-    assert tracker.remove(2).success
+    assert tracker.ask_remove(2).success
     assert 'object 2 has been removed' in goal.result().message
     goal = Goal(tracker)
     wait_for(lambda: goal.feedback, 'feedback')

@@ -7,7 +7,7 @@ import sys
 import textwrap
 
 import cv2
-from harness import Client, NodeProcess, PROFILES, ROOT, TIMEOUT, wait_for
+from harness import Client, environment, NodeProcess, ROOT, TIMEOUT, wait_for
 import numpy as np
 import pytest
 from rclpy.qos import QoSProfile
@@ -16,7 +16,7 @@ from sensor_msgs.msg import CompressedImage, Image
 from std_srvs.srv import Trigger
 
 from drift_ros.media.video import VideoReader, write_image
-from drift_ros.ros import conversions
+from drift_ros.ros import conversions, messages, stamp
 
 DOMAIN = 51
 
@@ -45,7 +45,7 @@ def images(client, kind=Image, topic='/image'):
 
 
 def nanoseconds(message):
-    return message.header.stamp.sec * 10**9 + message.header.stamp.nanosec
+    return stamp.nanoseconds(message.header.stamp)
 
 
 def position(frame):
@@ -120,7 +120,7 @@ def test_lockstep_waits_for_the_answer_and_holds(client, clip, tmp_path):
             if index == 3:
                 with pytest.raises(AssertionError):  # on hold in spite of the answer
                     wait_for(lambda: len(received) > 4, 'another', timeout=0.3)
-                assert client.call(Trigger, 'resume', Trigger.Request()).success
+                assert client.ask(Trigger, 'resume', Trigger.Request()).success
         assert node.process.wait(TIMEOUT) == 0, node.output
     finally:
         node.close()
@@ -154,7 +154,7 @@ def test_recorder_writes_what_was_published(client, tmp_path):
     info = client.node.create_publisher(
         LabelInfo, '/label_info', QoSProfile(depth=1, durability=1)
     )  # transient local
-    info.publish(conversions.label_info({4: 'cup'}, client.header()))
+    info.publish(messages.label_info({4: 'cup'}, client.header()))
     node = NodeProcess(
         'recorder',
         DOMAIN,
@@ -193,10 +193,10 @@ def test_recorder_writes_what_was_published(client, tmp_path):
                     print('info', message.class_map[0].class_id, message.class_map[0].class_name)
         assert not [name for name in sys.modules if name.startswith(('rclpy', 'drift_ros'))]
     """)
-    environment = {key: value for key, value in os.environ.items() if key != 'PYTHONPATH'}
+    bare = {key: value for key, value in os.environ.items() if key != 'PYTHONPATH'}
     result = subprocess.run(
         [sys.executable, '-c', script, str(bag)],
-        env=environment,
+        env=bare,
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -216,15 +216,6 @@ def test_recorder_writes_what_was_published(client, tmp_path):
 
 
 def run_demo(checkpoint, clip, mask, out, *options):
-    environment = {
-        **os.environ,
-        'ROS_DOMAIN_ID': str(DOMAIN + 1),
-        'PYTHONPATH': str(ROOT),
-        'ROS_AUTOMATIC_DISCOVERY_RANGE': 'LOCALHOST',
-        'OMP_NUM_THREADS': '1',
-        'FASTDDS_DEFAULT_PROFILES_FILE': PROFILES,
-        'COLUMNS': '160',
-    }
     return subprocess.run(
         [
             sys.executable,
@@ -239,12 +230,12 @@ def run_demo(checkpoint, clip, mask, out, *options):
             '--model',
             str(checkpoint),
             '-p',
-            'resolution:=96',
+            'features.resolution:=96',
             '-p',
-            'confidence_threshold:=0.0',
+            'states.confidence:=0.0',
             *options,
         ],
-        env=environment,
+        env={**environment(DOMAIN + 1), 'COLUMNS': '160'},
         capture_output=True,
         text=True,
         check=False,

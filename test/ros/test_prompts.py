@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Boxes and clicks through a tracker process: services, subscription and command."""
 
-import os
 import re
 import subprocess
 import sys
@@ -10,7 +9,7 @@ import threading
 from drift_ros_msgs.msg import Prompt, PromptPoint
 from drift_ros_msgs.srv import SeedPrompt, Segment
 from geometry_msgs.msg import PointStamped
-from harness import Client, PROFILES, ROOT, tracker_process, wait_for
+from harness import Client, environment, tracker_process, wait_for
 import numpy as np
 import pytest
 from scenes import GREEN, overlap, RED, scene, square_mask
@@ -23,11 +22,11 @@ FRAME = scene((16, 16, 32, RED), (80, 40, 36, GREEN))
 CUP, CAN = square_mask((16, 16, 32)) == 1, square_mask((80, 40, 36)) == 1
 CUP_BOX, CAN_BOX = [13.0, 13.0, 51.0, 51.0], [77.0, 37.0, 119.0, 79.0]
 PARAMETERS = {
-    'resolution': 96,
-    'radius': 6,
-    'confidence_threshold': 0.0,
-    'lost_after': 1000,
-    'segmenter': 'grabcut',
+    'features.resolution': 96,
+    'kernel.radius': 6,
+    'states.confidence': 0.0,
+    'states.lost_after': 1000,
+    'refinement.prompts': 'grabcut',
     'diagnostics_period': 0.2,
 }
 
@@ -50,7 +49,7 @@ def client(process):
 
 @pytest.fixture
 def tracker(client):
-    assert client.reset().success
+    assert client.ask_reset().success
     client.result(client.publish(FRAME))
     return client
 
@@ -66,13 +65,13 @@ def click(*points, name=''):
 
 
 def seed(tracker, *prompts, **request):
-    return tracker.call(
+    return tracker.ask(
         SeedPrompt, 'seed_prompt', SeedPrompt.Request(prompts=list(prompts), **request)
     )
 
 
 def segment(tracker, *prompts, **request):
-    return tracker.call(Segment, 'segment', Segment.Request(prompts=list(prompts), **request))
+    return tracker.ask(Segment, 'segment', Segment.Request(prompts=list(prompts), **request))
 
 
 def followed(tracker):
@@ -157,7 +156,7 @@ def test_requests_at_once_and_other_services_meanwhile(tracker):
     """Whatever many callers ask, state is told, and every one gets an answer."""
     request = SeedPrompt.Request(prompts=[box(CUP_BOX)])
     seed(tracker, box(CAN_BOX))  # the client exists
-    client = tracker.clients[SeedPrompt, 'seed_prompt']
+    client = tracker.prepare(SeedPrompt, '/tracker/seed_prompt')
     done = [threading.Event() for _ in range(6)]
     futures = [client.call_async(request) for _ in done]
     for future, event in zip(futures, done):
@@ -181,17 +180,10 @@ def test_unconfigured_node_says_so(tracker):
 
 
 def test_the_seed_command(tracker, tmp_path):
-    environment = {
-        **os.environ,
-        'ROS_DOMAIN_ID': str(DOMAIN),
-        'PYTHONPATH': str(ROOT),
-        'FASTDDS_DEFAULT_PROFILES_FILE': PROFILES,
-    }
-
     def command(*arguments):
         return subprocess.run(
             [sys.executable, '-m', 'drift_ros.commands.main', 'seed', *arguments],
-            env=environment,
+            env=environment(DOMAIN),
             capture_output=True,
             text=True,
             timeout=120,
@@ -200,9 +192,9 @@ def test_the_seed_command(tracker, tmp_path):
     saved = tmp_path / 'mask.png'
     dry = command('--point', '32', '32', '--dry-run', '--save', str(saved))
     assert dry.returncode == 0, dry.stderr
-    from drift_ros.media.video import read_label_image
+    from drift_ros.media.labels import read_labels
 
-    assert overlap(read_label_image(saved) == 1, CUP) > 0.5
+    assert overlap(read_labels(saved) == 1, CUP) > 0.5
     assert followed(tracker) == []
     done = command('--box', *map(str, CUP_BOX), '--name', 'cup', '--node', '/tracker')
     assert done.returncode == 0, done.stderr

@@ -18,8 +18,9 @@ from rosbags.rosbag2 import Writer
 from rosbags.typesys import get_typestore, Stores
 from scenes import RED, scene, square_mask
 
-from drift_ros.evaluation import bags, live
-from drift_ros.evaluation.datasets import read_annotation
+from drift_ros.evaluation import bag_files, bags, live
+from drift_ros.evaluation.bag_writing import STORAGES
+from drift_ros.media.labels import read_labels
 from drift_ros.ros import processes, replay
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,17 +41,17 @@ def bag(tmp_path_factory):
     """Make a bag in which a red square moves, with its true masks."""
     store = get_typestore(Stores.ROS2_KILTED)
     path = tmp_path_factory.mktemp('bags') / 'square'
-    with Writer(path, version=9, storage_plugin=bags.STORAGES['mcap']) as writer:
+    with Writer(path, version=9, storage_plugin=STORAGES['mcap']) as writer:
         topics = [
-            writer.add_connection(topic, bags.IMAGE, typestore=store)
-            for topic in (bags.IMAGE_TOPIC, bags.TRUTH_TOPIC)
+            writer.add_connection(topic, bag_files.IMAGE, typestore=store)
+            for topic in (bag_files.IMAGE_TOPIC, bag_files.TRUTH_TOPIC)
         ]
         for index in range(FRAMES):
             place = (8 + 4 * index, 30, 24)
-            header = bags._header(store, 10**9 + index * 10**8)
+            header = bag_files.make_header(store, 10**9 + index * 10**8)
             for topic, picture in zip(topics, (scene((*place, RED)), square_mask(place))):
-                message = bags.image_message(store, header, picture)
-                writer.write(topic, index, store.serialize_cdr(message, bags.IMAGE))
+                message = bag_files.image_message(store, header, picture)
+                writer.write(topic, index, store.serialize_cdr(message, bag_files.IMAGE))
     return path
 
 
@@ -66,11 +67,11 @@ def command(bag, out, checkpoint, *more):
         '--model',
         str(checkpoint),
         '--set',
-        'resolution=96',
+        'features.resolution=96',
         '--set',
-        'radius=6',
+        'kernel.radius=6',
         '--set',
-        'confidence_threshold=0',
+        'states.confidence=0',
         '--out',
         str(out),
         '--threads',
@@ -115,10 +116,10 @@ def test_live_run(bag, checkpoint, tmp_path):
         for index in range(1, FRAMES):
             name = f'{index:05d}.png'
             np.testing.assert_array_equal(
-                read_annotation(tmp_path / 'delivered' / 'tracker@1Hz' / 'square' / name),
-                read_annotation(tmp_path / 'masks' / 'tracker' / 'square' / name),
+                read_labels(tmp_path / 'delivered' / 'tracker@1Hz' / 'square' / name),
+                read_labels(tmp_path / 'masks' / 'tracker' / 'square' / name),
             )
-    topics = bags._topics(tmp_path / 'bags' / 'square')
+    topics = bag_files.topics_of(tmp_path / 'bags' / 'square')
     assert {'/tracker/mask', '/tracker_1Hz/tracks', '/tracker_50Hz/detections'} <= set(topics)
     # predictions are the newest masks there were, never those of frames to come
     scores = json.loads((tmp_path / 'scores' / 'tracker@50Hz' / 'square.json').read_text())
@@ -153,7 +154,7 @@ def test_node_that_dies(bag, checkpoint, tmp_path, monkeypatch):
         replay.replay(
             sequence.serialized(),
             live.find_seeds(sequence, False),
-            {'model': str(checkpoint), 'resolution': 96},
+            {'model': str(checkpoint), 'features.resolution': 96},
             tmp_path / 'logs',
             compressed=False,
             rate=2.0,
@@ -187,7 +188,7 @@ def test_interrupt_ends_everything(bag, checkpoint, tmp_path):
     left = [
         item
         for item in psutil.process_iter(['cmdline', 'environ'])
-        if 'drift_ros.nodes.tracker.node' in (item.info['cmdline'] or [])
+        if 'drift_ros.nodes.tracker' in (item.info['cmdline'] or [])
         and (item.info['environ'] or {}).get('ROS_DOMAIN_ID') == str(DOMAIN)
     ]
     assert not left

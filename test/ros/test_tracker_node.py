@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tracker node as a process of its own, over a real ROS graph (Fast DDS)."""
 
+from pathlib import Path
+import re
 import shutil
 import threading
 
@@ -12,8 +14,9 @@ import numpy as np
 import pytest
 from scenes import GREEN, RED, scene, square_mask
 from std_msgs.msg import Header
+import yaml
 
-from drift_ros.ros import conversions
+from drift_ros.ros import conversions, stamp
 
 DOMAIN = 41
 SQUARE = (16, 16, 24)
@@ -21,7 +24,12 @@ FRAME = scene((*SQUARE, RED), (80, 40, 30, GREEN))
 MASK = square_mask(SQUARE)
 OTHER = square_mask((80, 40, 30))
 # found whatever the weights: what is tested here is the node, with a network of random weights
-FAST = {'resolution': 96, 'radius': 6, 'confidence_threshold': 0.0, 'lost_after': 1000}
+FAST = {
+    'features.resolution': 96,
+    'kernel.radius': 6,
+    'states.confidence': 0.0,
+    'states.lost_after': 1000,
+}
 
 
 @pytest.fixture(scope='module')
@@ -68,7 +76,7 @@ def as_it_was(tracker, number):
 def seed_cup(tracker):
     header = tracker.publish(FRAME)
     tracker.result(header)
-    answer = tracker.seed(MASK, header, ['cup'])
+    answer = tracker.ask_seed(MASK, header, ['cup'])
     assert answer.success, answer.message
     (number,) = answer.object_ids
     return number
@@ -90,7 +98,7 @@ def test_lifecycle_from_end_to_end(tracker):
     assert not tracker.change('configure')  # not from here
     assert tracker.change('deactivate') and tracker.change('cleanup')
     assert tracker.state() == 'unconfigured'
-    answer = tracker.seed(MASK, frame=FRAME)
+    answer = tracker.ask_seed(MASK, frame=FRAME)
     assert not answer.success and 'configure' in answer.message
 
 
@@ -124,7 +132,7 @@ def test_a_broken_checkpoint_fails_with_the_reason_and_can_be_put_right(
     status, values = tracker.diagnostics(lambda v: v['level'] == 2)
     assert 'vae' in status.message and str(broken) in status.message
     assert 'cannot configure' in process.output and 'vae' in process.output
-    answer = tracker.seed(MASK, frame=FRAME)
+    answer = tracker.ask_seed(MASK, frame=FRAME)
     assert not answer.success and 'vae' in answer.message
     assert tracker.set(model=str(checkpoint)) == ['']
     tracker.start()
@@ -135,8 +143,8 @@ def test_a_broken_checkpoint_fails_with_the_reason_and_can_be_put_right(
 
 
 def test_bad_parameter_values_are_refused_with_a_reason(tracker):
-    (reason,) = tracker.set(refinement='magic')
-    assert 'refinement' in reason and 'guided' in reason
+    (reason,) = tracker.set(method='magic')
+    assert 'refinement.method' in reason and 'colour' in reason
     (reason,) = tracker.set(overlay_opacity=1.5)
     assert 'overlay_opacity' in reason
     (reason,) = tracker.set(radius=3)
@@ -148,13 +156,75 @@ def test_bad_parameter_values_are_refused_with_a_reason(tracker):
     assert tracker.get('overlay_opacity') == 0.25
 
 
-def test_a_bad_value_at_start_ends_the_process_with_the_reason(tmp_path):
-    node = NodeProcess('tracker', DOMAIN + 1, tmp_path / 'log', parameters={'radius': 100000})
+def test_values_that_contradict_each_other_are_refused_when_set_and_when_configured(
+    tracker, tmp_path
+):
+    assert tracker.change('deactivate') and tracker.change('cleanup')
+    (reason,) = tracker.set(recovery=-1.0)
+    assert 'states.recovery' in reason and 'out of range' in reason
+    (reason,) = tracker.set(every=3)
+    assert 'refinement.every' in reason and 'refinement.method is sam' in reason
+    assert tracker.get('every') == 1
+    assert tracker.set(recovery=0.2, confidence=0.1) == ['', '']  # in turn
+    (reason,) = tracker.set(confidence=0.3)
+    assert 'states.confidence' in reason and 'at once' in reason
+    assert tracker.set(confidence=0.0, recovery=0.5) == ['', '']
+    tracker.start()
+    other = DOMAIN + 3
+    node = NodeProcess(
+        'tracker', other, tmp_path / 'log', parameters={'features.inversion_steps': 4}
+    )
+    client = Client(other)
     try:
-        assert node.process.wait(TIMEOUT) == 1
-        assert 'radius' in node.output and 'Traceback' not in node.output
+        client.listen('diagnostics')
+        assert not client.change('configure') and client.state() == 'unconfigured'
+        status, _ = client.diagnostics(lambda v: v['level'] == 2)
+        assert 'features.inversion_steps is 4' in status.message
     finally:
+        client.close()
         node.close()
+
+
+@pytest.mark.parametrize(
+    ('parameters', 'words'),
+    [
+        ({'kernel.radius': 100000}, ['kernel.radius', '512']),
+        ({'radius': 3, 'refinement': 'none'}, ['now called kernel.radius', 'refinement.method']),
+        ({'memory_labels': 'coarse'}, ['memory_labels any more']),
+        ({'kernel.raduis': 3}, ["'kernel.raduis'", 'kernel.radius']),
+        ({'features.resolution': 'high'}, ['features.resolution']),
+    ],
+    ids=lambda value: '-'.join(value),
+)
+def test_what_is_wrong_at_start_ends_the_process_with_the_reason(tmp_path, parameters, words):
+    """Also names nobody knows, which rclpy would ignore; by option and by parameter file."""
+    file = tmp_path / 'parameters.yaml'
+    file.write_text(yaml.safe_dump({'/**': {'ros__parameters': parameters}}))
+    by_file = ['--ros-args', '--params-file', str(file)]
+    for given in ({'parameters': parameters}, {'arguments': by_file}):
+        node = NodeProcess('tracker', DOMAIN + 1, tmp_path / 'log', **given)
+        try:
+            assert node.process.wait(TIMEOUT) == 1
+        finally:
+            node.close()
+        assert 'Traceback' not in node.output, node.output
+        for word in words:
+            assert word in node.output
+
+
+def test_parameters_of_others_do_no_harm(checkpoint, tmp_path):
+    """A file for all nodes of a robot may hold names of theirs."""
+    parameters = {'model': checkpoint, 'fps': 30, 'camera.exposure': 5, 'use_sim_time': True}
+    node = NodeProcess('tracker', DOMAIN + 4, tmp_path / 'log', parameters=parameters)
+    client = Client(DOMAIN + 4)
+    try:
+        assert client.state() == 'unconfigured'
+        assert client.get('model') == str(checkpoint) and client.get('use_sim_time') is True
+        code, _ = node.interrupt()
+    finally:
+        client.close()
+        node.close()
+    assert code == 0, node.output
 
 
 # -- tracking
@@ -164,7 +234,7 @@ def test_two_objects_seeded_at_different_times(tracker):
     first = seed_cup(tracker)
     for _ in range(3):
         tracks = tracker.track(FRAME)
-    answer = tracker.seed(OTHER, tracks.header, ['box'])
+    answer = tracker.ask_seed(OTHER, tracks.header, ['box'])
     assert answer.success and list(answer.errors) == ['']
     (second,) = answer.object_ids
     assert second > first
@@ -173,20 +243,20 @@ def test_two_objects_seeded_at_different_times(tracker):
         (first, 'cup', 4),
         (second, 'box', 1),
     ]
-    assert tracker.remove(first).success
-    again = tracker.remove(first)
+    assert tracker.ask_remove(first).success
+    again = tracker.ask_remove(first)
     assert not again.success and str(first) in again.message
     assert [item.id for item in tracker.track(FRAME).tracks] == [second]
-    assert tracker.reset().success
+    assert tracker.ask_reset().success
     assert not tracker.track(FRAME).tracks
-    third = tracker.seed(MASK, frame=FRAME)
+    third = tracker.ask_seed(MASK, frame=FRAME)
     assert third.object_ids[0] > second  # ids are never reused
 
 
 def test_several_objects_in_one_mask(tracker):
     tracker.track(FRAME)
     labels = MASK.astype(np.uint16) * 7 + OTHER.astype(np.uint16) * 900
-    answer = tracker.seed(labels, names=['cup', 'box'])  # the newest frame
+    answer = tracker.ask_seed(labels, names=['cup', 'box'])  # the newest frame
     assert answer.success and list(answer.labels) == [7, 900]
     assert answer.object_ids[1] == answer.object_ids[0] + 1
     assert [item.name for item in tracker.track(FRAME).tracks] == ['cup', 'box']
@@ -195,7 +265,7 @@ def test_several_objects_in_one_mask(tracker):
 def test_outputs_carry_the_header_of_the_input(tracker):
     seed_cup(tracker)
     tracker.listen('overlay')
-    header = tracker.publish(FRAME, stamp=123456 * 10**9 + 789)
+    header = tracker.publish(FRAME, when=123456 * 10**9 + 789)
     for name in ('mask', 'tracks', 'detections', 'overlay'):
         assert tracker.result(header, name).header == header
     mask = tracker.result(header)
@@ -232,8 +302,8 @@ def test_masks_that_were_taken_are_published(tracker):
     tracker.listen('seeds')
     header = tracker.publish(FRAME)
     tracker.result(header)
-    assert not tracker.seed(MASK[:4], header).success
-    response = tracker.seed(MASK * 9, header)
+    assert not tracker.ask_seed(MASK[:4], header).success
+    response = tracker.ask_seed(MASK * 9, header)
     message = tracker.result(header, 'seeds')
     assert message.header.frame_id == 'test_camera'
     labels = conversions.image_to_labels(message)
@@ -255,7 +325,7 @@ def test_label_info_reaches_those_who_come_late(tracker):
 
     assert wait_for(known, 'label_info') == [(number, 'cup')]
     assert len(tracker.messages['label_info']) == 1
-    tracker.remove(number)
+    tracker.ask_remove(number)
     wait_for(lambda: len(tracker.messages['label_info']) == 2, 'label_info after removal')
     assert known() == []
 
@@ -267,7 +337,7 @@ def test_mono16_beyond_255_ids(tracker):
     wide = np.arange(1, 301, dtype=np.uint16).reshape(15, 20)
     labels = cv2.resize(wide, (320, 240), interpolation=cv2.INTER_NEAREST)
     frame = cv2.resize(FRAME, (320, 240))
-    answer = tracker.seed(labels, frame=frame)
+    answer = tracker.ask_seed(labels, frame=frame)
     assert answer.success, answer.message
     assert max(answer.object_ids) > 255
     mask = tracker.result(tracker.publish(frame))
@@ -282,7 +352,7 @@ def test_compressed_transport(tracker):
     header = tracker.header()
     tracker.send(compressed(FRAME, header), '/image/compressed')
     tracker.result(header)
-    assert tracker.seed(MASK, header, ['cup']).success
+    assert tracker.ask_seed(MASK, header, ['cup']).success
     header = tracker.header()
     tracker.send(compressed(FRAME, header), '/image/compressed')
     assert len(tracker.result(header, 'tracks').tracks) == 1
@@ -301,21 +371,21 @@ def test_refused_masks(tracker):
     header = tracker.publish(FRAME)
     tracker.result(header)
 
-    answer = tracker.seed(np.ones((10, 10), np.uint8), header)
+    answer = tracker.ask_seed(np.ones((10, 10), np.uint8), header)
     assert not answer.success and '10x10' in answer.message and '128x96' in answer.message
-    answer = tracker.seed(np.zeros_like(MASK), header)
+    answer = tracker.ask_seed(np.zeros_like(MASK), header)
     assert not answer.success and 'empty' in answer.message
-    answer = tracker.seed(MASK, header, encoding='32FC1')
+    answer = tracker.ask_seed(MASK, header, encoding='32FC1')
     assert not answer.success and "'32FC1'" in answer.message and 'mono8' in answer.message
     request = SeedMask.Request(mask=conversions.labels_to_image(MASK, header))
     request.mask.data = request.mask.data[:100]
-    answer = tracker.call(SeedMask, 'seed_mask', request)
+    answer = tracker.ask(SeedMask, 'seed_mask', request)
     assert not answer.success and 'truncated' in answer.message
-    answer = tracker.seed(MASK, header, names=['one', 'two'])
+    answer = tracker.ask_seed(MASK, header, names=['one', 'two'])
     assert not answer.success and 'two' in answer.message
     dot = OTHER.copy() * 3
     dot[0, 0] = 9
-    answer = tracker.seed(dot, header)
+    answer = tracker.ask_seed(dot, header)
     assert not answer.success and list(answer.labels) == [3, 9]
     assert list(answer.object_ids) == [0, 0]
     assert answer.errors[0] == '' and 'pixels' in answer.errors[1]
@@ -326,7 +396,7 @@ def test_300_objects_at_once_are_refused_by_default(tracker):
     number = seed_cup(tracker)
     labels = np.repeat(np.repeat(np.arange(300, dtype=np.uint16).reshape(15, 20) + 1, 6, 0), 6, 1)
     labels = np.pad(labels, ((0, 6), (0, 8)))
-    answer = tracker.seed(labels)
+    answer = tracker.ask_seed(labels)
     assert not answer.success
     assert '300 objects' in answer.message and 'max_objects' in answer.message
     assert set(answer.object_ids) == {0}
@@ -338,15 +408,15 @@ def test_a_stamp_that_is_no_longer_buffered(tracker):
     assert tracker.set(buffer_frames=2) == ['']
     assert tracker.change('activate')
     headers = [tracker.track(FRAME).header for _ in range(4)]
-    number = tracker.seed(MASK, headers[-1], ['cup']).object_ids[0]
-    answer = tracker.seed(OTHER, headers[0])
+    number = tracker.ask_seed(MASK, headers[-1], ['cup']).object_ids[0]
+    answer = tracker.ask_seed(OTHER, headers[0])
     assert not answer.success
     for header in headers[2:]:  # the range that is buffered
-        assert f'{header.stamp.sec}.{header.stamp.nanosec:09d}' in answer.message
+        assert stamp.text(stamp.nanoseconds(header.stamp)) in answer.message
     assert 'buffer_frames' in answer.message
     as_it_was(tracker, number)
     # the way out the message names: send the image along
-    assert tracker.seed(OTHER, headers[0], frame=FRAME).success
+    assert tracker.ask_seed(OTHER, headers[0], frame=FRAME).success
 
 
 def test_frames_that_cannot_be_used_are_dropped_and_reported(tracker):
@@ -368,7 +438,7 @@ def test_frames_that_cannot_be_used_are_dropped_and_reported(tracker):
     as_it_was(tracker, number)
     assert int(values['frames refused']) == 3
     # the way out the message names
-    assert tracker.reset().success
+    assert tracker.ask_reset().success
     header = tracker.publish(small)
     mask = tracker.result(header)
     assert (mask.width, mask.height) == (64, 48)
@@ -376,17 +446,17 @@ def test_frames_that_cannot_be_used_are_dropped_and_reported(tracker):
 
 def test_time_that_jumps_back(tracker):
     number = seed_cup(tracker)
-    late = tracker.publish(FRAME, stamp=5000 * 10**9)
+    late = tracker.publish(FRAME, when=5000 * 10**9)
     tracker.result(late)
-    early = tracker.publish(FRAME, stamp=10 * 10**9)
+    early = tracker.publish(FRAME, when=10 * 10**9)
     assert len(tracker.result(early, 'tracks').tracks) == 1
-    answer = tracker.seed(OTHER, late)
+    answer = tracker.ask_seed(OTHER, late)
     assert not answer.success and 'buffered' in answer.message
-    assert tracker.seed(OTHER, early).success
+    assert tracker.ask_seed(OTHER, early).success
     tracker.diagnostics(lambda v: v.get('time jumps') == '1')
     assert number in [
         item.id
-        for item in tracker.result(tracker.publish(FRAME, stamp=11 * 10**9), 'tracks').tracks
+        for item in tracker.result(tracker.publish(FRAME, when=11 * 10**9), 'tracks').tracks
     ]
 
 
@@ -430,7 +500,7 @@ def busy(tracker):
     labels = cv2.resize(MASK, (640, 480), interpolation=cv2.INTER_NEAREST)
     header = tracker.publish(frame)
     tracker.result(header)
-    assert tracker.seed(labels, header, ['cup']).success
+    assert tracker.ask_seed(labels, header, ['cup']).success
     tracker.result(tracker.publish(frame))  # the seed is in
     return tracker, frame, labels
 
@@ -441,10 +511,10 @@ def test_services_answer_while_a_frame_is_in_work(busy):
     header = tracker.publish(frame)
     tracker.diagnostics(lambda v: v['frames received'] == '3' and v['frames waiting'] == '0')
     other = np.fliplr(labels)
-    answer = tracker.seed(other, header, ['box'])
-    refused = tracker.seed(np.zeros_like(labels), header)
+    answer = tracker.ask_seed(other, header, ['box'])
+    refused = tracker.ask_seed(np.zeros_like(labels), header)
     state = tracker.state()
-    removed = tracker.remove(999)
+    removed = tracker.ask_remove(999)
     assert len(tracker.messages['mask']) == before, 'the answers waited for the frame'
     assert answer.success and state == 'active'
     assert not refused.success and not removed.success
@@ -479,7 +549,7 @@ def test_replay_drops_nothing_and_keeps_order(tracker):
     labels = cv2.resize(MASK, (640, 480), interpolation=cv2.INTER_NEAREST)
     first = tracker.publish(frame)
     tracker.result(first)
-    assert tracker.seed(labels, first, ['cup']).success
+    assert tracker.ask_seed(labels, first, ['cup']).success
     headers = [tracker.publish(frame) for _ in range(40)]
     tracker.result(headers[-1], 'tracks')
     got = [message.header for message in tracker.messages['tracks']][-40:]
@@ -497,30 +567,34 @@ def test_a_seed_in_replay_takes_its_turn(tracker):
     assert tracker.change('deactivate') and tracker.change('cleanup')
     assert tracker.set(replay=True, resolution=240) == ['', '']
     assert tracker.change('configure') and tracker.change('activate')
-    assert tracker.seed(MASK, frame=FRAME, names=['cup']).success
+    assert tracker.ask_seed(MASK, frame=FRAME, names=['cup']).success
     headers = [tracker.publish(FRAME) for _ in range(8)]
     tracker.diagnostics(lambda v: v['frames received'] == '8')
-    answer = tracker.seed(OTHER, headers[5], ['box'])
+    answer = tracker.ask_seed(OTHER, headers[5], ['box'])
     assert answer.success, answer.message
     tracker.result(headers[-1], 'tracks')
     found = {
-        message.header.stamp.nanosec + message.header.stamp.sec * 10**9: [
-            item.name for item in message.tracks
-        ]
+        stamp.nanoseconds(message.header.stamp): [item.name for item in message.tracks]
         for message in tracker.messages['tracks']
     }
-    stamps = [header.stamp.nanosec + header.stamp.sec * 10**9 for header in headers]
-    assert all('box' not in found[stamp] for stamp in stamps[:6])
+    stamps = [stamp.nanoseconds(header.stamp) for header in headers]
+    assert all('box' not in found[when] for when in stamps[:6])
     assert 'box' in found[stamps[-1]]
 
 
 # -- the end
 
 
+def shared_memory(pid):
+    """List what a process and those it talks to have in shared memory."""
+    maps = Path(f'/proc/{pid}/maps').read_text()
+    return {Path(path) for path in re.findall(r'/dev/shm/fastdds_[0-9a-f]{16}\b', maps)}
+
+
 @pytest.mark.parametrize('when', ['unconfigured', 'configuring', 'active', 'busy'])
 def test_sigint_ends_the_process_cleanly(checkpoint, tmp_path, when):
     domain = DOMAIN + 2
-    options = {**FAST, 'resolution': 480} if when == 'busy' else FAST
+    options = {**FAST, 'features.resolution': 480} if when == 'busy' else FAST
     node = NodeProcess(
         'tracker',
         domain,
@@ -534,7 +608,7 @@ def test_sigint_ends_the_process_cleanly(checkpoint, tmp_path, when):
         if when == 'configuring':
             request = ChangeState.Request()
             request.transition.id = 1
-            client.clients[ChangeState, 'change_state'].call_async(request)
+            client.prepare(ChangeState, '/tracker/change_state').call_async(request)
             wait_for(lambda: client.state() == 'configuring', 'configuring')
         elif when != 'unconfigured':
             client.listen('diagnostics')
@@ -542,15 +616,18 @@ def test_sigint_ends_the_process_cleanly(checkpoint, tmp_path, when):
             size = (640, 480) if when == 'busy' else (128, 96)
             frame = cv2.resize(FRAME, size)
             labels = cv2.resize(MASK, size, interpolation=cv2.INTER_NEAREST)
-            assert client.seed(labels, Header(), frame=frame).success
+            assert client.ask_seed(labels, Header(), frame=frame).success
             client.publish(frame)
             client.diagnostics(
                 lambda v: v['frames received'] == '1' and v['frames waiting'] == '0'
             )
+        mapped = shared_memory(node.process.pid)
         code, seconds = node.interrupt()
     finally:
         client.close()
         node.close()
+    if when in ('unconfigured', 'active'):  # nothing that cannot be interrupted was going on
+        assert mapped and not [path for path in mapped if path.exists()]
     print(f'{when}: ended {seconds:.2f} s after SIGINT')
     assert code == 0, node.output
     assert 'Traceback' not in node.output and 'rror' not in node.output, node.output

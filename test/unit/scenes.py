@@ -5,7 +5,16 @@ import cv2
 import numpy as np
 import torch
 
-from drift_ros.diffusion.features import FrameFeatures, LayerFeatures
+from drift_ros import TrackerConfig
+from drift_ros.engine.config import OPTIONS
+from drift_ros.engine.frame_features import FrameFeatures, LayerFeatures
+
+
+def configure(**options):
+    """Make a configuration; options go by the last part of their names, which are unique."""
+    names = {name.rpartition('.')[2]: name for name in OPTIONS}
+    assert len(names) == len(OPTIONS)
+    return TrackerConfig.of({names[key]: value for key, value in options.items()})
 
 
 class ColourFeatures:

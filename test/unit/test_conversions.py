@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import numpy as np
 import pytest
 
-from drift_ros.ros import conversions
+from drift_ros.ros import conversions, messages
 from drift_ros.ros.conversions import ConversionError
 
 RNG = np.random.default_rng(7)
@@ -320,28 +320,30 @@ class TestMessages:
             conversions.rgb_to_image(wrong, self.header)
 
     def test_objects(self):
-        from drift_ros.engine.table import ObjectEstimate, ObjectState
+        from drift_ros.engine.estimates import ObjectEstimate
+        from drift_ros.engine.table import ObjectState
 
         objects = [
-            ObjectEstimate(3, 'cup', ObjectState.TRACKING, 0.75, (10, 20, 20, 50), 250, 7),
-            ObjectEstimate(300, 'box', ObjectState.LOST, 0.1, None, 0, 90),
+            ObjectEstimate(3, 'cup', ObjectState.TRACKING, 0.75, 0.9, (10, 20, 20, 50), 250, 7),
+            ObjectEstimate(300, 'box', ObjectState.LOST, 0.1, 0.25, None, 0, 90),
         ]
-        found = conversions.detections(objects, self.header)
+        found = messages.detections(objects, self.header)
         assert found.header == self.header
         (cup,) = found.detections  # what is lost has no box
         assert cup.id == '3' and cup.header == self.header
         assert cup.results[0].hypothesis.class_id == '3'
-        assert cup.results[0].hypothesis.score == 0.75
+        assert cup.results[0].hypothesis.score == pytest.approx(0.9)
         assert (cup.bbox.center.position.x, cup.bbox.center.position.y) == (15.0, 35.0)
         assert (cup.bbox.size_x, cup.bbox.size_y) == (10.0, 30.0)
 
-        array_ = conversions.tracks(
+        array_ = messages.tracks(
             objects, {'features': 12.0, 'total': 20.0}, 1_500_000_000, self.header
         )
         assert [(t.id, t.name, t.state, t.area, t.age) for t in array_.tracks] == [
             (3, 'cup', 1, 250, 7),
             (300, 'box', 3, 0, 90),
         ]
+        np.testing.assert_allclose([t.existence for t in array_.tracks], [0.9, 0.25])
         box = array_.tracks[0].box
         assert (box.x_offset, box.y_offset, box.width, box.height) == (10, 20, 10, 30)
         assert array_.tracks[1].box.width == 0
@@ -353,15 +355,15 @@ class TestMessages:
         ('latency', 'parts'), [(-1, (-1, 999_999_999)), (2**80, (2**31 - 1, 2**80 % 10**9))]
     )
     def test_absurd_latencies_are_published(self, latency, parts):
-        message = conversions.tracks([], {}, latency, self.header)
+        message = messages.tracks([], {}, latency, self.header)
         assert (message.latency.sec, message.latency.nanosec) == parts
 
     def test_label_info_is_sorted(self):
-        info = conversions.label_info({300: 'box', 2: 'cup'}, self.header)
+        info = messages.label_info({300: 'box', 2: 'cup'}, self.header)
         assert [(c.class_id, c.class_name) for c in info.class_map] == [(2, 'cup'), (300, 'box')]
 
     def test_diagnostic(self):
-        status = conversions.diagnostic('tracker', 'camera', 1, 'hm', {'rate': 2.5, 'mode': 'x'})
+        status = messages.diagnostic('tracker', 'camera', 1, 'hm', {'rate': 2.5, 'mode': 'x'})
         assert status.level == b'\x01'
         assert [(v.key, v.value) for v in status.values] == [('rate', '2.500'), ('mode', 'x')]
 

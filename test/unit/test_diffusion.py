@@ -10,16 +10,12 @@ import pytest
 from tiny_models import FAMILIES, save_checkpoint
 import torch
 
+from drift_ros.diffusion.attention import self_attention_layers
 from drift_ros.diffusion.checkpoint import load_checkpoint
 from drift_ros.diffusion.colour_patches import colour_patches
-from drift_ros.diffusion.features import (
-    DiffusionFeatures,
-    FrameFeatures,
-    LayerFeatures,
-    self_attention_layers,
-    with_colour,
-)
+from drift_ros.diffusion.features import DiffusionFeatures, with_colour
 from drift_ros.engine.errors import CheckpointError
+from drift_ros.engine.frame_features import FrameFeatures, LayerFeatures
 from drift_ros.engine.kernel_fast import propagate
 
 

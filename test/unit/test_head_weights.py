@@ -4,19 +4,16 @@
 import cv2
 import numpy as np
 import pytest
-from scenes import ColourFeatures, overlap, RED, scene, square_mask
+from scenes import ColourFeatures, configure, overlap, RED, scene, square_mask
 from scipy.optimize import minimize
 from tiny_models import save_checkpoint
 import torch
 
-from drift_ros import Tracker, TrackerConfig
+from drift_ros import Tracker
+from drift_ros.diffusion.attention import self_attention_layers
 from drift_ros.diffusion.checkpoint import load_checkpoint
-from drift_ros.diffusion.features import (
-    DiffusionFeatures,
-    FrameFeatures,
-    LayerFeatures,
-    self_attention_layers,
-)
+from drift_ros.diffusion.features import DiffusionFeatures
+from drift_ros.engine.frame_features import FrameFeatures, LayerFeatures
 from drift_ros.engine.head_weights import (
     choose_cells,
     HeadWeighting,
@@ -24,7 +21,8 @@ from drift_ros.engine.head_weights import (
     Look,
     propagate_by_head,
 )
-from drift_ros.engine.kernel_fast import propagate, resize_labels
+from drift_ros.engine.kernel import resize_labels
+from drift_ros.engine.kernel_fast import propagate
 
 
 def problem(seed, count, rows=60, rank=None):
@@ -104,8 +102,8 @@ class ManyHeads:
 
 
 def make(**options):
-    config = {'resolution': 96, 'radius': 6, 'refinement': 'none', **options}
-    return Tracker(config=TrackerConfig(**config), features=ManyHeads())
+    config = {'resolution': 96, 'radius': 6, 'method': 'none', **options}
+    return Tracker(config=configure(**config), features=ManyHeads())
 
 
 def test_a_useless_head_gets_no_weight_and_tracking_gains():
@@ -113,10 +111,10 @@ def test_a_useless_head_gets_no_weight_and_tracking_gains():
     moved, truth = scene((28, 20, 24, RED)), square_mask((28, 20, 24)) == 1
     scores = {}
     for weighting in ('uniform', 'adaptive'):
-        tracker = make(head_weighting=weighting, confidence_threshold=0.0)
+        tracker = make(head_weighting=weighting, confidence=0.0)
         tracker.seed(first, mask)
         scores[weighting] = overlap(tracker.step(moved).labels == 1, truth)
-    weights = torch.cat(tracker._memory.head_weights)
+    weights = torch.cat(tracker.state.weighting.weights)
     assert weights[0] > 0.9 and weights[1:].max() < 0.05
     assert scores['adaptive'] > max(scores['uniform'], 0.7)
 
@@ -135,12 +133,12 @@ class ChannelHeads:
 
 
 def test_weights_follow_the_objects():
-    config = TrackerConfig(resolution=96, radius=6, refinement='none', head_weighting='adaptive')
+    config = configure(resolution=96, radius=6, method='none', head_weighting='adaptive')
     tracker = Tracker(config=config, features=ChannelHeads())
     frame = scene((16, 16, 24, (220, 100, 100)), (80, 40, 20, (100, 220, 100)))
 
     def weights():
-        return torch.cat(tracker._memory.head_weights)
+        return torch.cat(tracker.state.weighting.weights)
 
     tracker.seed(frame, square_mask((16, 16, 24)))
     one = weights()
@@ -151,7 +149,7 @@ def test_weights_follow_the_objects():
     tracker.remove(2)
     assert torch.equal(weights(), one)
     tracker.remove(1)
-    assert tracker._memory.head_weights is None
+    assert tracker.state.weighting.weights is None
 
 
 def random_features(*sizes, heads=2, dim=6, seed=0):
@@ -183,7 +181,7 @@ def test_each_head_alone_brings_what_the_tracker_gets_from_it(radius, top_k):
     sizes = ((15, 20), (8, 10), (4, 5))
     reference, first, second = (random_features(*sizes, seed=seed) for seed in range(3))
     labels = torch.rand(15, 20, 3, generator=torch.Generator().manual_seed(3))
-    config = TrackerConfig(radius=radius, top_k=top_k)
+    config = configure(radius=radius, top_k=top_k)
     cells = all_cells(15, 20)
     got = propagate_by_head([looks_at(first), looks_at(second)], reference, labels, cells, config)
     assert got.shape == (6, 2, len(cells), 2, 2, 3)
@@ -218,7 +216,7 @@ def test_a_frame_does_not_recognise_itself():
     features = FrameFeatures((LayerFeatures(vectors, vectors),))
     mask = torch.zeros(height, width, 1)
     mask[3:8, 4:10] = 1
-    config = TrackerConfig(top_k=0, radius=6)
+    config = configure(top_k=0, radius=6)
     cells = all_cells(height, width)
     seen, hidden = propagate_by_head(
         [looks_at(features), looks_at(features, 1)], features, mask, cells, config
@@ -235,7 +233,7 @@ def test_near_tokens_are_hidden():
     features = random_features((10, 10), heads=1)
     labels = torch.zeros(10, 10, 1)
     labels[4, 4] = 1.0
-    config = TrackerConfig(top_k=0, radius=3)
+    config = configure(top_k=0, radius=3)
     cells = all_cells(10, 10)
     found = propagate_by_head([looks_at(features, 1)], features, labels, cells, config)
     for (row, column), values in zip(cells, found[0, 0, ..., 0], strict=True):
@@ -295,14 +293,15 @@ def test_sampled_tokens_choose_as_all_tokens_do():
     seen = features.extract(frame)
     shares = cv2.resize(mask.astype(np.float32), seen.grid[::-1], interpolation=cv2.INTER_AREA)
     weights = []
-    sample, everything = HeadWeighting(TrackerConfig()), HeadWeighting(TrackerConfig(), 100_000)
-    for weighting in (sample, everything):
-        weighting.add(seen, torch.from_numpy(shares)[..., None], [1], features.extract_resized)
-        weights.append(torch.cat(weighting.solve()).double().numpy())
+    adaptive = configure(head_weighting='adaptive')
+    for cells in (32, 100_000):
+        weighting = HeadWeighting(adaptive, cells)
+        everything = weighting.add(seen, torch.from_numpy(shares)[..., None], [1], features)
+        weights.append(torch.cat(everything.weights).double().numpy())
     sampled, best = weights
     assert np.abs(sampled - best).max() < 0.2
     assert sampled.argmax() == best.argmax()
-    gram, side = everything._systems[1]
+    gram, side = everything.systems[1]
 
     def cost(chosen):
         return chosen @ gram @ chosen / 2 - side @ chosen
@@ -312,21 +311,20 @@ def test_sampled_tokens_choose_as_all_tokens_do():
 
 
 def test_a_single_head_needs_no_choice():
-    weighting = HeadWeighting(TrackerConfig())
+    weighting = HeadWeighting(configure(head_weighting='adaptive'))
     features = ColourFeatures().extract(scene((16, 16, 24, RED)))
-    weighting.add(features, torch.ones(*features.grid, 1), [1])
-    assert weighting.solve() is None
+    assert weighting.add(features, torch.ones(*features.grid, 1), [1]).weights is None
 
 
 def test_with_a_diffusion_model(tmp_path):
     """Every layer and head of a U-Net, with the altered copies."""
     tracker = Tracker(
         save_checkpoint(tmp_path, 'sd2'),
-        TrackerConfig(resolution=96, head_weighting='adaptive', layers=('up_blocks', 'mid_block')),
+        configure(resolution=96, head_weighting='adaptive', layers=('up_blocks', 'mid_block')),
         device='cpu',
     )
     tracker.seed(scene((16, 16, 24, RED)), square_mask((16, 16, 24)))
-    weights = torch.cat(tracker._memory.head_weights)
+    weights = torch.cat(tracker.state.weighting.weights)
     assert len(weights) > 8 and weights.min() >= 0
     assert float(weights.sum()) == pytest.approx(1, abs=1e-5)
     result = tracker.step(scene((18, 16, 24, RED)))

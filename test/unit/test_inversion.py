@@ -4,10 +4,11 @@
 from diffusers import DDIMInverseScheduler, DDIMScheduler
 import numpy as np
 import pytest
+from scenes import configure
 from tiny_models import save_checkpoint
 import torch
 
-from drift_ros import Tracker, TrackerConfig
+from drift_ros import Tracker
 from drift_ros.diffusion.checkpoint import load_checkpoint
 from drift_ros.diffusion.features import DiffusionFeatures
 from drift_ros.diffusion.inversion import DDIM
@@ -18,6 +19,14 @@ SETTINGS = {
     'sd': {'beta_start': 0.00085, 'beta_end': 0.012, 'beta_schedule': 'scaled_linear'},
     'linear': {'beta_schedule': 'linear', 'set_alpha_to_one': False},
 }
+
+
+def restore(ddim, latents, timestep, steps, predict):
+    """Sample back from a level to clean latents: the way of ``invert``."""
+    levels = [-1, *ddim.levels(timestep, steps)]
+    for start, end in zip(levels[:0:-1], levels[-2::-1], strict=True):
+        latents = ddim.step(latents, predict(latents, start), start, end, start)
+    return latents
 
 
 def make(kind, settings='sd', **options):
@@ -100,7 +109,7 @@ def test_round_trip(kind, settings):
     for steps in (4, 16, 64):
         there = ddim.invert(clean, 300, steps, predict)
         assert (there - clean).abs().max() > 0.1
-        back = ddim.restore(there, 300, steps, predict)
+        back = restore(ddim, there, 300, steps, predict)
         errors.append(float((back - clean).abs().max()))
     assert errors[0] < 0.4 and errors[1] < 0.1 and errors[2] < 0.03
     assert errors[1] < 0.4 * errors[0] and errors[2] < 0.4 * errors[1]
@@ -118,7 +127,7 @@ def test_round_trip_with_a_network(tmp_path, family):
     with torch.inference_mode():
         for steps in (2, 8, 32):
             there = ddim.invert(clean, 200, steps, features.run_unet)
-            back = ddim.restore(there, 200, steps, features.run_unet)
+            back = restore(ddim, there, 200, steps, features.run_unet)
             errors.append(float((back - clean).abs().max()))
     assert errors[0] > 1.5 * errors[1] > 2.25 * errors[2]
     assert errors[2] < 0.02
@@ -128,13 +137,13 @@ def test_zero_terminal_snr():
     ddim = DDIM(make('v_prediction', rescale_betas_zero_snr=True))
     noisy = ddim.invert(noise(4), 999, 4, lambda x, level: 0.1 * x)
     assert noisy.isfinite().all()
-    assert ddim.restore(noisy, 999, 4, lambda x, level: 0.1 * x).isfinite().all()
+    assert restore(ddim, noisy, 999, 4, lambda x, level: 0.1 * x).isfinite().all()
 
 
 def test_unknown_prediction_type():
     scheduler = make('epsilon')
     scheduler.register_to_config(prediction_type='flow')
-    with pytest.raises(CheckpointError, match="'flow'.*inversion_steps to 0"):
+    with pytest.raises(CheckpointError, match="'flow'.*features.noise to none"):
         DDIM(scheduler)
 
 
@@ -152,7 +161,7 @@ def test_noise_options_change_features_and_are_deterministic(checkpoint):
     found = {}
     for name, options in {
         'none': {},
-        'inverted': {'inversion_steps': 3},
+        'inverted': {'noise': 'inversion', 'inversion_steps': 3},
         'random': {'noise': 'random'},
         'other': {'noise': 'random', 'noise_seed': 5},
         'ensemble': {'noise': 'random', 'noise_samples': 3},
@@ -189,9 +198,11 @@ def test_random_noise_has_the_levels_strength(checkpoint):
 
 def test_the_tracker_passes_its_options_on(tmp_path):
     folder = save_checkpoint(tmp_path, 'sd1')
-    plain = Tracker(folder, TrackerConfig(resolution=64), device='cpu')
-    inverted = Tracker(folder, TrackerConfig(resolution=64, inversion_steps=2), device='cpu')
-    first, second = (t._features.extract(frame()).layers[0].query for t in (plain, inverted))
+    plain = Tracker(folder, configure(resolution=64), device='cpu')
+    inverted = Tracker(
+        folder, configure(resolution=64, noise='inversion', inversion_steps=2), device='cpu'
+    )
+    first, second = (t.state.features.extract(frame()).layers[0].query for t in (plain, inverted))
     assert not torch.allclose(first, second, atol=1e-3)
-    prompted = Tracker(folder, TrackerConfig(resolution=64, prompt='a b'), device='cpu')
-    assert not torch.allclose(prompted._features.prompt, plain._features.prompt)
+    prompted = Tracker(folder, configure(resolution=64, prompt='a b'), device='cpu')
+    assert not torch.allclose(prompted.state.features.prompt, plain.state.features.prompt)

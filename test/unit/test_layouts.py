@@ -8,16 +8,16 @@ import re
 from rosbags.typesys import get_typestore, Stores
 import yaml
 
-from drift_ros.evaluation.bags import IMAGE_TOPIC
+from drift_ros.evaluation.bag_files import IMAGE_TOPIC
 from drift_ros.evaluation.result_bag import OUTPUTS, TRACKS
-from drift_ros.ros.definitions import register_type
+from drift_ros.ros.messages import register_type
 
 ROOT = Path(__file__).resolve().parents[2]
-# the node's own creation of its publishers
+# what the node publishes, read without ROS
 PUBLISHED = dict(
     re.findall(
-        r"\('(\w+)', (Image|Detection2DArray|TrackArray|LabelInfo), ",
-        (ROOT / 'drift_ros' / 'nodes' / 'tracker.py').read_text(),
+        r"'(\w+)': \((Image|Detection2DArray|TrackArray|LabelInfo), ",
+        (ROOT / 'drift_ros' / 'nodes' / 'tracker' / 'outputs.py').read_text(),
     )
 )
 

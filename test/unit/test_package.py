@@ -20,6 +20,7 @@ DISTRIBUTIONS = {
     'cv2': 'opencv-contrib-python-headless',
     'PIL': 'pillow',
     'skimage': 'scikit-image',
+    'sklearn': 'scikit-learn',
     'yaml': 'pyyaml',
     'segment_anything': 'segment-anything',
 }
@@ -86,7 +87,8 @@ def test_python_dependencies_are_declared():
         for name in imports('drift_ros')
         if not ROS.match(name)
     }
-    optional = {'ray'}  # an extra: imported on use, with a message where it is missing
+    # extras: imported on use, with a message where they are missing
+    optional = {'ray', 'scikit-learn'}
     assert {name.replace('_', '-') for name in used} - optional <= set(runtime)
     development = {
         DISTRIBUTIONS.get(name, name).lower().replace('_', '-')

@@ -4,19 +4,20 @@
 import numpy as np
 import pytest
 from sam_models import random_sam, save_folder
-from scenes import BLUE, ColourFeatures, GREEN, overlap, RED, scene, square_mask
+from scenes import BLUE, ColourFeatures, configure, GREEN, overlap, RED, scene, square_mask
 import torch
 
-from drift_ros import Prompt, PromptError, SeedError, Tracker, TrackerConfig
+from drift_ros import Prompt, PromptError, SeedError, Tracker
 from drift_ros.prompts.segmenter import (
-    _second_opinion,
     check_prompts,
+    complete_cut,
     label_image,
     SamSegmenter,
     Segmentation,
     Segmenter,
 )
-from drift_ros.refinement.sam import SamPredictor
+from drift_ros.refinement.sam import SamCoder
+from drift_ros.refinement.window import Window
 
 FRAME = scene((16, 16, 32, RED), (80, 40, 36, GREEN))
 TRUTH = square_mask((16, 16, 32), (80, 40, 36))
@@ -24,8 +25,8 @@ RED_BOX, GREEN_BOX = (13, 13, 51, 51), (77, 37, 119, 79)
 
 
 def make(**options):
-    defaults = {'resolution': 96, 'radius': 6, 'segmenter': 'grabcut', 'refinement': 'none'}
-    return Tracker(config=TrackerConfig(**{**defaults, **options}), features=ColourFeatures())
+    defaults = {'resolution': 96, 'radius': 6, 'prompts': 'grabcut', 'method': 'none'}
+    return Tracker(config=configure(**{**defaults, **options}), features=ColourFeatures())
 
 
 @pytest.mark.parametrize(
@@ -122,16 +123,17 @@ def test_small_objects_lie_on_top_of_large_ones():
     assert labels[3, 3] == 1 and labels[1, 1] == 2 and labels[0, 0] == 0
 
 
-class Knowing(SamPredictor):
+class Knowing(SamCoder):
     """Real classes; says the red square in its last candidate, and is sure of it."""
 
-    def decode(self, view, points, labels, boxes, masks):
-        logits, quality = (t.clone() for t in super().decode(view, points, labels, boxes, masks))
-        known = self.to_map(view, (TRUTH == 1).astype(np.float32), FRAME.shape)
+    def decode(self, encoded, points, labels, boxes, masks):
+        answer = super().decode(encoded, points, labels, boxes, masks)
+        logits, quality = (t.clone() for t in answer)
+        known = self.to_map(encoded, (TRUTH == 1).astype(np.float32))
         logits[:, 3] = torch.from_numpy(20 * known - 10)
         quality[:] = 0.1
         quality[:, 3] = 1.0
-        self.looked = view.window
+        self.looked = encoded.window
         return logits, quality
 
 
@@ -152,16 +154,16 @@ def test_segment_anything_takes_the_best_candidate(prompts):
 
 
 def test_boxes_are_looked_at_closely():
-    predictor = Knowing(random_sam())
-    SamSegmenter(predictor).segment(FRAME, [Prompt(box=RED_BOX)])
-    x0, y0, x1, y1 = predictor.looked
-    assert x0 < 13 and y0 < 13 and 51 < x1 < 80 and 51 < y1 < 80
-    SamSegmenter(predictor).segment(FRAME, [Prompt(points=((32, 32, True),))])
-    assert predictor.looked == (0, 0, 128, 96)
+    coder = Knowing(random_sam())
+    SamSegmenter(coder).segment(FRAME, [Prompt(box=RED_BOX)])
+    seen = coder.looked
+    assert seen.left < 13 and seen.top < 13 and 51 < seen.right < 80 and 51 < seen.bottom < 80
+    SamSegmenter(coder).segment(FRAME, [Prompt(points=((32, 32, True),))])
+    assert coder.looked.slices == (slice(0, 96), slice(0, 128))
 
 
 def test_random_weights_answer_or_say_why(tmp_path):
-    tracker = make(segmenter='sam', sam_checkpoint=str(save_folder(tmp_path / 'sam')))
+    tracker = make(prompts='sam', sam_checkpoint=str(save_folder(tmp_path / 'sam')))
     try:
         (found,) = tracker.segment(scene((16, 16, 32, BLUE)), [Prompt(box=RED_BOX)])
     except PromptError as error:
@@ -177,5 +179,35 @@ def test_a_cut_is_completed_by_colour_and_place():
     frame = np.clip(frame + np.random.default_rng(0).normal(0, 4, frame.shape), 0, 255)
     half = np.where(np.arange(truth.shape[1]) < 60, truth, False).astype(np.float32)
     half[16:22, 24:30] = 1.0
-    found = _second_opinion(frame.astype(np.uint8), (8, 4, 104, 92), (24, 16, 88, 80), half) > 0.5
+    window = Window.clipped((8, 4, 104, 92), truth.shape)
+    found = complete_cut(frame.astype(np.uint8), window, (24, 16, 88, 80), half) > 0.5
     assert overlap(found, truth) > 0.9 > overlap(half > 0.5, truth)
+
+
+@pytest.mark.parametrize(
+    'boxes',
+    [
+        [(10, 10, 50, 50), (10, 10, 50, 50)],
+        [(10, 10, 50, 50), (10, 10, 30, 50), (30, 10, 50, 50)],
+    ],
+)
+def test_prompts_that_leave_one_no_pixel_of_its_own_are_refused(boxes, monkeypatch):
+    """Two equal masks, or one under smaller ones: as many objects as prompts, or none."""
+    tracker = make()
+    masks = []
+    for x0, y0, x1, y1 in boxes:
+        mask = np.zeros(FRAME.shape[:2], bool)
+        mask[y0:y1, x0:x1] = True
+        masks.append(Segmentation(mask, 1.0))
+    monkeypatch.setattr(tracker, 'segment', lambda frame, prompts: masks)
+    with pytest.raises(PromptError, match='wholly under that of another prompt') as caught:
+        tracker.seed_prompts(FRAME, [Prompt(box=box) for box in boxes])
+    assert list(caught.value.reasons) == [0] and tracker.objects == ()
+
+
+def test_a_prompt_corrects_a_live_object():
+    tracker = make()
+    (number,), _ = tracker.seed_prompts(FRAME, [Prompt(box=RED_BOX, name='cup')])
+    tracker.step(FRAME)
+    again, _ = tracker.seed_prompts(FRAME, [Prompt(box=RED_BOX, object_id=number)])
+    assert again == [number] and [item.name for item in tracker.objects] == ['cup']

@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the tracker promises its callers."""
 
-import dataclasses
 import threading
 
 import numpy as np
 import pytest
-from scenes import BLUE, ColourFeatures, GREEN, overlap, RED, scene, square_mask
+from scenes import BLUE, ColourFeatures, configure, GREEN, overlap, RED, scene, square_mask
 import torch
 
 from drift_ros import (
@@ -17,11 +16,13 @@ from drift_ros import (
     TrackerConfig,
     UnknownObjectError,
 )
+from drift_ros.engine.config import OPTIONS, RENAMED
+from drift_ros.engine.table import LAST_ID
 
 
 def make(**options):
-    defaults = {'resolution': 96, 'radius': 6, 'refinement': 'none', 'lost_after': 3}
-    return Tracker(config=TrackerConfig(**{**defaults, **options}), features=ColourFeatures())
+    defaults = {'resolution': 96, 'radius': 6, 'method': 'none', 'lost_after': 3}
+    return Tracker(config=configure(**{**defaults, **options}), features=ColourFeatures())
 
 
 def test_follows_a_moving_object():
@@ -56,7 +57,7 @@ def test_objects_join_while_others_are_tracked():
 
 def test_a_seed_may_lie_in_an_earlier_frame():
     """References older than the seed must not vote the new object away."""
-    tracker = make(memory_frames=4)
+    tracker = make(recent=4)
     frames = [scene((16, 16, 24, RED), (70 + 2 * i, 40, 20, GREEN)) for i in range(8)]
     tracker.seed(frames[0], square_mask((16, 16, 24)))
     for frame in frames[1:5]:
@@ -75,7 +76,7 @@ def test_labels_of_any_value_and_names_by_label():
 
 
 def test_probabilities():
-    tracker = make(refinement='guided')
+    tracker = make(method='colour')
     frame = scene((16, 16, 24, RED), (60, 40, 20, BLUE))
     tracker.seed(frame, square_mask((16, 16, 24), (60, 40, 20)))
     result = tracker.step(frame)
@@ -92,11 +93,11 @@ def test_refinement_sharpens_edges():
     mask = square_mask((18, 18, 25))
     frame = scene((18, 18, 25, RED))
     scores = {}
-    for refinement in ('none', 'guided'):
-        tracker = make(refinement=refinement)
+    for refinement in ('none', 'colour'):
+        tracker = make(method=refinement)
         tracker.seed(frame, mask)
         scores[refinement] = overlap(tracker.step(frame).labels == 1, mask == 1)
-    assert scores['guided'] > scores['none']
+    assert scores['colour'] > scores['none']
 
 
 def test_occluded_then_lost_then_found_elsewhere():
@@ -110,7 +111,9 @@ def test_occluded_then_lost_then_found_elsewhere():
         assert entry.box is None and entry.area == 0 and not result.labels.any()
         states.append(entry.state)
     assert states == [ObjectState.OCCLUDED] * 2 + [ObjectState.LOST] * 4
-    # It comes back far outside the window of its last place.
+    # It comes back far outside the window of its last place, and is believed when seen again.
+    result = tracker.step(scene((92, 60, 24, RED)))
+    assert result.objects[0].state is ObjectState.LOST and not result.labels.any()
     result = tracker.step(scene((92, 60, 24, RED)))
     assert result.objects[0].state is ObjectState.TRACKING
     assert overlap(result.labels == 1, square_mask((92, 60, 24)) == 1) > 0.4  # a coarse match
@@ -147,7 +150,7 @@ def test_remove_and_ids_never_reused():
 
 
 def test_memory_does_not_grow_with_the_video():
-    tracker = make(memory_frames=2, older_frames=2, older_interval=3)
+    tracker = make(recent=2, older=2, older_interval=3)
     frame = scene((16, 16, 24, RED))
     tracker.seed(frame, square_mask((16, 16, 24)))
     one = tracker.memory_bytes
@@ -160,7 +163,7 @@ def test_memory_does_not_grow_with_the_video():
 
 def test_after_a_reset_all_is_as_at_the_start():
     frames = [scene((16 + 3 * step, 16, 24, RED)) for step in range(11)]
-    tracker, runs = make(memory_frames=1, older_interval=4), []
+    tracker, runs = make(recent=1, older_interval=4), []
     for _ in range(2):
         tracker.seed(frames[0], square_mask((16, 16, 24)))
         tracker.step(frames[1])
@@ -172,7 +175,7 @@ def test_after_a_reset_all_is_as_at_the_start():
 
 def test_older_frames_are_spaced():
     """The newest frames are all there; before them every third of those that left."""
-    tracker = make(memory_frames=1, older_frames=2, older_interval=3)
+    tracker = make(recent=1, older=2, older_interval=3)
     tracker.seed(scene((16, 16, 24, RED)), square_mask((16, 16, 24)))
     for step in range(12):
         tracker.step(scene((16 + 2 * step, 16, 24, RED)))
@@ -181,24 +184,13 @@ def test_older_frames_are_spaced():
             (r.labels[..., 1].sum(0) * torch.arange(r.labels.shape[1])).sum()
             / r.labels[..., 1].sum()
         )
-        for r in tracker._memory.references
+        for r in tracker.state.memory.references
     ]
     assert np.allclose(np.diff(centres), np.diff([0, 7, 10, 11]) * 2 / 4, atol=0.4)
 
 
-def test_seed_frames_are_bounded_and_removal_makes_room():
-    tracker = make(max_seed_frames=2)
-    frame = scene((16, 16, 24, RED))
-    tracker.seed(frame, square_mask((16, 16, 24)))
-    tracker.seed(frame, square_mask((60, 16, 24)))
-    with pytest.raises(SeedError, match='2 seed frames are kept.*raise max_seed_frames'):
-        tracker.seed(frame, square_mask((60, 60, 24)))
-    tracker.remove(1)
-    assert tracker.seed(frame, square_mask((60, 60, 24))) == [3]
-
-
 def test_sixteen_bits_past_255_ids():
-    tracker = make(max_seed_frames=64)
+    tracker = make(seed_frames=64)
     frame = scene((16, 16, 24, RED), (60, 40, 20, GREEN))
     while tracker.seed(frame, square_mask((16, 16, 24)))[0] < 255:
         assert tracker.step(frame).labels.dtype == np.uint8
@@ -212,16 +204,7 @@ def test_stepping_without_objects_costs_no_inference():
     tracker = make()
     result = tracker.step(scene())
     assert not result.labels.any() and result.objects == ()
-    assert tracker._features.calls == 0
-
-
-def snapshot(tracker):
-    return (
-        tracker.objects,
-        tracker.memory_bytes,
-        [r.labels.clone() for r in tracker._memory.references],
-        {k: dataclasses.replace(v) for k, v in tracker._tracked.items()},
-    )
+    assert tracker.state.features.calls == 0
 
 
 def many_labels():
@@ -245,7 +228,7 @@ def many_labels():
         (np.ones((96, 128, 3), np.uint8), None, 'one channel of integer labels'),
         (-square_mask((60, 40, 20)).astype(np.int16), None, 'negative label'),
         (square_mask((60, 40, 2)), None, 'label 1: 4 pixels.* needs 16: mark more'),
-        (many_labels(), None, '300 objects in the mask and room for 63.*raise max_objects'),
+        (many_labels(), None, '300 objects in the mask and room for 63.*raise it'),
         (square_mask((60, 40, 20)), ['a', 'b'], 'does not name the 1 objects'),
         (square_mask((60, 40, 20)), 'a', 'does not name'),
     ],
@@ -255,12 +238,10 @@ def test_bad_seeds_leave_tracking_as_it_was(mask, names, message):
     frame = scene((16, 16, 24, RED))
     tracker.seed(frame, square_mask((16, 16, 24)))
     tracker.step(frame)
-    before = snapshot(tracker)
+    before = tracker.state
     with pytest.raises(SeedError, match=message):
         tracker.seed(frame, mask, names)
-    after = snapshot(tracker)
-    assert before[:2] == after[:2] and before[3] == after[3]
-    assert all((a == b).all() for a, b in zip(before[2], after[2], strict=True))
+    assert tracker.state is before
     assert tracker.step(frame).objects[0].state is ObjectState.TRACKING
     assert tracker.seed(frame, square_mask((60, 40, 20))) == [2]
 
@@ -307,7 +288,7 @@ def test_seeds_are_prepared_from_another_thread_during_a_step():
     tracker = make()
     frame = scene((16, 16, 24, RED), (60, 40, 20, GREEN))
     tracker.seed(frame, square_mask((16, 16, 24)))
-    extract, requests = tracker._features.extract, []
+    extract, requests = tracker.state.features.extract, []
 
     def while_inferring(image):
         thread = threading.Thread(
@@ -319,9 +300,9 @@ def test_seeds_are_prepared_from_another_thread_during_a_step():
         thread.join(timeout=10)
         return extract(image)
 
-    tracker._features.extract = while_inferring
+    tracker.state.features.extract = while_inferring
     assert [entry.id for entry in tracker.step(frame).objects] == [1]
-    tracker._features.extract = extract
+    tracker.state.features.extract = extract
     assert requests[0].object_ids == (2,)
     tracker.apply_seed(requests[0])
     assert [entry.name for entry in tracker.step(frame).objects] == ['object 1', 'late']
@@ -346,7 +327,7 @@ def test_a_seed_that_fails_inside_the_network_reserves_nothing():
     def fail(frame):
         raise RuntimeError('out of memory')
 
-    tracker._features.extract = fail
+    tracker.state.features.extract = fail
     with pytest.raises(RuntimeError, match='out of memory'):
         tracker.seed(scene(), square_mask((16, 16, 24)))
     assert tracker.objects == ()
@@ -355,9 +336,9 @@ def test_a_seed_that_fails_inside_the_network_reserves_nothing():
 @pytest.mark.parametrize(
     ('option', 'value', 'message'),
     [
-        ('radius', -1, r'radius is -1; it must lie in \[0, 512\]'),
+        ('radius', -1, r'kernel.radius is -1; it must lie in \[0, 512\]'),
         ('temperature', 0.0, 'temperature is 0.0'),
-        ('refinement', 'magic', "refinement is 'magic'; choose from sam"),
+        ('method', 'magic', "refinement.method is 'magic'; choose from colour"),
         ('resolution', 1.5, 'resolution is 1.5; it must be of type int'),
         ('normalize', 1, 'normalize is 1; it must be of type bool'),
         ('temperature', float('nan'), 'temperature is nan'),
@@ -369,6 +350,212 @@ def test_bad_options_are_refused_with_a_reason(option, value, message):
 
 
 def test_every_option_is_described():
-    for field in dataclasses.fields(TrackerConfig):
-        assert field.metadata['help'].endswith('.')
+    assert all(option.help.endswith('.') for option in OPTIONS.values())
     TrackerConfig().validate()
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        ({'recovery': 0.2, 'existence': 0.4}, 'found again and lost at once'),
+        ({'inversion_steps': 3}, 'no effect unless features.noise is inversion'),
+        ({'noise_samples': 2, 'noise': 'inversion'}, 'no effect unless features.noise is random'),
+        ({'every': 4}, 'no effect unless refinement.method is sam'),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        configure(**options)
+
+
+def test_old_names_are_refused_with_the_new_one():
+    assert set(RENAMED.values()) <= set(OPTIONS) and not set(RENAMED) & set(OPTIONS)
+    with pytest.raises(ValueError, match=r'max_seed_frames is now called memory\.seed_frames'):
+        TrackerConfig.of({'max_seed_frames': 3})
+    with pytest.raises(ValueError, match='memory_labels any more'):
+        TrackerConfig.of({'memory_labels': 'coarse'})
+
+
+def test_options_survive_the_way_to_names_and_back():
+    config = configure(radius=3, layers=('a', 'b'), noise='inversion', inversion_steps=4)
+    assert TrackerConfig.of(config.flat()) == config
+
+
+# -- identity
+
+
+def test_a_correction_keeps_the_id_and_replaces_what_is_known():
+    """The tracker took the wrong square; told so, it follows the right one under the same id."""
+    tracker = make()
+    frames = [scene((16 + 2 * i, 16, 24, RED), (72, 48, 24, GREEN)) for i in range(8)]
+    tracker.seed(frames[0], square_mask((16, 16, 24)), ['cup'])
+    tracker.step(frames[1])
+    tracker.correct(frames[2], square_mask((72, 48, 24)) > 0, 1)
+    for frame in frames[3:]:
+        result = tracker.step(frame)
+        (item,) = result.objects
+        assert (item.id, item.name, item.state) == (1, 'cup', ObjectState.TRACKING)
+        assert overlap(result.labels == 1, square_mask((72, 48, 24)) == 1) > 0.8
+    assert len(tracker.state.memory.pinned) == 1, 'the look at the wrong one is gone'
+
+
+def test_looks_that_fit_a_correction_stay():
+    """Corrections are bounded: the oldest goes first, the first seed last."""
+    tracker = make(seed_frames=3)
+    frames = [scene((16 + 2 * i, 16, 24, RED)) for i in range(8)]
+    tracker.seed(frames[0], square_mask((16, 16, 24)))
+    kept = []
+    for index, frame in enumerate(frames[1:6], start=1):
+        tracker.step(frame)
+        tracker.correct(frame, square_mask((16 + 2 * index, 16, 24)), 1)
+        kept.append([bool(seed.first) for seed in tracker.state.memory.pinned])
+    assert kept == [[True, False], *[[True, False, False]] * 4]
+    seeds = [seed.labels[..., 1].sum(0) for seed in tracker.state.memory.pinned]
+    assert [int(mass.nonzero()[0]) for mass in seeds] == [4, 6, 6]
+
+
+def test_a_correction_finds_a_lost_object_again():
+    tracker = make(lost_after=1)
+    tracker.seed(scene((16, 16, 24, RED)), square_mask((16, 16, 24)))
+    blue = scene((60, 50, 24, BLUE))
+    for _ in range(3):
+        (item,) = tracker.step(blue).objects
+    assert item.state is ObjectState.LOST
+    tracker.correct(blue, square_mask((60, 50, 24)) > 0, 1)
+    result = tracker.step(blue)
+    assert result.objects[0].state is ObjectState.TRACKING
+    assert overlap(result.labels == 1, square_mask((60, 50, 24)) == 1) > 0.8
+
+
+def test_corrections_and_new_objects_in_one_mask():
+    tracker = make()
+    frame = scene((16, 16, 24, RED), (70, 50, 24, GREEN))
+    tracker.seed(frame, square_mask((10, 10, 40)), ['red'])
+    mask = square_mask((16, 16, 24), (70, 50, 24))
+    assert tracker.seed(frame, mask, {2: 'green'}, {1: 1}) == [1, 2]
+    labels = tracker.step(frame).labels
+    assert all(overlap(labels == number, mask == number) > 0.8 for number in (1, 2))
+    assert [item.name for item in tracker.objects] == ['red', 'green']
+
+
+@pytest.mark.parametrize(
+    ('object_ids', 'message'),
+    [
+        ({1: 9}, 'no object 9 to correct; live objects: 1'),
+        ({3: 1}, 'no label 3 in the mask'),
+        ({1: 1, 2: 1}, 'two labels of the mask are to correct object 1'),
+    ],
+)
+def test_corrections_that_make_no_sense_are_refused(object_ids, message):
+    tracker = make()
+    frame = scene((16, 16, 24, RED), (70, 50, 24, GREEN))
+    tracker.seed(frame, square_mask((16, 16, 24)))
+    before = tracker.state
+    with pytest.raises(SeedError, match=message):
+        tracker.seed(frame, square_mask((16, 16, 24), (70, 50, 24)), None, object_ids)
+    with pytest.raises(UnknownObjectError, match='no object 5'):
+        tracker.correct(frame, square_mask((16, 16, 24)), 5)
+    assert tracker.state is before
+
+
+def test_a_seed_that_covers_a_live_object_says_so():
+    tracker = make()
+    frame = scene((16, 16, 24, RED), (70, 50, 24, GREEN))
+    tracker.seed(frame, square_mask((16, 16, 24)), ['cup'])
+    for _ in range(2):  # told of the seed itself, and of what was tracked since
+        request = tracker.prepare_seed(frame, square_mask((14, 14, 28), (70, 50, 24)))
+        tracker.cancel_seed(request)
+        cup, other = request.notes
+        assert other == '' and 'of object 1 (cup), which is followed already' in cup
+        assert int(cup.split()[1]) >= 90
+        tracker.step(frame)
+    request = tracker.prepare_seed(frame, square_mask((14, 14, 28)), None, {1: 1})
+    assert request.notes == ('',), 'a correction is meant to'
+
+
+def test_given_up_seeds_use_up_no_ids():
+    tracker = make()
+    frame, mask = scene((16, 16, 24, RED)), square_mask((16, 16, 24))
+    for _ in range(3):
+        first, second = tracker.prepare_seed(frame, mask), tracker.prepare_seed(frame, mask)
+        assert first.object_ids + second.object_ids == (1, 2)
+        tracker.cancel_seed(second)
+        tracker.cancel_seed(first)
+    assert tracker.seed(frame, mask) == [1]
+
+
+def test_the_end_of_the_ids_is_told_and_changes_nothing():
+    tracker = make(max_objects=1024, resolution=384)
+    frame, mask = scene((16, 16, 24, RED)), square_mask((16, 16, 24))
+    many = np.zeros(mask.size, np.int32)
+    for first in range(1, LAST_ID, 1024):
+        count = min(1024, LAST_ID - first)
+        many[:count], many[count:] = np.arange(1, 1 + count), 0
+        assert tracker.prepare_seed(frame, many.reshape(mask.shape)).object_ids[0] == first
+        tracker.reset()
+    assert tracker.seed(frame, mask) == [LAST_ID]
+    with pytest.raises(SeedError, match='the last one, 65535, has been given; start the tracker'):
+        tracker.seed(frame, mask)
+    labels = tracker.step(frame).labels
+    assert labels.dtype == np.uint16 and labels.max() == LAST_ID
+    tracker.reset()
+    with pytest.raises(SeedError, match='never reused'):
+        tracker.seed(frame, mask)
+
+
+def test_objects_that_show_up_one_by_one_are_all_kept():
+    """Many more seed frames than are kept apart: none is refused, and no object is lost."""
+    rng = np.random.default_rng(0)
+    side, size = 20, (160, 224)
+    colours = [tuple(map(int, c)) for c in rng.integers(0, 255, (80, 3)) if np.ptp(c) > 120][:20]
+    assert len(colours) == 20
+    squares = [
+        (8 + 43 * (index % 5), 6 + 38 * (index // 5), side, colour)
+        for index, colour in enumerate(colours)
+    ]
+    tracker = make(seed_frames=3, resolution=160)
+    for count in range(1, 21):
+        frame = scene(*squares[:count], size=size)
+        tracker.seed(frame, square_mask(squares[count - 1][:3], size=size))
+        tracker.step(frame)
+    assert len(tracker.state.memory.pinned) == 3
+    moved = [(x + 2, y + 1, side, colour) for x, y, side, colour in squares]
+    result = tracker.step(scene(*moved, size=size))
+    truth = square_mask(*(square[:3] for square in moved), size=size)
+    assert {item.state for item in result.objects} == {ObjectState.TRACKING}
+    overlaps = [overlap(result.labels == number, truth == number) for number in range(1, 21)]
+    assert min(overlaps) > 0.5, overlaps
+
+
+def test_objects_seeded_at_one_place_are_all_kept():
+    """Each stood where the one before had stood; their looks are put together side by side."""
+    tracker = make(seed_frames=2, confidence=0.2, lost_after=2)
+    colours = [RED, GREEN, BLUE, (220, 220, 30), (30, 220, 220)]
+    for colour in colours:
+        tracker.seed(scene((50, 30, 24, colour)), square_mask((50, 30, 24)))
+        tracker.step(scene((50, 30, 24, colour)))
+    assert len(tracker.state.memory.pinned) == 2
+    for number, colour in enumerate(colours, start=1):
+        for _ in range(3):
+            result = tracker.step(scene((50, 30, 24, colour)))
+        assert np.bincount(result.labels.ravel(), minlength=6)[1:].argmax() + 1 == number
+
+
+def test_an_object_without_pixels_is_not_tracked():
+    """Whatever its tokens say: no state TRACKING with an empty mask."""
+    tracker = make(confidence=0.0, existence=0.0, recovery=0.0)
+    tracker.seed(scene((16, 16, 24, RED)), square_mask((16, 16, 24)))
+    for frame in (scene(), scene((60, 30, 40, BLUE)), scene((16, 16, 24, RED))):
+        for item in tracker.step(frame).objects:
+            assert (
+                (item.state is ObjectState.TRACKING) == (item.area > 0) == (item.box is not None)
+            )
+
+
+def test_an_object_that_fills_the_frame():
+    tracker = Tracker(config=configure(resolution=96), features=ColourFeatures())
+    frame = scene((0, 0, 128, RED))
+    tracker.seed(frame, np.ones((96, 128), np.uint8))
+    for _ in range(3):
+        (item,) = tracker.step(frame).objects
+        assert item.state is ObjectState.TRACKING and item.area > 0.9 * 96 * 128

@@ -2,34 +2,51 @@
 """
 The tracker node's action ``~/optimize``: learn prompt tokens while tracking goes on.
 
-The worker thread, which owns the engine, takes single steps of learning between two frames; the
-executor's thread that runs the goal only waits for what they give, publishes it and looks for a
-cancellation. One goal runs at a time.
+The worker takes single steps of learning between two frames; the executor's thread that runs the
+goal waits for their futures, publishes what they give and looks for a cancellation. One goal runs
+at a time.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Generator
-import contextlib
+from concurrent.futures import CancelledError, Future, wait
+from dataclasses import dataclass, field
 import math
-import queue
 import threading
 import time
 from typing import Any, TYPE_CHECKING
 
 from drift_ros_msgs.action import Optimize
 from rclpy.action import ActionServer, CancelResponse, GoalResponse
-from rclpy.callback_groups import ReentrantCallbackGroup
+from rclpy.callback_groups import CallbackGroup
+from rclpy.node import Node
 
 from drift_ros.engine.errors import DriftRosError
-from drift_ros.nodes.tracker.stream import Job, Mailbox
+from drift_ros.nodes.tracker.services import NotReadyError
+from drift_ros.nodes.tracker.worker import Worker
 
 if TYPE_CHECKING:
+    from drift_ros.api import Tracker
     from drift_ros.diffusion.textual_inversion import OptimizeResult, OptimizeStep
-    from drift_ros.engine.tracker import Tracker
 
 _POLL = 0.05
 """Seconds between two looks for a cancellation."""
+_AHEAD = 2
+"""Steps in the worker's queue, so that it never waits for what is published of the last one."""
+
+
+@dataclass
+class _Learning:
+    """What came of a goal so far."""
+
+    steps: int = 0
+    seconds: float = 0.0
+    """Spent in steps."""
+    result: OptimizeResult | None = None
+    error: str = ''
+    queued: deque[Future[Any]] = field(default_factory=deque)
 
 
 class OptimizeAction:
@@ -37,18 +54,26 @@ class OptimizeAction:
 
     def __init__(
         self,
-        node: Any,
-        engine: Callable[[], tuple[Tracker, Mailbox] | str],
+        node: Node,
+        worker: Callable[[], Worker],
         is_active: Callable[[], bool],
-        group: ReentrantCallbackGroup,
+        group: CallbackGroup,
     ) -> None:
         """
         Create the action server.
 
-        :param engine: gives the engine and its mailbox, or why there is none
-        :param is_active: whether images are received
+        Parameters
+        ----------
+        node : Node
+        worker : callable
+            Gives the worker; raises NotReadyError where there is none.
+        is_active : callable
+            Whether images are received.
+        group : CallbackGroup
+            Reentrant: a goal occupies a thread.
+
         """
-        self._node, self._engine, self._is_active = node, engine, is_active
+        self._worker, self._is_active, self._log = worker, is_active, node.get_logger()
         self._running = threading.Lock()
         # goals are accepted always: only a result can carry the reason of a refusal
         self._server = ActionServer(
@@ -61,56 +86,88 @@ class OptimizeAction:
             cancel_callback=lambda handle: CancelResponse.ACCEPT,
         )
 
-    def destroy(self) -> None:
-        """Take the server down."""
-        self._server.destroy()
-
     def _execute(self, handle: Any) -> Optimize.Result:
         if not self._running.acquire(blocking=False):
             return self._refuse(handle, 'another goal is running: wait for it or cancel it')
         try:
-            engine = self._engine()
-            if isinstance(engine, str):
-                return self._refuse(handle, engine)
+            worker, budget = self._worker(), float(handle.request.budget)
             if not self._is_active():
-                return self._refuse(
-                    handle, 'the node is not active: call its activate transition first'
-                )
-            tracker, mailbox = engine
-            request = handle.request
-            try:
-                budget = float(request.budget)
-                steps = tracker.optimize(
-                    list(request.object_ids), budget if math.isfinite(budget) else -1.0
-                )
-            except DriftRosError as error:
-                return self._refuse(handle, str(error))
-            return self._follow(handle, Learning(steps, mailbox), mailbox)
+                raise NotReadyError('the node is not active: call its activate transition first')
+            steps = worker.tracker.optimize(
+                list(handle.request.object_ids), budget if math.isfinite(budget) else -1.0
+            )
+            return self._conclude(handle, worker, self._learn(handle, worker, steps))
+        except (DriftRosError, LookupError) as error:
+            return self._refuse(handle, str(error))
         finally:
             self._running.release()
 
-    def _follow(self, handle: Any, learning: Learning, mailbox: Mailbox) -> Optimize.Result:
-        """Publish what the steps say until they end, one way or another."""
-        learning.start()
-        while True:
-            if handle.is_cancel_requested or not self._is_active() or mailbox.closed:
-                learning.cancel()
-            with contextlib.suppress(queue.Empty):
-                self._publish(handle, learning.progress.get(timeout=_POLL))
-            if learning.ended(mailbox.closed):
-                break
-        result = Optimize.Result(steps=learning.steps, seconds=float(learning.seconds))
-        if learning.result is not None:
-            ids = sorted(learning.result.before)
-            result.object_ids = ids
-            result.agreement_before = [learning.result.before[number] for number in ids]
-            result.agreement_after = [learning.result.after[number] for number in ids]
-            result.success = True
+    def _learn(
+        self, handle: Any, worker: Worker, steps: Generator[OptimizeStep, None, OptimizeResult]
+    ) -> _Learning:
+        """Have the steps done and publish what they say, until they end one way or another."""
+
+        def step(
+            tracker: Tracker,
+        ) -> tuple[OptimizeStep | None, OptimizeResult | None, float]:
+            start = time.perf_counter()
+            try:
+                said, result = next(steps), None
+            except StopIteration as end:  # its value once, then nothing
+                said, result = None, end.value
+            return said, result, time.perf_counter() - start
+
+        learning = _Learning()
+        queued = learning.queued
+        for _ in range(_AHEAD):
+            queued.append(worker.submit(step, background=True))
+        while queued:
+            if self._is_over(handle, worker):
+                for future in queued:
+                    future.cancel()
+            if not wait([queued[0]], _POLL).done:
+                continue
+            try:
+                said, result, seconds = queued.popleft().result()
+            except CancelledError:
+                continue
+            except BaseException as error:
+                learning.error = (
+                    str(error)
+                    if isinstance(error, DriftRosError)
+                    else f'{type(error).__name__}: {error}'
+                )
+                continue
+            learning.seconds += seconds
+            learning.result = learning.result or result
+            if said is not None:
+                learning.steps = said.step
+                self._publish(handle, said)
+                if not self._is_over(handle, worker):
+                    queued.append(worker.submit(step, background=True))
+        # the worker's generator: closed there, without effect where it has ended
+        worker.submit(lambda tracker: steps.close())
+        return learning
+
+    def _is_over(self, handle: Any, worker: Worker) -> bool:
+        return handle.is_cancel_requested or not self._is_active() or worker.mailbox.closed
+
+    def _conclude(self, handle: Any, worker: Worker, learning: _Learning) -> Optimize.Result:
+        """Make the goal's result, and end it."""
+        found = learning.result
+        if found is not None:
+            ids = sorted(found.before)
             handle.succeed()
-            self._node.get_logger().info(
-                f'learnt prompt tokens of {len(ids)} objects in {learning.seconds:.1f} s'
+            self._log.info(f'learnt prompt tokens of {len(ids)} objects in {found.seconds:.1f} s')
+            return Optimize.Result(
+                success=True,
+                object_ids=ids,
+                agreement_before=[found.before[number] for number in ids],
+                agreement_after=[found.after[number] for number in ids],
+                steps=found.steps,
+                seconds=float(found.seconds),
             )
-            return result
+        result = Optimize.Result(steps=learning.steps, seconds=learning.seconds)
         if handle.is_cancel_requested:
             result.message = 'cancelled: the tracker goes on without learnt tokens'
             handle.canceled()
@@ -118,8 +175,8 @@ class OptimizeAction:
         result.message = learning.error or (
             'the node was deactivated: activate it and send the goal again'
         )
-        self._node.get_logger().warning(f'optimize: {result.message}')
-        if not mailbox.closed:
+        self._log.warning(f'optimize: {result.message}')
+        if not worker.mailbox.closed:
             handle.abort()
         return result
 
@@ -136,62 +193,6 @@ class OptimizeAction:
             )
 
     def _refuse(self, handle: Any, reason: str) -> Optimize.Result:
-        self._node.get_logger().warning(f'optimize refused: {reason}')
+        self._log.warning(f'optimize refused: {reason}')
         handle.abort()
         return Optimize.Result(message=reason)
-
-
-class Learning:
-    """Steps of learning, as jobs of the worker; started and watched from another thread."""
-
-    def __init__(
-        self, steps: Generator[OptimizeStep, None, OptimizeResult], mailbox: Mailbox
-    ) -> None:
-        self._generator, self._mailbox = steps, mailbox
-        self._cancelled = threading.Event()
-        self._done = threading.Event()
-        self.progress: queue.Queue[OptimizeStep] = queue.Queue()
-        self.result: OptimizeResult | None = None
-        self.error = ''
-        self.steps = 0
-        self.seconds = 0.0
-
-    def start(self) -> None:
-        """Queue the first step."""
-        self._mailbox.submit(Job(self._step, background=True))
-
-    def cancel(self) -> None:
-        """Let the next step be the end, without effect on the tracker."""
-        self._cancelled.set()
-
-    def ended(self, closed: bool) -> bool:
-        """Whether everything was said: the steps ended, or nobody does them any more."""
-        return (self._done.is_set() or closed) and self.progress.empty()
-
-    def _step(self) -> None:
-        """Do one step on the worker thread, and queue the next."""
-        start = time.perf_counter()
-        try:
-            if self._cancelled.is_set():
-                self._generator.close()
-                self._done.set()
-                return
-            said = next(self._generator)
-        except StopIteration as end:
-            self.result = end.value
-            self.steps, self.seconds = end.value.steps, end.value.seconds
-            self._done.set()
-        except DriftRosError as error:
-            self.error = str(error)
-            self._done.set()
-        except Exception as error:
-            self.error = f'{type(error).__name__}: {error}'
-            self._done.set()
-            raise
-        else:
-            self.steps = said.step
-            self.progress.put(said)
-            self._mailbox.submit(Job(self._step, background=True))
-        finally:
-            if self.result is None:
-                self.seconds += time.perf_counter() - start

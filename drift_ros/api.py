@@ -1,0 +1,262 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tracker as programs use it: the engine put together with a model, a refiner and prompts."""
+
+from collections.abc import Generator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from drift_ros.diffusion.checkpoint import Checkpoint, load_checkpoint
+from drift_ros.diffusion.features import DiffusionFeatures
+from drift_ros.diffusion.textual_inversion import (
+    join_prompt,
+    MarkedImage,
+    OptimizeResult,
+    OptimizeStep,
+    prompt_reaches,
+    TextualInversion,
+)
+from drift_ros.engine.config import TrackerConfig
+from drift_ros.engine.errors import OptimizeError, PromptError
+from drift_ros.engine.protocols import FeatureExtractor
+from drift_ros.engine.seeds import SeedRequest
+from drift_ros.engine.tracker import OnlineTracker
+from drift_ros.prompts.segmenter import (
+    label_image,
+    make_segmenter,
+    Prompt,
+    Segmentation,
+    Segmenter,
+)
+from drift_ros.refinement import make_refiner
+
+
+class Tracker(OnlineTracker):
+    """
+    Follow objects through frames, one frame at a time, in bounded time and memory.
+
+    >>> tracker = Tracker()
+    >>> (cup,) = tracker.seed(first_frame, mask, names=['cup'])
+    >>> result = tracker.step(next_frame)
+    >>> result.labels == cup, result.objects[0].box
+
+    See :class:`drift_ros.engine.tracker.OnlineTracker` for what may be called from where.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str | Path | Checkpoint | None = None,
+        config: TrackerConfig | None = None,
+        *,
+        device: str | torch.device = 'auto',
+        features: FeatureExtractor | None = None,
+    ) -> None:
+        """
+        Load the model.
+
+        Parameters
+        ----------
+        checkpoint : str, Path or Checkpoint, optional
+            See :func:`drift_ros.diffusion.checkpoint.load_checkpoint`; one that is loaded may
+            serve several trackers. None: embedded model.
+        config : TrackerConfig, optional
+        device : str or torch.device
+            'auto', 'cpu' or 'cuda[:n]'.
+        features : FeatureExtractor, optional
+            Used in place of a diffusion model.
+
+        Raises
+        ------
+        CheckpointError
+            When the checkpoint cannot be used.
+        ValueError
+            When an option is out of range.
+
+        """
+        config = config or TrackerConfig()
+        config.validate()
+        features = features or diffusion_features(checkpoint, config, device)
+        super().__init__(features, make_refiner(config, device), config)
+        self._device = device
+        self._segmenter: Segmenter | None = None  # made when it is first needed
+
+    @property
+    def tokens(self) -> dict[int, Tensor]:
+        """Prompt tokens (n, width) that :meth:`optimize` learnt, by object id."""
+        return dict(getattr(self.state.features, 'tokens', {}))
+
+    def segment(self, frame: np.ndarray, prompts: Sequence[Prompt]) -> list[Segmentation]:
+        """
+        Make a mask of each prompt (boxes, points) and follow nothing; from any thread.
+
+        Raises
+        ------
+        FrameError, PromptError
+            With the reason of each prompt that cannot be used or gave no mask.
+        CheckpointError
+            The option ``refinement.sam_checkpoint`` cannot be used.
+
+        """
+        if self._segmenter is None:
+            self._segmenter = make_segmenter(self.config, self._device)
+        return self._segmenter.segment(frame, prompts)
+
+    def seed_prompts(
+        self, frame: np.ndarray, prompts: Sequence[Prompt]
+    ) -> tuple[list[int], list[Segmentation]]:
+        """
+        Start to follow what boxes and points mark: :meth:`segment`, then :meth:`seed`.
+
+        Returns
+        -------
+        tuple
+            One object's id and one mask for each prompt, in their order.
+
+        Raises
+        ------
+        FrameError, PromptError, SeedError
+            Nothing was seeded, and tracking is as it was. Two prompts whose masks are one, or of
+            which one covers the other wholly, are refused: each object needs pixels of its own.
+
+        """
+        request, found = self.prepare_prompts(frame, prompts)
+        return self._seed(request), found
+
+    def prepare_prompts(
+        self, frame: np.ndarray, prompts: Sequence[Prompt]
+    ) -> tuple[SeedRequest, list[Segmentation]]:
+        """
+        Make the masks of prompts and reserve their objects' ids; :meth:`apply_seed` follows them.
+
+        Labels of the seed are places of the prompts, counted from 1. Raises as
+        :meth:`seed_prompts`.
+        """
+        found = self.segment(frame, prompts)
+        labels = label_image(found)
+        own = np.bincount(labels.ravel(), minlength=len(found) + 1)[1:]
+        hidden = {
+            index: 'its mask lies wholly under that of another prompt; give each object a prompt '
+            'of its own'
+            for index, pixels in enumerate(own)
+            if not pixels
+        }
+        if hidden:
+            raise PromptError.of(hidden)
+        numbered = dict(enumerate(prompts, start=1))
+        request = self.prepare_seed(
+            frame,
+            labels,
+            {label: prompt.name for label, prompt in numbered.items()},
+            {label: prompt.object_id for label, prompt in numbered.items()},
+        )
+        return request, found
+
+    def optimize(
+        self, object_ids: Sequence[int] = (), budget: float = 0.0
+    ) -> Generator[OptimizeStep, None, OptimizeResult]:
+        """
+        Learn prompt tokens for objects, one step each time the generator is advanced.
+
+        Tracking may go on between two steps. When the generator ends, later frames are
+        conditioned on the tokens, and the remembered frames are looked at again under the new
+        prompt (one pass each). Closing it earlier leaves everything as it was.
+
+        >>> for progress in tracker.optimize():
+        ...     tracker.step(next_frame)
+
+        Parameters
+        ----------
+        object_ids : sequence of int
+            Objects to learn tokens for; none: all.
+        budget : float
+            Seconds of work, not counting what happens between the steps. 0: as configured.
+
+        Raises
+        ------
+        UnknownObjectError, OptimizeError
+            At once: when an object does not exist, or tokens would have no effect. While it
+            runs: when an object has been removed.
+
+        """
+        self.check_optimize(object_ids, budget)
+        seconds = budget or self.config.experimental.optimize_budget
+        return self._optimize(tuple(object_ids), seconds)
+
+    def check_optimize(self, object_ids: Sequence[int] = (), budget: float = 0.0) -> None:
+        """Raise what :meth:`optimize` would raise at once; from any thread."""
+        for object_id in object_ids:
+            self.check_object(object_id)
+        if not self.objects:
+            raise OptimizeError('there are no objects to learn tokens for; seed one first')
+        if not 0.0 <= budget < float('inf'):
+            raise OptimizeError(f'the budget is {budget} seconds; give 0 (as configured) or more')
+        features = self.state.features
+        if not isinstance(features, DiffusionFeatures) or not prompt_reaches(features):
+            raise OptimizeError(
+                'tokens would have no effect: the network reads no prompt before the last '
+                'attention layer the tracker looks at. Choose later layers (features.layers, for '
+                'instance up_blocks), features.noise: inversion, or another model'
+            )
+
+    def _optimize(
+        self, object_ids: tuple[int, ...], budget: float
+    ) -> Generator[OptimizeStep, None, OptimizeResult]:
+        state, options = self.state, self.config.experimental
+        features = state.features
+        assert isinstance(features, DiffusionFeatures)
+        wanted = object_ids or tuple(state.table.channels)
+        if not wanted:  # a reset came between the request and this
+            raise OptimizeError('there are no objects to learn tokens for; seed one first')
+        images = []
+        for reference, masks, ids in state.memory.marked(state.table.channels):
+            chosen = [k for k, number in enumerate(ids) if number in wanted]
+            if chosen and reference.features.image is not None:
+                numbers = tuple(ids[k] for k in chosen)
+                images.append(MarkedImage(reference.features.image, masks[..., chosen], numbers))
+        learning = TextualInversion(
+            features,
+            images,
+            features.tokens,
+            tokens=options.prompt_tokens,
+            steps=options.optimize_steps,
+            budget=budget,
+            rate=options.optimize_rate,
+        )
+        steps = learning.run()
+        while True:
+            live = self.state.table.channels
+            gone = [number for number in wanted if number not in live]
+            if gone:
+                raise OptimizeError(f'object {gone[0]} has been removed; tokens are not used')
+            try:
+                progress = next(steps)
+            except StopIteration as end:
+                tokens = {key: value for key, value in learning.best.items() if key in live}
+                prompt = join_prompt(features.checkpoint.prompt, tokens)
+                self.look_again(features.conditioned(prompt, tokens))
+                return end.value
+            yield progress
+
+
+def diffusion_features(
+    checkpoint: str | Path | Checkpoint | None,
+    config: TrackerConfig,
+    device: str | torch.device,
+) -> DiffusionFeatures:
+    """Load a checkpoint, unless it is loaded, and make the features a configuration asks for."""
+    options, more = config.features, config.experimental
+    if not isinstance(checkpoint, Checkpoint):
+        checkpoint = load_checkpoint(checkpoint, device=device, prompt=options.prompt)
+    return DiffusionFeatures(
+        checkpoint,
+        layers=options.layers,
+        timestep=options.timestep,
+        resolution=options.resolution,
+        noise=options.noise,
+        inversion_steps=options.inversion_steps,
+        noise_samples=more.noise_samples,
+        noise_seed=more.noise_seed,
+        colour_share=more.colour_share,
+    )

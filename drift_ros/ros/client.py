@@ -1,0 +1,389 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+The way a Python program talks to a tracker node.
+
+>>> from drift_ros import TrackerClient
+>>> with TrackerClient('/tracker') as tracker:       # waits for the node when it is first needed
+...     (cup,) = tracker.seed(mask, names=['cup'])   # a mask of the newest frame
+...     for result in tracker.results():             # every frame from now on
+...         result.labels == cup.id                  # (H, W) bool
+
+Every call returns an answer, or raises a :class:`ClientError` by its deadline. Nothing here needs
+torch, so a program starts at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from builtin_interfaces.msg import Time
+from drift_ros_msgs.msg import Prompt, PromptPoint
+from drift_ros_msgs.srv import RemoveObject, SeedMask, SeedPrompt, Segment
+from lifecycle_msgs.srv import ChangeState, GetState
+import numpy as np
+from rclpy.node import Node
+from std_msgs.msg import Header
+from std_srvs.srv import Trigger
+
+from drift_ros.ros import conversions
+from drift_ros.ros.connection import Connection
+from drift_ros.ros.errors import ClientError, NoAnswerError, RefusedError
+from drift_ros.ros.results import Result, Results
+
+__all__ = [
+    'ClientError',
+    'Marked',
+    'NoAnswerError',
+    'RefusedError',
+    'Result',
+    'Results',
+    'Seeded',
+    'TrackerClient',
+]
+
+TRANSITIONS = {'configure': 1, 'cleanup': 2, 'activate': 3, 'deactivate': 4}
+"""Lifecycle transitions by name."""
+
+Point = tuple[float, float]
+Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Seeded:
+    """
+    An object that is followed from now on, or was corrected.
+
+    Attributes
+    ----------
+    id : int
+        Its pixel value in every result.
+    label : int
+        Its value in the mask that was given; with a prompt, 1.
+    note : str
+        What is worth knowing, for people; mostly empty.
+
+    """
+
+    id: int
+    label: int
+    note: str
+
+
+@dataclass(frozen=True)
+class Marked:
+    """
+    What a box or points mark.
+
+    Attributes
+    ----------
+    id : int
+        Of the object that follows it; 0 from :meth:`TrackerClient.segment`, which follows nothing.
+    mask : np.ndarray
+        (H, W) bool.
+    score : float
+        How sure the segmentation is of its mask, 0 to 1.
+    note : str
+        What is worth knowing, for people; mostly empty.
+    header : std_msgs/Header
+        Of the image the mask belongs to.
+
+    """
+
+    id: int
+    mask: np.ndarray
+    score: float
+    note: str
+    header: Header
+
+
+class TrackerClient(Connection):
+    """
+    Talks to one tracker node; see :class:`Connection` for what spins it.
+
+    Attributes
+    ----------
+    tracker : str
+        Full name of the tracker node.
+
+    """
+
+    def __init__(
+        self, tracker: str = 'tracker', *, node: Node | None = None, **options: Any
+    ) -> None:
+        """
+        Join the graph; this does not wait for the tracker, the calls do.
+
+        Parameters
+        ----------
+        tracker : str
+            Name of the tracker node, absolute or relative to the namespace.
+        node : Node, optional
+            Use this node, which is spun elsewhere, instead of one of our own.
+        **options
+            ``timeout``, ``watch``, ``namespace``, ``name`` and ``domain_id``, as of
+            :class:`Connection`.
+
+        """
+        super().__init__(node, **options)
+        self.tracker = self.node.resolve_service_name(tracker)
+        for kind, service in (
+            (GetState, 'get_state'),
+            (ChangeState, 'change_state'),
+            (SeedMask, 'seed_mask'),
+            (SeedPrompt, 'seed_prompt'),
+            (Segment, 'segment'),
+            (RemoveObject, 'remove_object'),
+            (Trigger, 'reset'),
+        ):
+            self.prepare(kind, f'{self.tracker}/{service}')
+
+    def _ask(self, kind: Any, service: str, request: Any, **more: Any) -> Any:
+        return self.call(kind, f'{self.tracker}/{service}', request, **more)
+
+    def state(self) -> str:
+        """Tell the lifecycle state: unconfigured, inactive, active, configuring..."""
+        answer = self._ask(GetState, 'get_state', GetState.Request(), resend=2.0)
+        return answer.current_state.label
+
+    def change_state(self, transition: str, timeout: float = 600.0) -> bool:
+        """
+        Ask for a lifecycle transition; False when the node could not.
+
+        Parameters
+        ----------
+        transition : str
+            One of :data:`TRANSITIONS`.
+        timeout : float
+            Seconds; to configure loads a model, which a cold disk makes slow.
+
+        """
+        self.state()  # connects both, so that the answer is not lost
+        request = ChangeState.Request()
+        request.transition.id = TRANSITIONS[transition]
+        answer = self._ask(ChangeState, 'change_state', request, timeout=timeout)
+        return bool(answer.success)
+
+    # -- objects
+
+    def seed(
+        self,
+        labels: np.ndarray,
+        *,
+        names: Sequence[str] = (),
+        object_ids: Sequence[int] = (),
+        frame: np.ndarray | None = None,
+        header: Header | None = None,
+    ) -> tuple[Seeded, ...]:
+        """
+        Follow the objects of a mask, or correct some.
+
+        Parameters
+        ----------
+        labels : np.ndarray
+            (H, W) integer, as large as the camera's frames; 0 = background, every other value is
+            one object.
+        names : sequence of str
+            One for each object, in ascending order of the values; none: no names.
+        object_ids : sequence of int
+            Likewise the ids of live objects that are corrected, 0 for new ones; none: all new.
+        frame : np.ndarray, optional
+            (H, W, 3) uint8 RGB, the frame the mask belongs to, where the node may no longer have
+            it.
+        header : Header, optional
+            That of the frame the mask belongs to; default: the newest the node has received.
+
+        Returns
+        -------
+        tuple of Seeded
+            In ascending order of the values.
+
+        Raises
+        ------
+        RefusedError, NoAnswerError
+            Nothing has changed.
+        ConversionError
+            The mask or the frame is none.
+
+        """
+        header = header or Header()
+        request = SeedMask.Request(
+            mask=conversions.labels_to_image(np.asarray(labels), header),
+            names=list(names),
+            object_ids=list(object_ids),
+        )
+        if frame is not None:
+            request.image = conversions.rgb_to_image(frame, header)
+        answer = self._ask(SeedMask, 'seed_mask', request)
+        _check(answer, dict(zip(answer.labels, answer.errors)), 'label')
+        return tuple(
+            Seeded(number, label, note)
+            for number, label, note in zip(answer.object_ids, answer.labels, answer.notes)
+        )
+
+    def correct(
+        self,
+        object_id: int,
+        mask: np.ndarray,
+        *,
+        frame: np.ndarray | None = None,
+        header: Header | None = None,
+    ) -> Seeded:
+        """
+        Say where a live object is: (H, W) bool; its id and its name stay. Else as :meth:`seed`.
+
+        To correct by a box or points, give ``object_id`` to :meth:`seed_prompt`.
+        """
+        (done,) = self.seed(
+            np.asarray(mask, bool), object_ids=[object_id], frame=frame, header=header
+        )
+        return done
+
+    def seed_prompt(
+        self,
+        *,
+        box: Box | Sequence[float] | None = None,
+        points: Sequence[Point] = (),
+        negative: Sequence[Point] = (),
+        name: str = '',
+        object_id: int = 0,
+        frame: np.ndarray | None = None,
+        stamp: Time | None = None,
+    ) -> Marked:
+        """
+        Follow what a box, points, or both mark, or correct an object by them.
+
+        Parameters
+        ----------
+        box : sequence of float, optional
+            (x_min, y_min, x_max, y_max) in pixels, maxima exclusive.
+        points, negative : sequence of (x, y)
+            Pixels on the object, and such as are not on it.
+        name : str
+            Of the object.
+        object_id : int
+            Correct this live object. 0: a new object.
+        frame : np.ndarray, optional
+            (H, W, 3) uint8 RGB, the frame that is pointed at.
+        stamp : Time, optional
+            Of the frame that is pointed at; default: the newest the node has received.
+
+        Returns
+        -------
+        Marked
+
+        Raises
+        ------
+        RefusedError, NoAnswerError
+            Nothing has changed.
+
+        """
+        prompt = _prompt(box, points, negative, name, object_id)
+        return self._mark(SeedPrompt, 'seed_prompt', prompt, frame, stamp)
+
+    def segment(
+        self,
+        *,
+        box: Box | Sequence[float] | None = None,
+        points: Sequence[Point] = (),
+        negative: Sequence[Point] = (),
+        frame: np.ndarray | None = None,
+        stamp: Time | None = None,
+    ) -> Marked:
+        """Make the mask :meth:`seed_prompt` would start from, and follow nothing."""
+        prompt = _prompt(box, points, negative)
+        return self._mark(Segment, 'segment', prompt, frame, stamp)
+
+    def _mark(
+        self, kind: Any, service: str, prompt: Prompt, frame: np.ndarray | None, stamp: Time | None
+    ) -> Marked:
+        request = kind.Request(prompts=[prompt], stamp=stamp or Time())
+        if frame is not None:
+            request.image = conversions.rgb_to_image(frame, Header(stamp=request.stamp))
+        answer = self._ask(kind, service, request)
+        _check(answer, dict(enumerate(answer.errors)), 'prompt')
+        return Marked(
+            id=answer.object_ids[0] if kind is SeedPrompt else 0,
+            mask=conversions.image_to_labels(answer.mask) > 0,
+            score=float(answer.scores[0]),
+            note=answer.notes[0] if kind is SeedPrompt else '',
+            header=answer.mask.header,
+        )
+
+    def remove(self, object_id: int) -> None:
+        """
+        Stop following an object.
+
+        Raises
+        ------
+        RefusedError
+            There is no such object.
+        NoAnswerError
+
+        """
+        request = RemoveObject.Request(object_id=object_id)
+        _check(self._ask(RemoveObject, 'remove_object', request))
+
+    def reset(self) -> None:
+        """
+        Forget all objects; images of another size may follow.
+
+        Raises
+        ------
+        RefusedError, NoAnswerError
+
+        """
+        _check(self._ask(Trigger, 'reset', Trigger.Request()))
+
+    def results(
+        self,
+        *,
+        timeout: float | None = None,
+        depth: int = 10,
+        callback: Callable[[Result], None] | None = None,
+    ) -> Results:
+        """
+        Subscribe to the results of frames.
+
+        Parameters
+        ----------
+        timeout : float, optional
+            Seconds to wait for a result before :class:`NoAnswerError`; default: the client's.
+        depth : int
+            Results kept for who is slow; the oldest go first.
+        callback : callable, optional
+            Called with each result, on the thread that spins the node, instead of keeping them.
+
+        """
+        seconds = self.timeout if timeout is None else timeout
+        return Results(self, self.tracker, seconds, depth, callback)
+
+
+def _prompt(
+    box: Sequence[float] | None,
+    points: Sequence[Point],
+    negative: Sequence[Point],
+    name: str = '',
+    object_id: int = 0,
+) -> Prompt:
+    return Prompt(
+        box=[float(value) for value in box] if box is not None else [],
+        points=[
+            PromptPoint(x=float(x), y=float(y), positive=positive)
+            for given, positive in ((points, True), (negative, False))
+            for x, y in given
+        ],
+        name=name,
+        object_id=object_id,
+    )
+
+
+def _check(answer: Any, reasons: dict[int, str] | None = None, what: str = '') -> None:
+    """Raise RefusedError unless an answer tells of success."""
+    if answer.success:
+        return
+    found = {key: reason for key, reason in (reasons or {}).items() if reason}
+    listed = [f'{what} {key}: {reason}' for key, reason in found.items()] if found else []
+    known = [text for text in listed if text.partition(': ')[2] not in answer.message]
+    raise RefusedError('; '.join([answer.message, *known]), found)

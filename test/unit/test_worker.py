@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The worker: nothing that is raised on its thread ends it, or leaves anything half done."""
+
+from concurrent.futures import CancelledError
+import threading
+
+import pytest
+
+from drift_ros.engine.errors import FrameError
+from drift_ros.nodes.tracker.frames import ReceivedImage
+from drift_ros.nodes.tracker.worker import Worker
+
+ERRORS = [FrameError, RuntimeError, MemoryError, KeyboardInterrupt, SystemExit, GeneratorExit]
+
+
+class Stage:
+    """A worker whose tracker is a list, and what it was given."""
+
+    def __init__(self):
+        self.tracked, self.told = [], []
+        self.fail = None
+        self.worker = Worker([], self.track, self.tell)
+        self.worker.mailbox.configure(True, 10**9)
+
+    def track(self, tracker, frame):
+        if self.fail:
+            raise self.fail('frame')
+        self.tracked.append(frame.sequence)
+
+    def tell(self, error):
+        self.told.append(error)
+
+    def put(self, number):
+        self.worker.mailbox.put(ReceivedImage(number, number, None, 1, 0.0))
+
+    def settle(self):
+        """Wait until all that was asked is done; background work comes last."""
+        self.worker.submit(lambda tracker: None, background=True).result(10)
+
+
+@pytest.fixture
+def stage():
+    stage = Stage()
+    yield stage
+    stage.worker.close()
+    assert stage.worker.join(10)
+
+
+def test_futures_give_what_jobs_give(stage):
+    future = stage.worker.submit(lambda tracker: (tracker, threading.current_thread().name))
+    assert future.result(10) == (stage.worker.tracker, 'tracking')
+
+
+@pytest.mark.parametrize('error', ERRORS)
+def test_a_job_that_raises_hurts_nobody_else(stage, error):
+    def work(tracker):
+        raise error('job')
+
+    futures = [stage.worker.submit(work) for _ in range(3)]
+    for number in range(5):
+        stage.put(number)
+    for future in futures:
+        assert type(future.exception(10)) is error
+    assert stage.worker.submit(lambda tracker: 7).result(10) == 7
+    stage.settle()
+    assert stage.tracked == list(range(5))
+    # those the future's holder deals with are not reported as well
+    assert len(stage.told) == (0 if error is FrameError else 3)
+
+
+@pytest.mark.parametrize('error', ERRORS)
+def test_a_frame_that_raises_is_told_and_the_next_is_tracked(stage, error):
+    stage.fail = error
+    stage.put(0)
+    stage.settle()
+    stage.fail = None
+    stage.put(1)
+    stage.settle()
+    assert stage.tracked == [1]
+    assert [type(item) for item in stage.told] == [error]
+
+
+def test_a_report_that_raises_ends_nothing(stage):
+    def tell(error):
+        raise MemoryError
+
+    stage.worker.close()
+    worker = Worker([], stage.track, tell)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            worker.submit(_interrupt).result(10)
+        assert worker.submit(lambda tracker: 7).result(10) == 7
+    finally:
+        worker.close()
+        assert worker.join(10)
+
+
+def _interrupt(tracker):
+    raise KeyboardInterrupt
+
+
+def test_a_callback_of_a_future_that_raises_ends_nothing(stage):
+    go = threading.Event()
+    future = stage.worker.submit(lambda tracker: go.wait(10))
+
+    def callback(done):
+        raise KeyboardInterrupt
+
+    future.add_done_callback(callback)
+    go.set()
+    assert stage.worker.submit(lambda tracker: 7).result(10) == 7
+
+
+def test_closing_finishes_what_is_being_done_and_cancels_the_rest(stage):
+    begun, go = threading.Event(), threading.Event()
+
+    def work(tracker):
+        begun.set()
+        go.wait(10)
+        return 'done'
+
+    running = stage.worker.submit(work)
+    queued = [stage.worker.submit(work, background=value) for value in (False, True)]
+    assert begun.wait(10)
+    stage.worker.close()
+    late = stage.worker.submit(work)
+    for future in (*queued, late):
+        with pytest.raises(CancelledError):
+            future.result(0)
+    assert not stage.worker.join(0.01)
+    go.set()
+    assert running.result(10) == 'done' and stage.worker.join(10)
+
+
+def test_what_was_cancelled_is_not_done(stage):
+    go, done = threading.Event(), []
+    stage.worker.submit(lambda tracker: go.wait(10))
+    future = stage.worker.submit(lambda tracker: done.append(1))
+    assert future.cancel()
+    go.set()
+    stage.settle()
+    assert not done
