@@ -21,7 +21,7 @@ from torch import Tensor
 import torch.nn.functional as F
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from drift_ros.diffusion.features import AttentionReader, capturing, PassEnded, split_heads
+from drift_ros.diffusion.attention import AttentionReader, capturing, PassEnded, split_heads
 
 LUMA_BASIS = 16
 CHROMA_BASIS = 4
