@@ -68,7 +68,7 @@ def show_progress(console: Console) -> Progress:
 @click.option(
     '--start-from',
     type=click.Path(path_type=Path, exists=True),
-    help='state.pt of another run whose weights a new run starts from.',
+    help='state.pt or exported folder of another run whose weights a new run starts from.',
 )
 @click.option(
     '--dev',

@@ -80,6 +80,7 @@ def plot_curves(history: list[dict[str, float]], path: Path) -> None:
         ('denoising loss (v)', ['denoise']),
         ('correspondence loss', ['correspondence', 'noisy_correspondence']),
         ('label transport loss', ['transport', 'noisy_transport']),
+        ('membership loss', ['membership', 'noisy_membership']),
         ('match within one token', ['accuracy']),
         ('J&F on dev', ['dev_jf']),
     ]

@@ -9,6 +9,7 @@ with `StableDiffusionPipeline.from_pretrained` and nothing of this repository.
 from __future__ import annotations
 
 from collections.abc import Sequence
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ import torch
 from torch import Tensor
 import torch.nn.functional as F
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from drift_ros.diffusion.attention import AttentionReader, capturing, PassEnded, split_heads
 
 LUMA_BASIS = 16
 CHROMA_BASIS = 4
@@ -246,67 +249,51 @@ def build_scheduler() -> DDIMScheduler:
     )
 
 
-class _StopPass(Exception):
-    """Leave the U-Net once the wanted layer's queries and keys are known."""
+class SharedAttention:
+    """Attention processor that lets `views` consecutive batch entries share one self-attention."""
 
-
-class CaptureProcessor:
-    """
-    Stock scaled-dot-product attention that records Q, K, its input, and can share or stop.
-
-    `stop` ends the forward pass at this layer. `views` > 1 lets that many consecutive batch
-    entries share one self-attention.
-    """
-
-    def __init__(self) -> None:
-        self.stop = False
-        self.views = 1
-        self.query: Tensor | None = None
-        self.key: Tensor | None = None
-        self.hidden: Tensor | None = None
+    def __init__(self, processor: Any, views: int) -> None:
+        self._processor, self._views = processor, views
 
     def __call__(
-        self,
-        attn: Any,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        **_: Any,
+        self, attn: torch.nn.Module, hidden_states: Tensor, *args: Any, **kwargs: Any
     ) -> Tensor:
-        """Attend as the stock processor does: (B, N, C) to (B, N, C)."""
-        batch, n, _c = hidden_states.shape
-
-        def split(x: Tensor) -> Tensor:
-            return x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
-
-        q, k = split(attn.to_q(hidden_states)), split(attn.to_k(hidden_states))
-        self.query, self.key, self.hidden = q, k, hidden_states
-        if self.stop:
-            raise _StopPass
-        v = split(attn.to_v(hidden_states))
-        if self.views > 1:
-            g, s = batch // self.views, self.views
-
-            def join(x: Tensor) -> Tensor:
-                return x.unflatten(0, (g, s)).transpose(1, 2).flatten(2, 3)
-
-            out = F.scaled_dot_product_attention(join(q), join(k), join(v))
-            out = out.unflatten(2, (s, n)).transpose(1, 2).flatten(0, 1)
-        else:
-            out = F.scaled_dot_product_attention(q, k, v)
-        out = out.transpose(1, 2).flatten(2).to(hidden_states.dtype)
-        return attn.to_out[1](attn.to_out[0](out))
+        """Attend as the given processor does, once for all views: (B, N, C) to (B, N, C)."""
+        joined = hidden_states.unflatten(0, (-1, self._views)).flatten(1, 2)
+        out = self._processor(attn, joined, *args, **kwargs)
+        return out.unflatten(1, (self._views, -1)).flatten(0, 1)
 
 
 class Capture:
-    """Runs a U-Net up to one self-attention layer and hands back its queries and keys."""
+    """
+    Runs a U-Net and reads one self-attention layer's queries and keys.
+
+    Attributes
+    ----------
+    query, key : (B, heads, N, d) float
+        of the last pass
+
+    """
 
     def __init__(self, unet: UNet2DConditionModel, layer: str) -> None:
         self.unet = unet
         self.layer = layer
-        self.attn = unet.get_submodule(layer)
-        self.processor = CaptureProcessor()
-        self.attn.set_processor(self.processor)
+        self.query: Tensor | None = None
+        self.key: Tensor | None = None
+
+    def _read(self, attn: torch.nn.Module, states: Tensor) -> None:
+        self.query = split_heads(attn, attn.to_q(states), None)
+        self.key = split_heads(attn, attn.to_k(states), None)
+
+    def _pass(
+        self, latents: Tensor, timesteps: Tensor, text: Tensor, views: int, last: bool
+    ) -> Tensor:
+        def make(stock: Any) -> AttentionReader:
+            shared = SharedAttention(stock, views) if views > 1 else stock
+            return AttentionReader(shared, self._read, last)
+
+        with capturing(self.unet, {self.layer: make}):
+            return self.unet(latents, timesteps, text).sample
 
     def queries_keys(
         self, latents: Tensor, timesteps: Tensor, text: Tensor
@@ -325,15 +312,18 @@ class Capture:
         (query, key) : (B, heads, N, d) float each
 
         """
-        self.processor.stop = True
-        try:
-            self.unet(latents, timesteps, text)
-        except _StopPass:
-            pass
-        finally:
-            self.processor.stop = False
-        assert self.processor.query is not None and self.processor.key is not None
-        return self.processor.query, self.processor.key
+        with contextlib.suppress(PassEnded):
+            self._pass(latents, timesteps, text, views=1, last=True)
+        assert self.query is not None and self.key is not None
+        return self.query, self.key
+
+    def denoise(self, latents: Tensor, timesteps: Tensor, text: Tensor, views: int = 1) -> Tensor:
+        """
+        Return the U-Net's prediction, (B, C, h, w) float; parameters as of `queries_keys`.
+
+        `views` > 1 lets that many consecutive batch entries share the layer's attention.
+        """
+        return self._pass(latents, timesteps, text, views, last=False)
 
 
 @torch.no_grad()

@@ -4,15 +4,17 @@
 from __future__ import annotations
 
 import copy
-import math
 from pathlib import Path
 from typing import Any
 
 from diffusers import UNet2DConditionModel
+from diffusers.optimization import get_cosine_schedule_with_warmup
 import numpy as np
 import torch
 from torch import Tensor
 import torch.nn.functional as F
+from torch.optim.swa_utils import AveragedModel
+from transformers import CLIPTextModel
 import yaml
 
 from . import model as models
@@ -94,6 +96,26 @@ def load_stages(
     return stages
 
 
+def _weights(path: Path) -> dict[str, Any]:
+    """Read averaged weights of U-Net and text encoder from a state.pt or an exported folder."""
+    if path.is_dir():
+        return {
+            'unet': UNet2DConditionModel.from_pretrained(
+                path, subfolder='unet', low_cpu_mem_usage=False
+            ).state_dict(),
+            'text': CLIPTextModel.from_pretrained(path, subfolder='text_encoder').state_dict(),
+        }
+    average = torch.load(path, map_location='cpu', weights_only=True)['average']
+    return {
+        part: {
+            name.removeprefix(f'module.{part}.'): value
+            for name, value in average.items()
+            if name.startswith(f'module.{part}.')
+        }
+        for part in ('unet', 'text')
+    }
+
+
 class Trainer(Run[dict[str, Tensor]]):
     """
     Owns everything a run needs and can be saved and resumed exactly.
@@ -131,28 +153,44 @@ class Trainer(Run[dict[str, Tensor]]):
         if config['tie_start']:
             models.tie_queries_keys(self.unet, self.layer, config['temperature'])
         if config['tied']:
-            self.capture.attn.to_k.weight = self.capture.attn.to_q.weight
+            attn = self.unet.get_submodule(self.layer)
+            attn.to_k.weight = attn.to_q.weight
         self.tokens = self.tokenizer(
             [f'a photo of {c}' for c in photos.categories] + [''],
             padding='max_length',
             truncation=True,
             return_tensors='pt',
         ).input_ids
-        self.parameters = list(
-            {id(p): p for m in (self.unet, self.text) for p in m.parameters()}.values()
-        )
+        for name, parameter in self.unet.named_parameters():
+            parameter.requires_grad_(not name.startswith(tuple(config['frozen'])))
+        self.network = torch.nn.ModuleDict({'unet': self.unet, 'text': self.text})
+        self.parameters = list(self.network.parameters())
         self.optimizer = torch.optim.AdamW(
             self.parameters,
             lr=config['learning_rate'],
             betas=(0.9, 0.99),
             weight_decay=config['weight_decay'],
         )
-        self.average = [p.detach().clone() for p in self.parameters]
+        self.schedule = get_cosine_schedule_with_warmup(
+            self.optimizer, config['warmup'], config['steps']
+        )
+        self._start_average()
         self.alphas = models.build_scheduler().alphas_cumprod
         views: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in config['views'].items()
         }
         self.views = ViewConfig(**views)
+
+    def _start_average(self) -> None:
+        decay = self.config['ema']
+
+        @torch.no_grad()
+        def update(average: Any, current: Any, count: Any) -> None:
+            # a young average forgets faster, so that it is usable early
+            share = 1 - min(decay, (1 + int(count)) / (10 + int(count)))
+            torch._foreach_lerp_(average, current, share)
+
+        self.average = AveragedModel(self.network, multi_avg_fn=update)
 
     # ---- data
     def batch(self, step: int) -> dict[str, Tensor]:
@@ -168,10 +206,8 @@ class Trainer(Run[dict[str, Tensor]]):
         rows = torch.where(drop, torch.tensor(len(self.tokens) - 1), category)
         return self.text(self.tokens[rows]).last_hidden_state
 
-    def _kernel_losses(
-        self, batch: dict[str, Tensor], scenes: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        q, k = self.capture.processor.query, self.capture.processor.key
+    def _kernel_losses(self, batch: dict[str, Tensor], scenes: int) -> dict[str, Tensor]:
+        q, k = self.capture.query, self.capture.key
         assert q is not None and k is not None
         v = self.views.views
         return kernel_losses(
@@ -182,6 +218,10 @@ class Trainer(Run[dict[str, Tensor]]):
             batch['labels'][:scenes],
             self.views.stride,
             self.config['kernel_rows'],
+            batch['owner'][:scenes],
+            self.config['strangers'],
+            self.config['key_dropout'],
+            self.config['window'],
         )
 
     def losses(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
@@ -195,18 +235,18 @@ class Trainer(Run[dict[str, Tensor]]):
             memory_format=torch.channels_last
         )
         out: dict[str, Tensor] = {}
-        # the kernel, as deployed: low timestep, mostly noise-free, stop at the layer
-        t = torch.randint(0, c['low_timestep'], (scenes,), generator=rng)
-        noisy = torch.rand(scenes, generator=rng) >= c['clean_share']
-        t_all = t.repeat_interleave(views)
-        noise = torch.randn(latents.shape, generator=rng)
-        noise = noise * noisy.repeat_interleave(views)[:, None, None, None]
-        z = velocity(latents, noise, self.alphas[t_all])[0]
-        text = self._text(batch['category'], rng, 0.5).repeat_interleave(views, 0)
-        self.capture.queries_keys(z, t_all, text)
-        out['correspondence'], out['transport'], out['accuracy'] = self._kernel_losses(
-            batch, scenes
-        )
+        w = c['weights']
+        if w['correspondence'] or w['transport'] or w['membership']:
+            # the kernel, as deployed: low timestep, mostly noise-free, stop at the layer
+            t = torch.randint(0, c['low_timestep'], (scenes,), generator=rng)
+            noisy = torch.rand(scenes, generator=rng) >= c['clean_share']
+            t_all = t.repeat_interleave(views)
+            noise = torch.randn(latents.shape, generator=rng)
+            noise = noise * noisy.repeat_interleave(views)[:, None, None, None]
+            z = velocity(latents, noise, self.alphas[t_all])[0]
+            text = self._text(batch['category'], rng, 0.5).repeat_interleave(views, 0)
+            self.capture.queries_keys(z, t_all, text)
+            out.update(self._kernel_losses(batch, scenes))
         if step % c['denoise_every'] == 0:
             m = min(c['denoise_scenes'], scenes)
             t = torch.randint(0, 1000, (m,), generator=rng).repeat_interleave(views)
@@ -217,45 +257,31 @@ class Trainer(Run[dict[str, Tensor]]):
                 views, 0
             )
             shared = float(torch.rand((), generator=rng)) < c['shared_share']
-            self.capture.processor.views = views if shared else 1
-            v_predicted = self.unet(z, t, text).sample
-            self.capture.processor.views = 1
+            v_predicted = self.capture.denoise(z, t, text, views if shared else 1)
             out['denoise'] = F.mse_loss(v_predicted, v_true)
             low = t[::views] < c['kernel_max_timestep']
-            if bool(low.all()):
-                a, b, _ = self._kernel_losses(batch, m)
-                out['noisy_correspondence'], out['noisy_transport'] = a, b
+            if bool(low.all()) and 'transport' in out:
+                noisy_losses = self._kernel_losses(batch, m)
+                for name in ('correspondence', 'transport', 'membership'):
+                    out[f'noisy_{name}'] = noisy_losses[name]
         return out
-
-    def _rate(self) -> float:
-        c = self.config
-        warm = min(1.0, (self.step + 1) / c['warmup'])
-        return (
-            c['learning_rate']
-            * warm
-            * 0.5
-            * (1 + math.cos(math.pi * min(1.0, self.step / c['steps'])))
-        )
 
     def train_step(self, batch: dict[str, Tensor]) -> dict[str, float]:
         """Take one optimiser step and return the scalars of it."""
         w = self.config['weights']
-        losses = self.losses(batch, self.step)
+        with torch.autocast('cpu', torch.bfloat16, enabled=self.config['precision'] == 'bfloat16'):
+            losses = self.losses(batch, self.step)
         total = torch.zeros(())
         for name, value in losses.items():
             if name != 'accuracy':
                 weight = w[name.removeprefix('noisy_')] * (0.3 if name.startswith('noisy') else 1)
                 total = total + weight * value
-        for group in self.optimizer.param_groups:
-            group['lr'] = self._rate()
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
         torch.nn.utils.clip_grad_norm_(self.parameters, self.config['gradient_clip'])
         self.optimizer.step()
-        # a young average forgets faster, so that it is usable early
-        decay = min(self.config['ema'], (1 + self.step) / (10 + self.step))
-        with torch.no_grad():
-            torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - decay)
+        self.schedule.step()
+        self.average.update_parameters(self.network)
         self.step += 1
         row = {'step': float(self.step), **{k: float(v.detach()) for k, v in losses.items()}}
         self.history.append(row)
@@ -268,20 +294,22 @@ class Trainer(Run[dict[str, Tensor]]):
             'config': self.config,
             'unet': self.unet.state_dict(),
             'text': self.text.state_dict(),
-            'average': self.average,
+            'average': self.average.state_dict(),
             'optimizer': self.optimizer.state_dict(),
+            'schedule': self.schedule.state_dict(),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Take over the state of a run of the same configuration."""
         self.unet.load_state_dict(state['unet'])
         self.text.load_state_dict(state['text'])
-        self.average = state['average']
+        self.average.load_state_dict(state['average'])
         self.optimizer.load_state_dict(state['optimizer'])
+        self.schedule.load_state_dict(state['schedule'])
 
     def start_from(self, path: Path) -> list[str]:
         """
-        Start a new run from another run's weights, whose network may differ.
+        Start a new run from another run's averaged weights, whose network may differ.
 
         Weights of equal name and shape are taken. A first convolution of another kernel size is
         centred. Attention blocks the other network lacks start as identities.
@@ -292,7 +320,7 @@ class Trainer(Run[dict[str, Tensor]]):
             Names of the U-Net's weights that keep their fresh start.
 
         """
-        state = torch.load(path, map_location='cpu', weights_only=True)
+        state = _weights(path)
         own = self.unet.state_dict()
         fresh = []
         for name, value in own.items():
@@ -309,20 +337,12 @@ class Trainer(Run[dict[str, Tensor]]):
                     value.zero_()
         self.unet.load_state_dict(own)
         self.text.load_state_dict(state['text'])
-        self.average = [p.detach().clone() for p in self.parameters]
+        self._start_average()
         return fresh
 
     def averaged(self) -> tuple[UNet2DConditionModel, Any]:
         """Return copies of U-Net and text encoder with the averaged weights."""
-        kept = [p.detach().clone() for p in self.parameters]
-        with torch.no_grad():
-            for p, a in zip(self.parameters, self.average):
-                p.copy_(a)
-            processors = self.capture.processor
-            processors.query = processors.key = processors.hidden = None
-            unet, text = copy.deepcopy(self.unet), copy.deepcopy(self.text)
-            for p, k in zip(self.parameters, kept):
-                p.copy_(k)
+        unet, text = copy.deepcopy(self.average.module).values()
         attn = unet.get_submodule(self.layer)
         attn.to_k.weight = torch.nn.Parameter(attn.to_k.weight.detach().clone())
         return unet.eval(), text.eval()

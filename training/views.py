@@ -10,6 +10,7 @@ the true position of every visible point of another view computable in closed fo
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,8 +34,35 @@ class ViewConfig:
     motion: float = 1.0  # multiplies every motion range
     objects: tuple[float, ...] = (0.2, 0.5, 0.3)  # probabilities of 0, 1, 2 ... foreground layers
     photometric: float = 1.0  # multiplies every photometric range
+    tilt: float = 0.12  # deviation of the angle at which photographs lie, radians
+    rescale: float = 0.10  # deviation of the log of the zoom between views
+    soft: float = 0.0  # edges of pasted layers are blurred by up to this deviation
+    harmony: float = 0.0  # their colours move up to this share of the way to the background's
+    alike: float = 0.0  # probability that a layer is cut from the background's own photograph
     cells: int = 6  # random Voronoi label cells per layer
     label_count: int = 16  # channels of the label maps
+
+
+_Map = np.ndarray  # (h, w, 2) float32, where each point of a grid comes from, x and y
+
+
+@dataclass
+class _Layer:
+    """
+    A photograph in a scene.
+
+    photo : (H, W, 3) uint8 RGB
+    mask : (H, W) float32 in [0, 1], what is cut out; None for the background
+    placement : (3, 3) map from points of view 0 to points of the photograph
+    centre : (2,) its centre in view 0
+    sites : (k, 2) sites of the label cells in the photograph
+    """
+
+    photo: np.ndarray
+    mask: np.ndarray | None
+    placement: np.ndarray
+    centre: np.ndarray
+    sites: np.ndarray
 
 
 @dataclass
@@ -46,14 +74,18 @@ class Scene:
     target : (V, h, w, 2) float32, x and y in pixels of view 0 of what each token's centre shows
     visible : (V, h, w) bool, that point is inside view 0 and not covered there
     labels : (V, h, w, K) float32, soft label map (sums to one)
+    owner : (K, L) float32, one where a label belongs to a layer
+    category : of the background's photograph
+    layers : (V, S, S) uint8, the layer on top of each pixel
     """
 
     images: np.ndarray
     target: np.ndarray
     visible: np.ndarray
     labels: np.ndarray
+    owner: np.ndarray
     category: int = 0
-    layers: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    layers: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint8))
 
 
 class PhotoFolder:
@@ -147,10 +179,12 @@ def _similarity(
     return m
 
 
-def _motion(rng: Generator, magnitude: float, size: int, centre: np.ndarray) -> np.ndarray:
+def _motion(
+    rng: Generator, magnitude: float, size: int, centre: np.ndarray, rescale: float = 0.10
+) -> np.ndarray:
     """Return a random 3x3 map, view to reference coordinates, about `centre`."""
     shift = rng.normal(0, 0.055 * size * magnitude, 2)
-    angle, zoom = rng.normal(0, 0.10 * magnitude, 2)
+    angle, zoom = rng.normal(0, (0.10 * magnitude, rescale * magnitude))
     m = _similarity(
         angle, float(np.exp(zoom)), centre + shift, centre, rng.normal(0, 0.05 * magnitude)
     )
@@ -199,121 +233,164 @@ def photometric(rng: Generator, image: np.ndarray, strength: float) -> np.ndarra
     return out
 
 
+def _token_map(to_source: Callable[[np.ndarray], np.ndarray], size: int, stride: int) -> _Map:
+    """
+    Evaluate a map of view points at token centres, one row and column beyond the view included.
+
+    Between them it is linear, which `dense` makes use of.
+    """
+    at = (np.arange(-1, size // stride + 1, dtype=np.float32) + 0.5) * stride - 0.5
+    return to_source(np.stack(np.meshgrid(at, at), -1))
+
+
+def _dense(knots: _Map, stride: int) -> _Map:
+    """Interpolate a map from token centres to all pixels, (size, size, 2) float32."""
+    side = len(knots) * stride
+    whole = cv2.resize(knots, (side, side), interpolation=cv2.INTER_LINEAR)
+    return whole[stride:-stride, stride:-stride]
+
+
+def _layer(
+    photos: PhotoFolder, index: int, rng: Generator, config: ViewConfig, pasted: bool
+) -> _Layer:
+    """Draw a photograph, the shape that is cut from it, and where view 0 has it."""
+    s = config.size
+    photo = photos.read(index)
+    height, width = photo.shape[:2]
+    side = min(height, width)
+    flip = bool(rng.random() < 0.5)
+    mask = None
+    if pasted:
+        mask = np.zeros((height, width), np.float32)
+        y0, x0 = (height - side) // 2, (width - side) // 2
+        mask[y0 : y0 + side, x0 : x0 + side] = random_shape(rng, side)
+        scale = float(np.exp(rng.uniform(np.log(0.2), np.log(0.75)))) * s / side
+        source = np.array([width, height]) / 2
+        centre = rng.uniform(0.15 * s, 0.85 * s, 2)
+    else:
+        scale = s / side * max(float(np.exp(rng.uniform(*np.log(config.zoom)))), 1.0)
+        slack = np.maximum(np.array([width, height]) - s / scale, 0) / 2
+        source = np.array([width, height]) / 2 + rng.uniform(-1, 1, 2) * slack
+        centre = np.array([s / 2, s / 2])
+    if scale < 0.7:  # avoid aliasing
+        photo = cv2.GaussianBlur(photo, (0, 0), 0.45 / scale)
+    if mask is not None:
+        # as wide in the view as a lens makes edges
+        mask = cv2.GaussianBlur(mask, (0, 0), max(rng.uniform(0, config.soft), 0.2) / scale)
+    return _Layer(
+        photo,
+        mask,
+        _similarity(rng.normal(0, config.tilt), scale, source, centre, flip=flip),
+        centre,
+        rng.uniform([0, 0], [width, height], (config.cells if mask is None else 2, 2)),
+    )
+
+
+def _harmonise(layer: _Layer, onto: np.ndarray, share: float) -> None:
+    """Move a layer's colours towards the mean and spread of what it is pasted onto."""
+    assert layer.mask is not None
+    inside = (layer.mask > 0.5).astype(np.uint8)
+    if inside.sum() < 16:
+        return
+    mean, spread = (x[:, 0] for x in cv2.meanStdDev(layer.photo, mask=inside))
+    mean_around, spread_around = (x[:, 0] for x in cv2.meanStdDev(onto))
+    gain = np.clip(1 + share * (spread_around / np.maximum(spread, 8) - 1), 0.4, 1.6)
+    shift = mean * (1 - gain) + share * (mean_around - mean)
+    table = np.clip(np.arange(256)[:, None] * gain + shift, 0, 255).astype(np.uint8)
+    layer.photo = cv2.LUT(layer.photo, table[None])
+
+
 def make_scene(photos: PhotoFolder, rng: Generator, config: ViewConfig) -> Scene:
     """
     Draw one random scene.
 
     The generator decides everything: the same state gives the same scene.
     """
-    s, v, n = config.size, config.views, config.size // config.stride
+    s, v, stride = config.size, config.views, config.stride
+    n = s // stride
     index = int(rng.integers(len(photos)))
     count = int(rng.choice(len(config.objects), p=config.objects))
-    ys, xs = np.mgrid[0:s, 0:s].astype(np.float32)
-    pixels = np.stack([xs, ys], -1)
-    sources, maps = [], []
-    masks: list[np.ndarray | None] = []
-    centres = []
-    for layer in range(count + 1):
-        photo = photos.read(index if layer == 0 else int(rng.integers(len(photos))))
-        height, width = photo.shape[:2]
-        flip = rng.random() < 0.5
-        if layer == 0:
-            scale = s / min(height, width) * float(np.exp(rng.uniform(*np.log(config.zoom))))
-            scale = max(scale, s / min(height, width))
-            slack = np.maximum(np.array([width, height]) - s / scale, 0) / 2
-            source = np.array([width, height]) / 2 + rng.uniform(-1, 1, 2) * slack
-            centre = np.array([s / 2, s / 2])
-            masks.append(None)
-        else:
-            side = min(height, width)
-            mask = np.zeros((height, width), np.float32)
-            y0, x0 = (height - side) // 2, (width - side) // 2
-            mask[y0 : y0 + side, x0 : x0 + side] = random_shape(rng, side)
-            scale = float(np.exp(rng.uniform(np.log(0.2), np.log(0.75)))) * s / side
-            source = np.array([width, height]) / 2
-            centre = rng.uniform(0.15 * s, 0.85 * s, 2)
-            masks.append(mask)
-        if scale < 0.7:  # avoid aliasing
-            photo = cv2.GaussianBlur(photo, (0, 0), 0.45 / scale)
-        sources.append(photo)
-        centres.append(centre)
-        maps.append(_similarity(rng.normal(0, 0.12), scale, source, centre, flip=flip))
-    # label cells: random sites on each layer
-    per_layer = [config.cells] + [2] * count
-    sites = [
-        rng.uniform([0, 0], [p.shape[1], p.shape[0]], (c, 2)).astype(np.float32)
-        for p, c in zip(sources, per_layer)
-    ]
-    offsets = np.concatenate([[0], np.cumsum(per_layer)])
+    layers = []
+    for k in range(count + 1):
+        alike = k > 0 and rng.random() < config.alike
+        number = index if k == 0 or alike else int(rng.integers(len(photos)))
+        layers.append(_layer(photos, number, rng, config, pasted=k > 0))
+        if k > 0:
+            _harmonise(layers[k], layers[0].photo, rng.uniform(0, config.harmony))
+    offsets = np.concatenate([[0], np.cumsum([len(layer.sites) for layer in layers])])
+    assert offsets[-1] <= config.label_count, 'more label cells than channels'
 
     images = np.zeros((v, s, s, 3), np.uint8)
     target = np.zeros((v, n, n, 2), np.float32)
     visible = np.zeros((v, n, n), bool)
     labels = np.zeros((v, n, n, config.label_count), np.float32)
-    token = pixels[config.stride // 2 :: config.stride, config.stride // 2 :: config.stride] - 0.5
-    pick = slice(config.stride // 2, None, config.stride)
-    layer0: np.ndarray | None = None
-    tops = np.zeros((v, s, s), np.int64)
+    tops = np.zeros((v, s, s), np.uint8)
     magnitude = config.motion * float(np.exp(rng.normal(-0.35, 0.6)))
-    smooth = rng.random() < 0.2
+    rigid = rng.random() < 0.2
+    # labels are averaged over these places of a token
+    fine = slice(stride // 4, None, stride // 2)
     for view in range(v):
-        canvas = np.zeros((s, s, 3), np.float32)
-        top = np.zeros((s, s), np.int64)
-        grids = []
-        for layer in range(count + 1):
-            if view == 0:
-                to_reference = np.eye(3)
-            else:
-                to_reference = _motion(
-                    rng, magnitude * (1.0 if layer == 0 else 1.5), s, centres[layer]
+        canvas = np.zeros((s, s, 3), np.uint8)
+        where = np.zeros((n, n, 2), np.float32)
+        label = np.zeros((2 * n, 2 * n), np.int64)
+        for k, layer in enumerate(layers):
+            motion = np.eye(3)
+            if view > 0:
+                motion = _motion(
+                    rng,
+                    magnitude * (1.0 if k == 0 else 1.5),
+                    s,
+                    layer.centre,
+                    config.rescale if k == 0 else 0.5 * config.rescale,
                 )
-            points = _apply(to_reference, pixels)
-            if view > 0 and not smooth:
-                points = points + smooth_field(
-                    rng, s, int(rng.integers(3, 7)), (1.2 if layer == 0 else 2.5) * magnitude
-                )
-            grid = _apply(maps[layer], points)
-            grids.append((points, grid))
+            bend = None
+            if view > 0 and not rigid:
+                knots = int(rng.integers(3, 7))
+                bend = smooth_field(rng, n + 2, knots, (1.2 if k == 0 else 2.5) * magnitude)
+
+            def to_reference(
+                points: np.ndarray, motion: np.ndarray = motion, bend: np.ndarray | None = bend
+            ) -> np.ndarray:
+                moved = _apply(motion, points)
+                return moved if bend is None else moved + bend
+
+            points = _token_map(to_reference, s, stride)
+            grid = _dense(_apply(layer.placement, points), stride)
             colour = cv2.remap(
-                sources[layer], grid, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101
-            ).astype(np.float32)
-            if layer == 0:
-                canvas = colour
-            else:
-                alpha = cv2.remap(
-                    masks[layer], grid, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT
-                )
-                canvas += (colour - canvas) * alpha[..., None]
-                top[alpha > 0.5] = layer
-        images[view] = photometric(
-            rng, np.clip(canvas, 0, 255).astype(np.uint8), config.photometric
-        )
-        tops[view] = top
-        # token centres lie between pixels: average the two neighbours' positions
-        points = np.choose(top[..., None], [p for p, _ in grids])
-        centre_points = 0.25 * (
-            points[1::4, 1::4] + points[2::4, 1::4] + points[1::4, 2::4] + points[2::4, 2::4]
-        )
-        target[view] = centre_points if config.stride == 4 else points[pick, pick]
-        top_token = top[pick, pick]
-        if view == 0:
-            layer0 = top
-            target[0] = token
-        assert layer0 is not None
-        at = np.round(target[view]).astype(int)
+                layer.photo, grid, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101
+            )
+            cells = _nearest(grid[fine, fine], layer.sites) + offsets[k]
+            if layer.mask is None:
+                canvas, where, label = colour, points[1:-1, 1:-1], cells
+                continue
+            alpha = cv2.remap(
+                layer.mask, grid, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT
+            )
+            canvas = cv2.blendLinear(colour, canvas, alpha, 1 - alpha)
+            over = alpha > 0.5
+            tops[view][over] = k
+            here = over[stride // 2 :: stride, stride // 2 :: stride]
+            where = np.where(here[..., None], points[1:-1, 1:-1], where)
+            label = np.where(over[fine, fine], cells, label)
+        images[view] = photometric(rng, canvas, config.photometric)
+        target[view] = where
+        top_token = tops[view][stride // 2 :: stride, stride // 2 :: stride]
+        at = np.round(where).astype(int)
         inside = ((at >= 0) & (at < s)).all(-1)
         at = np.clip(at, 0, s - 1)
-        visible[view] = inside & (layer0[at[..., 1], at[..., 0]] == top_token)
-        canonical = np.choose(top[..., None], [g for _, g in grids])
-        label = np.zeros((s, s), np.int64)
-        for layer in range(count + 1):
-            where = top == layer
-            if where.any():
-                distance = ((canonical[where][:, None] - sites[layer][None]) ** 2).sum(-1)
-                label[where] = offsets[layer] + distance.argmin(1)
+        visible[view] = inside & (tops[0][at[..., 1], at[..., 0]] == top_token)
         onehot = np.eye(config.label_count, dtype=np.float32)[label]
-        labels[view] = onehot.reshape(n, config.stride, n, config.stride, -1).mean((1, 3))
-    return Scene(images, target, visible, labels, photos.labels[index], tops)
+        labels[view] = onehot.reshape(n, 2, n, 2, -1).mean((1, 3))
+    owner = np.zeros((config.label_count, len(config.objects)), np.float32)
+    for k in range(count + 1):
+        owner[offsets[k] : offsets[k + 1], k] = 1
+    return Scene(images, target, visible, labels, owner, photos.labels[index], tops)
+
+
+def _nearest(points: np.ndarray, sites: np.ndarray) -> np.ndarray:
+    """Return the index of the nearest of the sites (k, 2) to each of the points (..., 2)."""
+    x, y = points[..., 0, None], points[..., 1, None]
+    return ((x - sites[:, 0]) ** 2 + (y - sites[:, 1]) ** 2).argmin(-1)
 
 
 def collate(scenes: list[Scene]) -> dict[str, Tensor]:
@@ -323,7 +400,8 @@ def collate(scenes: list[Scene]) -> dict[str, Tensor]:
     Returns
     -------
     dict with images (B, V, 3, S, S) float32 in [-1, 1], target (B, V, N, 2) float32 pixels,
-    visible (B, V, N) bool, labels (B, V, N, K) float32, category (B,) int64
+    visible (B, V, N) bool, labels (B, V, N, K) float32, owner (B, K, L) float32,
+        category (B,) int64
 
     """
     images = torch.from_numpy(np.stack([s.images for s in scenes])).permute(0, 1, 4, 2, 3)
@@ -332,5 +410,6 @@ def collate(scenes: list[Scene]) -> dict[str, Tensor]:
         'target': torch.from_numpy(np.stack([s.target for s in scenes])).flatten(2, 3),
         'visible': torch.from_numpy(np.stack([s.visible for s in scenes])).flatten(2, 3),
         'labels': torch.from_numpy(np.stack([s.labels for s in scenes])).flatten(2, 3),
+        'owner': torch.from_numpy(np.stack([s.owner for s in scenes])),
         'category': torch.tensor([s.category for s in scenes]),
     }
