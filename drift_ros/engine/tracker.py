@@ -332,7 +332,8 @@ class OnlineTracker:
         entries = observe(state.table).tracked
         objects = estimates(entries, confidences, judged.existence, labels, states.box)
         clock.lap('refinement')
-        self._commit(observe, memory=memory, target=target, shown=labels, frames=state.frames + 1)
+        shown = labels.copy()  # the caller may draw on the result
+        self._commit(observe, memory=memory, target=target, shown=shown, frames=state.frames + 1)
         return TrackResult(labels, objects, clock.stop(), refined)
 
     def look_again(self, features: Extractor) -> None:

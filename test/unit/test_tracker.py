@@ -674,3 +674,12 @@ def test_an_object_that_fills_the_frame():
     for _ in range(3):
         (item,) = tracker.step(frame).objects
         assert item.state is ObjectState.TRACKING and item.area > 0.9 * 96 * 128
+
+
+def test_what_is_done_to_a_result_does_not_reach_the_tracker():
+    tracker = make()
+    frame = scene((16, 16, 24, RED))
+    tracker.seed(frame, square_mask((16, 16, 24)), ['cup'])
+    tracker.step(frame).labels[:] = 0
+    request = tracker.prepare_seed(frame, square_mask((16, 16, 24)))
+    assert 'of object 1 (cup)' in request.notes[0]
