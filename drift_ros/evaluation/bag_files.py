@@ -21,6 +21,8 @@ from rosbags.typesys.store import Typestore
 from drift_ros.evaluation.datasets import DatasetError
 from drift_ros.evaluation.digests import combine, digest_of_path
 from drift_ros.ros.conversions import compressed_to_rgb, ConversionError, image_to_rgb
+from drift_ros.ros.stamp import nanoseconds
+from drift_ros.ros.stamp import text as stamp_text
 
 IMAGE = 'sensor_msgs/msg/Image'
 COMPRESSED = 'sensor_msgs/msg/CompressedImage'
@@ -117,7 +119,7 @@ def read_messages(
             except Exception as error:
                 raise _unreadable(path, error) from error
             count += 1
-            stamp = message.header.stamp.sec * 10**9 + message.header.stamp.nanosec
+            stamp = nanoseconds(message.header.stamp)
             convert = topics[connection.topic]
             try:
                 array = convert(message) if convert else nothing
@@ -155,11 +157,6 @@ def digest_of_messages(path: Path, topics: Iterable[str]) -> str:
 def frame_of(message: Any) -> np.ndarray:
     """Decode an image message of either kind: (H, W, 3) uint8 RGB."""
     return (compressed_to_rgb if hasattr(message, 'format') else image_to_rgb)(message)
-
-
-def stamp_text(stamp: int) -> str:
-    """Write a stamp in seconds, with nine digits of nanoseconds."""
-    return f'{stamp // 10**9}.{stamp % 10**9:09d}'
 
 
 def make_header(store: Typestore, stamp: int) -> Any:

@@ -25,7 +25,6 @@ from drift_ros.evaluation.bag_files import (
     IMAGE,
     open_bag,
     read_messages,
-    stamp_text,
     topics_of,
     TRUTH_TOPIC,
 )
@@ -33,6 +32,8 @@ from drift_ros.evaluation.datasets import as_truth, DatasetError, SequenceFrame
 from drift_ros.evaluation.digests import combine, digest_of_file
 from drift_ros.media.labels import LabelError, LabelRule, read_values
 from drift_ros.ros.conversions import image_to_labels
+from drift_ros.ros.stamp import nanoseconds
+from drift_ros.ros.stamp import text as stamp_text
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ class BagSequence:
             connections = [item for item in reader.connections if item.topic == self.image_topic]
             for connection, _, data in reader.messages(connections=connections):
                 header = store.deserialize_cdr(data, connection.msgtype).header
-                stamp = header.stamp.sec * 10**9 + header.stamp.nanosec
+                stamp = nanoseconds(header.stamp)
                 if stamp in wanted:
                     yield stamp, bytes(data)
 

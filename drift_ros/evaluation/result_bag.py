@@ -30,6 +30,7 @@ from drift_ros.evaluation.results import JobResult
 from drift_ros.media.labels import read_labels
 from drift_ros.media.overlay import draw
 from drift_ros.ros.messages import register_type
+from drift_ros.ros.stamp import nanoseconds
 
 DETECTIONS = 'vision_msgs/msg/Detection2DArray'
 TRACKS = 'drift_ros_msgs/msg/TrackArray'
@@ -112,8 +113,7 @@ def write_result_bag(
         count = 0
         for connection, time, data in reader.messages(connections=connections):
             message = store.deserialize_cdr(data, connection.msgtype)
-            stamp = message.header.stamp
-            number = numbers.get(stamp.sec * 10**9 + stamp.nanosec)
+            number = numbers.get(nanoseconds(message.header.stamp))
             if number is None:
                 continue
             flush(time)
