@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from . import model as models
-from .run import draw_curves
+from .run_folder import draw_curves
 from .trainer import Trainer
 
 

@@ -19,7 +19,7 @@ import yaml
 
 from . import model as models
 from .losses import kernel_losses, velocity
-from .run import Run
+from .run_folder import Run
 from .views import collate, make_scene, PhotoFolder, ViewConfig
 
 DEFAULT_CONFIG = Path(__file__).with_name('config.yaml')

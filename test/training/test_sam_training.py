@@ -10,16 +10,16 @@ import torch
 
 from drift_ros.refinement.sam_weights import load_sam
 from training.sam.cutouts import cut_out, Cutouts, fill_cache
-from training.sam.scenes import compose, degrade, person_prompt
-from training.sam.trainer import (
+from training.sam.sam_trainer import (
     DEFAULT_CONFIG,
     KINDS,
     losses,
     make_example,
     plot_curves,
     predict,
-    Trainer,
+    SamTrainer,
 )
+from training.sam.scenes import compose, degrade, person_prompt
 from training.trainer import load_config
 from training.views import PhotoFolder
 
@@ -147,11 +147,11 @@ def test_every_kind_of_prompt_trains(data, kind):
 def test_a_resumed_run_is_the_uninterrupted_one(data, tmp_path):
     photos, cutouts, held_back = data
     config = load_config(None, TINY, defaults=DEFAULT_CONFIG)
-    whole = Trainer(config, photos, cutouts, held_back, tmp_path / 'whole')
+    whole = SamTrainer(config, photos, cutouts, held_back, tmp_path / 'whole')
     whole.run()
-    first = Trainer(config, photos, cutouts, held_back, tmp_path / 'parts')
+    first = SamTrainer(config, photos, cutouts, held_back, tmp_path / 'parts')
     first.run(stop=3)
-    second = Trainer(config, photos, cutouts, held_back, tmp_path / 'parts')
+    second = SamTrainer(config, photos, cutouts, held_back, tmp_path / 'parts')
     assert second.resume() and second.step == 3
     second.run()
     for a, b in zip(whole.average.state_dict().values(), second.average.state_dict().values()):

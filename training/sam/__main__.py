@@ -78,7 +78,7 @@ def main(
     import torch
 
     from training.sam.cutouts import Cutouts, fill_cache
-    from training.sam.trainer import DEFAULT_CONFIG, plot_curves, Trainer
+    from training.sam.sam_trainer import DEFAULT_CONFIG, plot_curves, SamTrainer
     from training.trainer import load_config
     from training.views import PhotoFolder
 
@@ -97,7 +97,7 @@ def main(
         for count in fill_cache(paths, cache, limit):
             progress.update(task, completed=count)
         try:
-            trainer = Trainer(config, photos, Cutouts(cache), Cutouts(cache, True), out)
+            trainer = SamTrainer(config, photos, Cutouts(cache), Cutouts(cache, True), out)
         except FileNotFoundError as error:
             raise click.ClickException(str(error)) from error
         if trainer.resume():

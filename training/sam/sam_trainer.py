@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from drift_ros.refinement.mask_prompts import stack_points
 from drift_ros.refinement.sam import mask_logits
 from drift_ros.refinement.sam_weights import build_sam
-from training.run import draw_curves, Run
+from training.run_folder import draw_curves, Run
 from training.sam.cutouts import Cutouts
 from training.sam.scenes import compose, person_prompt, tracker_prompt
 from training.views import PhotoFolder
@@ -168,7 +168,7 @@ def initialise(model: Sam) -> None:
         pos[0, :, :, width // 2 :] = 0.5 * wave[None]
 
 
-class Trainer(Run[list[Example]]):
+class SamTrainer(Run[list[Example]]):
     """
     A run that can be saved and resumed.
 
