@@ -40,7 +40,7 @@ _CELL = 2
 # Weight of the equation that weights sum to 1.
 _SUM = 1e3
 # Cells sampled for all objects of a seed together, and for one of them at least.
-_CELLS, _LEAST = 32, 16
+_CELLS, _LEAST = 64, 16
 
 
 @dataclass(frozen=True)

@@ -294,8 +294,8 @@ def test_sampled_tokens_choose_as_all_tokens_do():
     shares = cv2.resize(mask.astype(np.float32), seen.grid[::-1], interpolation=cv2.INTER_AREA)
     weights = []
     adaptive = configure(head_weighting='adaptive')
-    for cells in (32, 100_000):
-        weighting = HeadWeighting(adaptive, cells)
+    for cells in ({}, {'cells': 100_000}):
+        weighting = HeadWeighting(adaptive, **cells)
         everything = weighting.add(seen, torch.from_numpy(shares)[..., None], [1], features)
         weights.append(torch.cat(everything.weights).double().numpy())
     sampled, best = weights
