@@ -27,6 +27,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from drift_ros.media.pictures import check_size, stored
+
 VOID_LABEL = 255
 """Label of void pixels in 8-bit label images."""
 _WHITE = (255, 65535)
@@ -152,11 +154,12 @@ def read_values(path: str | Path) -> np.ndarray:
     """
     try:
         with Image.open(path) as image:
-            if image.format == 'JPEG':
+            if image.format in ('JPEG', 'MPO'):
                 raise LabelError(
                     f'{path} is a JPEG, whose edges are not crisp: save the mask as PNG'
                 )
-            image.load()
+            check_size(*image.size, 'it')
+            image = stored(image)
             if image.mode == 'P' and _begins_with_black(image):
                 return np.array(image)
             if image.mode in ('1', 'L'):

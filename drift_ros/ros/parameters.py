@@ -99,7 +99,11 @@ class PlayerConfig:
         0, 'Frames to publish at most; 0: all.', applies='start', low=0, high=10**9
     )
     rate: float = option(
-        0.0, "Frames per second; 0: the source's own rate.", applies='start', low=0.0, high=1000.0
+        0.0,
+        "Frames per second; 0: as the source's own times say.",
+        applies='start',
+        low=0.0,
+        high=1000.0,
     )
     loop: bool = option(False, 'Start again at the end; stamps go on ascending.', applies='start')
     frame_id: str = option('camera', 'frame_id of the headers.', applies='start')
@@ -127,7 +131,8 @@ class PlayerConfig:
     )
     stamps: str = option(
         'regular',
-        'regular: one frame period apart, whatever the pace; now: the time of publication.',
+        'regular: as far apart as the frames are, whatever the pace; now: the time of '
+        'publication.',
         applies='start',
         choices=('regular', 'now'),
     )
