@@ -147,12 +147,12 @@ def _run(
     console = Console()
     reader = VideoReader(video, start, frames)
     for note in reader.notes:
-        console.print(note)
+        console.print(note, soft_wrap=True)
     holds = [seed.index - start for seed in seeds]
     readable, damage = reader.survey()
     total = len(readable)
     if damage:
-        console.print(f'{damage}. What can be decoded is tracked: {total} frames')
+        console.print(f'{damage}. What can be decoded is tracked: {total} frames', soft_wrap=True)
     if readable[: max(holds, default=0) + 1] != list(range(max(holds, default=0) + 1)) and damage:
         raise ProcessError(
             f'{damage}; so the masks, for frames {[seed.index for seed in seeds]}, cannot be '

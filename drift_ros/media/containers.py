@@ -58,6 +58,7 @@ class Container:
 
         """
         self.path = Path(path)
+        self._stamps: np.ndarray | None = None
         av.logging.set_level(av.logging.ERROR)  # what FFmpeg logs becomes part of our words
         try:
             with av.logging.Capture(local=True), self._open() as container:
@@ -83,11 +84,9 @@ class Container:
     def _open(self) -> Any:
         return av.open(f'file:{self.path}', options=_OPTIONS)
 
-    @staticmethod
-    def _scan(container: Any, stream: Any) -> tuple[np.ndarray, int, float]:
+    def _scan(self, container: Any, stream: Any) -> tuple[np.ndarray, int, float]:
         """Give the frames' times in ascending order, how many are discarded, and the end."""
         base, stamps, discarded, last = float(stream.time_base), [], 0, _NOTHING
-        unknown = False
         for packet in container.demux(stream):
             if not packet.size:
                 continue
@@ -95,15 +94,15 @@ class Container:
             if packet.is_discard:
                 discarded += 1
             else:
-                unknown = unknown or stamp is None
                 stamps.append(stamp)
             if stamp is not None:
                 last = max(last, stamp + (packet.duration or 0))
-        if unknown:  # raw streams have no times
+        if None in stamps:  # raw streams have no times
+            self._stamps = None
             rate = float(stream.average_rate or stream.guessed_rate or 25)
             return np.arange(len(stamps)) / rate, discarded, len(stamps) / rate
-        start = stream.start_time or 0
-        return np.sort(np.array(stamps, float)) * base, discarded, (last - start) * base
+        self._stamps = np.sort(np.array(stamps, np.int64))
+        return self._stamps * base, discarded, (last - (stream.start_time or 0)) * base
 
     @staticmethod
     def _promised_seconds(container: Any, stream: Any) -> float:
@@ -133,30 +132,29 @@ class Container:
 
     def _look(self) -> tuple[str, ...]:
         """Decode the first frame: whether that can be done, and what it is like."""
-        notes = []
-        for frame, _ in self.decode():
+        for _, frame, _ in self.decode():
             if frame is None:
                 continue
-            if frame.rotation:
-                notes.append(
-                    f'{self.path} is marked as rotated by {frame.rotation} degrees: frames are '
-                    'taken as they are stored, and masks have to be drawn on them so'
-                )
-            return tuple(notes)
+            if not frame.rotation:
+                return ()
+            return (
+                f'{self.path} is marked as rotated by {frame.rotation} degrees: frames are taken '
+                'as they are stored, and masks have to be drawn on them so',
+            )
         raise ContainerError(
             f'no frame of {self.path} can be decoded ({self._codec}): its data are damaged, or '
             'this FFmpeg lacks the codec; convert it, to H.264 for instance'
         )
 
-    def decode(self) -> Generator[tuple[Any, str], None, None]:
+    def decode(self) -> Generator[tuple[int, Any, str], None, None]:
         """
         Decode all frames.
 
         Yields
         ------
-        frame, problem
-            An ``av.VideoFrame``, None for one that could not be decoded; and what is wrong with
-            it, empty where nothing is.
+        number, frame, problem
+            Either an ``av.VideoFrame``, in ascending order of its number, counted from 0; or None
+            and what is wrong with that number, which may come some frames before or after it.
 
         Raises
         ------
@@ -170,25 +168,31 @@ class Container:
                 # one thread: errors are told to the thread that decodes
                 stream.thread_type = 'NONE'
                 strict = _strict_decoder(stream)
-                problem = ''
                 packets = container.demux(stream)
+                last = -1
                 while True:
                     with av.logging.Capture(local=True):
                         packet = next(packets, None)
                     if packet is None:
                         break
-                    frames, found = _decode(packet, stream.codec_context, strict)
-                    if packet.is_corrupt and packet.size:
-                        found = found or 'it ends within the file'
-                    problem = problem or found
+                    frames, problem = _decode(packet, stream.codec_context, strict)
+                    if packet.size and packet.is_corrupt:
+                        problem = problem or 'it ends within the file'
+                    if problem:
+                        yield self._number(packet.pts, last + 1), None, problem
                     for frame in frames:
-                        yield frame, problem
-                        problem = ''
-                    if found.startswith('!'):
-                        yield None, problem
-                        problem = ''
+                        last = max(self._number(frame.pts, last + 1), last + 1)
+                        yield last, frame, ''
+                        if frame.is_corrupt:
+                            yield last, None, 'the decoder had to conceal damage'
         except av.FFmpegError as error:
             raise ContainerError(f'{self.path} cannot be read on: {_reason(error)}') from None
+
+    def _number(self, pts: int | None, otherwise: int) -> int:
+        """Give the number of the frame that is shown at a time, in the stream's units."""
+        if pts is None or self._stamps is None:
+            return otherwise
+        return int(np.searchsorted(self._stamps, pts))
 
 
 def _video(container: Any, path: Path) -> Any:
@@ -223,19 +227,17 @@ def _strict_decoder(stream: Any) -> Any:
 
 
 def _decode(packet: Any, codec: Any, strict: Any) -> tuple[list[Any], str]:
-    """Decode a packet: its frames, and what was wrong; begins with ! where a frame is lost."""
+    """Decode a packet: the frames that are ready now, and what was wrong with it."""
     with av.logging.Capture(local=True) as logs:
         try:
             frames = codec.decode(packet if packet.size else None)
         except av.FFmpegError as error:
-            return [], f'!{error.strerror}'
+            return [], str(error.strerror)
         if strict is not None and packet.size:
             try:
                 strict.decode(packet)
             except av.FFmpegError as error:
                 return frames, str(error.strerror)
-    if any(frame.is_corrupt for frame in frames):
-        return frames, 'the decoder had to conceal damage'
     if logs and codec.name in _TOLD_BY_LOG:
         return frames, logs[0][2].strip()
     return frames, ''

@@ -20,6 +20,7 @@ with interpolation, saved as JPEG) are refused: their edges would be hundreds of
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 
@@ -153,7 +154,8 @@ def read_values(path: str | Path) -> np.ndarray:
 
     """
     try:
-        with Image.open(path) as image:
+        # not by its path: Pillow maps some TIFF files into memory and then turns them wrongly
+        with Image.open(io.BytesIO(Path(path).read_bytes())) as image:
             if image.format in ('JPEG', 'MPO'):
                 raise LabelError(
                     f'{path} is a JPEG, whose edges are not crisp: save the mask as PNG'

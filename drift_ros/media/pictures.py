@@ -121,7 +121,7 @@ def decode(data: bytes | memoryview | np.ndarray, what: str) -> Picture:
         with _opened(data) as image:
             check_size(*image.size, what)
             kind = 'JPEG' if image.format == 'MPO' else str(image.format)
-            orientation = int(image.getexif().get(_ORIENTATION, 1))
+            orientation = _orientation(image)
             if kind == 'JPEG' and image.mode in ('L', 'RGB'):
                 values = _decode_jpeg(data, 'GRAY' if image.mode == 'L' else 'RGB', what)
             elif kind == 'JPEG':  # CMYK: Pillow knows whether it is inverted
@@ -200,14 +200,24 @@ def _decode_png(data: bytes, indexed: bool, what: str) -> np.ndarray:
     values = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     if values is None:
         raise _damaged(what, 'its pixels cannot be unpacked')
-    return values if values.ndim == 2 else values[..., 2::-1]
+    if values.ndim == 2:
+        return values
+    code = cv2.COLOR_BGR2RGB if values.shape[2] == 3 else cv2.COLOR_BGRA2RGB
+    return cv2.cvtColor(values, code)
+
+
+def _orientation(image: Image.Image) -> int:
+    if image.format != 'PNG':
+        return int(image.getexif().get(_ORIENTATION, 1))
+    exif = Image.Exif()  # Pillow would unpack the picture to look behind it
+    exif.load(image.info.get('exif'))
+    return int(exif.get(_ORIENTATION, 1))
 
 
 def stored(image: Image.Image) -> Image.Image:
     """Load a picture, and give its pixels as they are stored: of TIFF alone Pillow turns them."""
-    orientation = image.getexif().get(_ORIENTATION, 1)
+    back = _UNTURNED.get(_orientation(image)) if image.format == 'TIFF' else None
     image.load()
-    back = _UNTURNED.get(orientation) if image.format == 'TIFF' else None
     return image if back is None else image.transpose(back)
 
 

@@ -87,6 +87,20 @@ def read_image(path: str | Path, greys: GreyRange | None = None) -> np.ndarray:
     return values if values.ndim == 3 else np.repeat(values[..., None], 3, axis=2)
 
 
+def _look(path: Path) -> tuple[str, ...]:
+    """Give what is worth knowing of the first picture of a folder."""
+    try:
+        turned = read_picture(path).orientation
+    except PictureError as error:
+        raise VideoError(str(error)) from None
+    if turned == 1:
+        return ()
+    return (
+        f'{path} is marked as turned (EXIF orientation {turned}): pictures are taken as they are '
+        'stored, and masks have to be drawn on them so',
+    )
+
+
 def write_image(path: str | Path, frame: np.ndarray) -> None:
     """
     Write an (H, W, 3) uint8 RGB picture; the suffix chooses the format.
@@ -159,6 +173,7 @@ class VideoReader:
         if self.source.is_dir():
             self._files = list_images(self.source)
             times = np.arange(len(self._files)) / DEFAULT_RATE
+            self.notes = _look(self._files[0])
         elif self.source.is_file():
             from drift_ros.media.containers import Container, ContainerError
 
@@ -196,31 +211,29 @@ class VideoReader:
             The source cannot be read on.
 
         """
-        problems: list[str] = []
+        problems: dict[int, str] = {}
         size: tuple[int, ...] = ()
-        reached = 0
-        for index, (frame, problem) in enumerate(self._decoded()):
-            reached = index + 1
-            if index < self._start:
-                continue
+        given = 0
+        for number, frame, problem in self._decoded():
             if frame is not None:
                 if size and frame.shape[:2] != size:
-                    problem = problem or (
+                    problem = (
                         f'the size changes from {size[1]}x{size[0]} to '
                         f'{frame.shape[1]}x{frame.shape[0]}'
                     )
                 size = frame.shape[:2]
-                yield index - self._start, frame
-            if problem:
-                problems.append(f'frame {index}: {problem}')
-        end = min(self._whole, self._stop or self._whole)
-        if reached < end:
-            problems.append(f'only {reached} of {end} frames can be decoded')
+                given += 1
+                yield number, frame
+            if problem and 0 <= number < self.length:
+                problems.setdefault(number, problem)
+        said = [f'frame {self._start + n}: {problems[n]}' for n in sorted(problems)]
+        if given < self.length:
+            said.append(f'{given} of {self.length} frames can be decoded')
         missing = '' if self._container is None else self._container.missing
         if missing and (self._stop is None or self._stop > self._whole):
-            problems.append(missing)
-        if problems:
-            raise VideoDamage(f'{self.source} is damaged: {listed(problems)}')
+            said.append(missing)
+        if said:
+            raise VideoDamage(f'{self.source} is damaged: {listed(said)}')
 
     def survey(self) -> tuple[list[int], str]:
         """
@@ -244,22 +257,25 @@ class VideoReader:
             return numbers, str(damage)
         return numbers, ''
 
-    def _decoded(self) -> Iterator[tuple[np.ndarray | None, str]]:
-        """Give frames from the first one on, None for one that cannot be decoded; and why."""
+    def _decoded(self) -> Iterator[tuple[int, np.ndarray | None, str]]:
+        """Give the frames that are wanted, and what is wrong with any."""
         if self._container is None:
             greys = GreyRange()
-            for index, path in enumerate(self._files[: self._stop]):
-                yield (read_image(path, greys) if index >= self._start else None), ''
+            for number, path in enumerate(self._files[self._start : self._stop]):
+                yield number, read_image(path, greys), ''
             return
         from drift_ros.media.containers import ContainerError
 
         source = self._container.decode()
         try:
-            for index, (frame, problem) in enumerate(source):
-                if self._stop is not None and index >= self._stop:
+            for number, frame, problem in source:
+                number -= self._start
+                if frame is None:
+                    yield number, None, problem
+                elif number >= self.length:
                     break
-                wanted = frame is not None and index >= self._start
-                yield (frame.to_ndarray(format='rgb24') if wanted else None), problem
+                elif number >= 0:
+                    yield number, frame.to_ndarray(format='rgb24'), ''
         except ContainerError as error:
             raise VideoError(str(error)) from None
         finally:

@@ -151,22 +151,14 @@ def png_bomb(width, height):
 
     def chunk(name, data):
         return (
-            struct.pack('>I', len(data))
-            + name
-            + data
-            + struct.pack('>I', zlib.crc32(name + data))
+            struct.pack('>I', len(data)) + name + data + struct.pack('>I', zlib.crc32(name + data))
         )
 
     packer = zlib.compressobj(9)
     row = b'\0' * (width + 1)
     data = b''.join(packer.compress(row) for _ in range(height)) + packer.flush()
     head = struct.pack('>IIBBBBB', width, height, 8, 0, 0, 0, 0)
-    return (
-        b'\x89PNG\r\n\x1a\n'
-        + chunk(b'IHDR', head)
-        + chunk(b'IDAT', data)
-        + chunk(b'IEND', b'')
-    )
+    return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', head) + chunk(b'IDAT', data) + chunk(b'IEND', b'')
 
 
 def test_what_a_small_file_unpacks_to_is_bounded(tmp_path):
@@ -210,7 +202,9 @@ def test_a_jpeg_made_of_endless_scans_is_refused():
         decode(data[:first] + scan * 1000 + data[first:], 'it')
 
 
-@pytest.mark.parametrize('junk', [b'', b'\0', b'no picture' * 9, b'\xff\xd8', b'\x89PNG\r\n\x1a\n'])
+@pytest.mark.parametrize(
+    'junk', [b'', b'\0', b'no picture' * 9, b'\xff\xd8', b'\x89PNG\r\n\x1a\n']
+)
 def test_what_is_no_picture_is_told(junk):
     with pytest.raises(PictureError):
         decode(junk, 'it')
@@ -221,7 +215,9 @@ def test_random_damage_never_does_anything_but_raise():
         data = encoded(kind, FRAME[:40, :50])
         for seed in range(60):
             rng = np.random.default_rng(seed)
-            changed = damaged(data, int(rng.integers(0, len(data))), int(rng.integers(1, 30)), seed)
+            changed = damaged(
+                data, int(rng.integers(0, len(data))), int(rng.integers(1, 30)), seed
+            )
             try:
                 assert decode(changed, 'it').values.ndim in (2, 3)
             except PictureError as error:
