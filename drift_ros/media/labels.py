@@ -155,13 +155,13 @@ def read_values(path: str | Path) -> np.ndarray:
     """
     try:
         # not by its path: Pillow maps some TIFF files into memory and then turns them wrongly
-        with Image.open(io.BytesIO(Path(path).read_bytes())) as image:
-            if image.format in ('JPEG', 'MPO'):
+        with Image.open(io.BytesIO(Path(path).read_bytes())) as opened:
+            if opened.format in ('JPEG', 'MPO'):
                 raise LabelError(
                     f'{path} is a JPEG, whose edges are not crisp: save the mask as PNG'
                 )
-            check_size(*image.size, 'it')
-            image = stored(image)
+            check_size(*opened.size, 'it')
+            image = stored(opened)
             if image.mode == 'P' and _begins_with_black(image):
                 return np.array(image)
             if image.mode in ('1', 'L'):

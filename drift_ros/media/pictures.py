@@ -210,7 +210,7 @@ def _orientation(image: Image.Image) -> int:
     if image.format != 'PNG':
         return int(image.getexif().get(_ORIENTATION, 1))
     exif = Image.Exif()  # Pillow would unpack the picture to look behind it
-    exif.load(image.info.get('exif'))
+    exif.load(image.info.get('exif') or b'')
     return int(exif.get(_ORIENTATION, 1))
 
 

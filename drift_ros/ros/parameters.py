@@ -66,6 +66,12 @@ class NodeConfig:
         low=1,
         high=65536,
     )
+    grey_range: tuple[int, ...] = option(
+        (),
+        'Values of 16-bit images that become black and white, [0, 4095] for 12 bits. Empty: found '
+        'from the images, with a warning where that is not all 16 bits.',
+        applies='activate',
+    )
     overlay_opacity: float = option(
         0.5,
         'Opacity of the masks in the overlay; 0 draws outlines only.',
@@ -83,6 +89,20 @@ class NodeConfig:
         low=0.1,
         high=3600.0,
     )
+
+    def __post_init__(self) -> None:
+        """Check what ranges cannot say; raises ValueError."""
+        values = self.grey_range
+        if values and (len(values) != 2 or not 0 <= values[0] < values[1] <= 65535):
+            raise ValueError(
+                f'grey_range is {list(values)}; it must be two numbers from 0 to 65535, black and '
+                'a larger white, or empty'
+            )
+
+    @property
+    def greys(self) -> tuple[int, int] | None:
+        """The range of 16-bit images; None: automatic."""
+        return (self.grey_range[0], self.grey_range[1]) if self.grey_range else None
 
 
 @dataclass(frozen=True)

@@ -267,7 +267,7 @@ def test_the_size_of_a_frame_is_bounded(tmp_path, monkeypatch):
     'text',
     [
         'ffconcat version 1.0\nfile {other}\n',
-        '#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nhttp://127.0.0.1:9/clip.ts\n#EXT-X-ENDLIST\n',
+        '#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nhttp://127.0.0.1:9/c.ts\n#EXT-X-ENDLIST\n',
         'v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nm=video 5004 RTP/AVP 96\n',
         'not a video',
     ],
