@@ -21,10 +21,7 @@ import numpy as np
 
 from drift_ros.commands.recorded import draw_results
 from drift_ros.media.labels import read_labels
-from drift_ros.media.video import (
-    VideoError,
-    VideoReader,
-)
+from drift_ros.media.video import VideoError, VideoReader
 from drift_ros.ros.client_errors import ClientError
 from drift_ros.ros.processes import Children, prepare_environment, ProcessError, shared_file
 
@@ -147,9 +144,20 @@ def _run(
     )
     from rich.table import Table
 
+    console = Console()
     reader = VideoReader(video, start, frames)
-    total = len(reader)
+    for note in reader.notes:
+        console.print(note, soft_wrap=True)
     holds = [seed.index - start for seed in seeds]
+    readable, damage = reader.survey()
+    total = len(readable)
+    if damage:
+        console.print(f'{damage}. What can be decoded is tracked: {total} frames', soft_wrap=True)
+    if readable[: max(holds, default=0) + 1] != list(range(max(holds, default=0) + 1)) and damage:
+        raise ProcessError(
+            f'{damage}; so the masks, for frames {[seed.index for seed in seeds]}, cannot be '
+            'matched with frames: give a sound copy of the video'
+        )
     if not total or any(not 0 <= hold < total for hold in holds):
         raise ProcessError(
             f'{video} has {total} frames from frame {start} on; the masks belong '
@@ -163,7 +171,6 @@ def _run(
     from drift_ros.ros.client import TrackerClient
 
     began = time.monotonic()
-    console = Console()
     progress = Progress(
         TextColumn('{task.description:<28}'),
         BarColumn(),
@@ -187,7 +194,7 @@ def _run(
         setup = progress.add_task('loading the model', total=4)
 
         def watch() -> None:
-            children.check()
+            children.check(tolerated=('player',) if damage else ())
             progress.refresh()
 
         client.watch = watch
@@ -206,7 +213,7 @@ def _run(
             {
                 'source': video,
                 'start': start,
-                'count': total,
+                'count': len(reader),
                 'lockstep': True,
                 'stamps': 'now',
                 'hold_at': sorted(set(holds)),
@@ -295,6 +302,8 @@ def _run(
     console.print(table)
     if done < total:
         raise ProcessError(f'only {done} of {total} frames were tracked; see {out / "logs"}')
+    if damage:
+        raise ProcessError(f'{damage}. The results are of the {total} frames that were decoded')
 
 
 @click.command()

@@ -20,12 +20,15 @@ with interpolation, saved as JPEG) are refused: their edges would be hundreds of
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 
 import cv2
 import numpy as np
 from PIL import Image
+
+from drift_ros.media.pictures import check_size, stored
 
 VOID_LABEL = 255
 """Label of void pixels in 8-bit label images."""
@@ -151,12 +154,14 @@ def read_values(path: str | Path) -> np.ndarray:
 
     """
     try:
-        with Image.open(path) as image:
-            if image.format == 'JPEG':
+        # not by its path: Pillow maps some TIFF files into memory and then turns them wrongly
+        with Image.open(io.BytesIO(Path(path).read_bytes())) as opened:
+            if opened.format in ('JPEG', 'MPO'):
                 raise LabelError(
                     f'{path} is a JPEG, whose edges are not crisp: save the mask as PNG'
                 )
-            image.load()
+            check_size(*opened.size, 'it')
+            image = stored(opened)
             if image.mode == 'P' and _begins_with_black(image):
                 return np.array(image)
             if image.mode in ('1', 'L'):

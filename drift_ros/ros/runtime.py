@@ -20,6 +20,8 @@ import time
 import traceback
 from typing import Any, NoReturn
 
+from drift_ros.ros.processes import shared_file
+
 GRACE = 0.7
 """Seconds work in progress may take to end after a signal. Shutdown as a whole stays below 2 s."""
 
@@ -67,6 +69,23 @@ def run(
     gc.collect()
     rclpy.try_shutdown()
     _exit(code)
+
+
+def loss_remedy() -> str:
+    """Say what helps against large messages that the middleware loses."""
+    from rclpy.utilities import get_rmw_implementation_identifier
+
+    if 'fastrtps' not in get_rmw_implementation_identifier():
+        return (
+            "raise the system's socket buffers (net.core.rmem_max), the middleware's limits for "
+            'large messages, where the camera runs and here, or use compressed images'
+        )
+    profile = shared_file('config/fastdds_large_images.xml') or 'config/fastdds_large_images.xml'
+    return (
+        "start the *camera's* process (not this node) with the environment variable "
+        'FASTDDS_DEFAULT_PROFILES_FILE (on Jazzy FASTRTPS_DEFAULT_PROFILES_FILE) set to '
+        f'{profile}, or use compressed images'
+    )
 
 
 def _live(factory: Callable[[], Any], stop: threading.Event, threads: int) -> int:
