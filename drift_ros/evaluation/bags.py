@@ -59,6 +59,7 @@ class BagSequence:
     seed_files: Mapping[int, Path] = field(default_factory=dict)
     seed_stamps: frozenset[int] = frozenset()
     compressed: bool = False
+    numbered_seeds: bool = False
 
     def __len__(self) -> int:
         return len(self.stamps)
@@ -79,7 +80,8 @@ class BagSequence:
             yield SequenceFrame(f'{number:05d}', image, truth, seed)
 
     def _seeds(self) -> dict[int, np.ndarray]:
-        rule = LabelRule()
+        # what a tracker published are ids of objects: 255 is none of white and void
+        rule = LabelRule(False if self.numbered_seeds else None)
         found = {
             stamp: self._labels(rule, _values_of_file(file), 'seed', stamp)
             for stamp, file in self.seed_files.items()
@@ -154,6 +156,7 @@ class BagSequence:
             sorted(self.truth_stamps),
             sorted(self.seed_stamps),
             sorted(self.seed_files),
+            self.numbered_seeds,
         )
         return combine(
             repr(choice),

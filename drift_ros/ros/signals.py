@@ -68,7 +68,11 @@ def interruptible() -> Iterator[None]:
         raise KeyboardInterrupt
 
     _received.clear()
-    before = {item: signal.signal(item, handle) for item in (signal.SIGINT, signal.SIGTERM)}
+    before = {
+        item: signal.signal(item, handle)
+        for item in (signal.SIGINT, signal.SIGTERM)
+        if signal.getsignal(item) != signal.SIG_IGN  # as of a shell's background jobs
+    }
     try:
         yield
     except BaseException:
