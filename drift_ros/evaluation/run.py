@@ -18,6 +18,7 @@ import itertools
 import os
 from pathlib import Path
 import tempfile
+import traceback
 
 from drift_ros.engine.errors import DriftRosError
 from drift_ros.evaluation import cluster
@@ -33,7 +34,7 @@ from drift_ros.ros import signals
 Key = tuple[str, str]
 """Engine and sequence of a job."""
 _EXPECTED = (DriftRosError, DatasetError, MetricError, OSError)
-"""Errors of a job that do not end the others."""
+"""Errors of a job that say themselves what is wrong."""
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,7 @@ def finished(
     """Return the kept result of a job, or None if there is none or it is of another state."""
     try:
         state = fingerprint(spec, sequence, options.late_objects)
-    except _EXPECTED:  # a file is gone or damaged: the job will say so
+    except Exception:  # a file is gone or damaged: the job will say so
         return None
     return read_result(folder, spec.label, sequence.name, state, with_masks=options.save_masks)
 
@@ -231,11 +232,11 @@ def run(
         else:
             found = _in_processes(waiting, folder, options, workers, threads, progress)
         with contextlib.closing(found):  # at once, when interrupted: it may hold processes
-            for key, outcome in found:
-                if isinstance(outcome, str):
-                    errors[key] = outcome
+            for key, what in found:
+                if isinstance(what, str):
+                    errors[key] = what
                 else:
-                    results[key] = outcome
+                    results[key] = what
         keys = ((spec.label, sequence.name) for spec in specs for sequence in sequences)
         return [results[key] for key in keys if key in results], errors
 
@@ -245,13 +246,19 @@ Outcomes = Generator[tuple[Key, JobResult | str], None, None]
 """Keys of jobs with their results, or what went wrong."""
 
 
-def _outcome(call: Callable[[], JobResult]) -> JobResult | str:
+def outcome(call: Callable[[], JobResult], key: Key, folder: Path) -> JobResult | str:
+    """Do a job, or say what went wrong; whatever it is does not end the others."""
     try:
         return call()
     except BrokenProcessPool:
         return WORKER_DIED
     except _EXPECTED as error:
         return f'{type(error).__name__}: {error}'
+    except Exception as error:
+        log = folder / 'logs' / key[0] / f'{key[1]}.txt'
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text(''.join(traceback.format_exception(error)))
+        return f'{type(error).__name__}: {error} (unforeseen; {log} has a traceback)'
 
 
 def _here(
@@ -259,7 +266,8 @@ def _here(
 ) -> Outcomes:
     limit_threads(threads)
     for key, job in waiting.items():
-        yield key, _outcome(functools.partial(run_job, *job, folder, options, progress))
+        call = functools.partial(run_job, *job, folder, options, progress)
+        yield key, outcome(call, key, folder)
 
 
 def _in_processes(
@@ -272,7 +280,7 @@ def _in_processes(
 ) -> Outcomes:
     calls = {key: (*job, folder, options) for key, job in waiting.items()}
     for key, future in in_processes(run_job, calls, min(workers, len(calls)), threads, progress):
-        yield key, _outcome(future.result)
+        yield key, outcome(future.result, key, folder)
 
 
 def _on_ray(
@@ -285,11 +293,11 @@ def _on_ray(
     progress: Progress,
 ) -> Outcomes:
     calls = {key: (*job, options, threads) for key, job in waiting.items()}
-    for key, outcome in cluster.run_on_ray(run_away, calls, address, workers):
-        if isinstance(outcome, str):
-            yield key, outcome
+    for key, found in cluster.run_on_ray(run_away, calls, address, workers):
+        if isinstance(found, str):
+            yield key, found
             continue
-        result, files = outcome
+        result, files = found
         cluster.write_files(folder, files)
         progress(*key, len(waiting[key][1]))
         yield key, result

@@ -28,7 +28,7 @@ from rich.progress import (
 )
 
 from drift_ros.evaluation import run as runner
-from drift_ros.evaluation.datasets import find_sequences, SequenceSource
+from drift_ros.evaluation.datasets import find_sequences, SequenceSource, sound
 from drift_ros.evaluation.provenance import versions
 from drift_ros.evaluation.results import JobResult, write_json
 from drift_ros.evaluation.workers import in_processes, limit_threads, WORKER_DIED
@@ -89,7 +89,7 @@ def run_ablation(
         )
     base = dict(base or {})
     found = {
-        limit: find_sequences(root, names=names, max_frames=limit)
+        limit: sound(find_sequences(root, names=names, max_frames=limit))
         for limit in set(limits.values())
     }
     used, late, reached = _choose_layers(model, base, device)
