@@ -20,7 +20,7 @@ import click
 import numpy as np
 
 from drift_ros.commands.recorded import draw_results
-from drift_ros.media.labels import read_labels
+from drift_ros.media.labels import LabelError, read_labels
 from drift_ros.media.video import VideoError, VideoReader
 from drift_ros.ros.client_errors import ClientError
 from drift_ros.ros.processes import Children, prepare_environment, ProcessError, shared_file
@@ -384,7 +384,7 @@ def demo(
             {k: v for k, v in parameters.items() if v != ''},
             record_images,
         )
-    except (ClientError, ProcessError, VideoError) as error:
+    except (ClientError, LabelError, ProcessError, VideoError, OSError) as error:
         raise click.ClickException(str(error)) from error
 
 

@@ -21,9 +21,12 @@ import traceback
 from typing import Any, NoReturn
 
 from drift_ros.ros.processes import shared_file
+from drift_ros.ros.signals import on_end_of_parent
 
 GRACE = 0.7
 """Seconds work in progress may take to end after a signal. Shutdown as a whole stays below 2 s."""
+_PAUSE = 0.05
+"""Seconds to wait after a callback failed."""
 
 
 def run(
@@ -32,8 +35,9 @@ def run(
     """
     Spin a node until SIGINT, SIGTERM or until it sets its ``finished`` event; then exit.
 
-    Exit codes: 0 after a signal or when done, 1 when the node could not be made (the reason is
-    printed) or a callback raised.
+    Exit codes: 0 after a signal, whenever it comes, or when done; 1 when the node could not be
+    made (the reason is printed). A callback that raises is reported in the log and ends nothing.
+    A process that a command started ends with that command, however the command ended.
 
     Parameters
     ----------
@@ -54,6 +58,7 @@ def run(
     import rclpy
     from rclpy.signals import SignalHandlerOptions
 
+    on_end_of_parent(stop)
     try:
         rclpy.init(
             args=list(sys.argv if args is None else args),
@@ -101,19 +106,17 @@ def _live(factory: Callable[[], Any], stop: threading.Event, threads: int) -> in
     executor = MultiThreadedExecutor(threads)
     executor.add_node(node)
     finished = getattr(node, 'finished', threading.Event())
-    failed = threading.Event()
 
     def spin() -> None:
-        try:
-            while not stop.is_set():
+        while not stop.is_set():
+            try:
                 executor.spin_once(timeout_sec=0.2)
-        except ExternalShutdownException:
-            stop.set()
-        except Exception:  # a callback's error: say it, end with 1
-            if not stop.is_set():
-                traceback.print_exc()
-                failed.set()
+            except ExternalShutdownException:
                 stop.set()
+            except Exception:  # of a callback: others must go on
+                if not stop.is_set():
+                    node.get_logger().error(f'a callback failed:\n{traceback.format_exc()}')
+                    time.sleep(_PAUSE)  # one that fails each time must not take the processor
 
     spinner = threading.Thread(target=spin, name='executor', daemon=True)
     spinner.start()
@@ -128,19 +131,35 @@ def _live(factory: Callable[[], Any], stop: threading.Event, threads: int) -> in
     idle = (
         getattr(node, 'join', lambda timeout: True)(max(0.1, deadline - time.monotonic())) and idle
     )
-    code = 1 if failed.is_set() else getattr(node, 'exit_code', 0)
+    code = getattr(node, 'exit_code', 0)
     if idle:
-        # Callbacks that are still running (a model being loaded) keep the node alive. The
-        # executor's own timeout is none: it either waits for its threads for ever or not at all.
-        closing = threading.Thread(target=executor.shutdown, daemon=True)
-        closing.start()
-        closing.join(max(0.05, deadline - time.monotonic()))
-        idle = not closing.is_alive()
-    if idle:
-        for waitable in list(node.waitables):  # actions: destroy_node leaves them
-            getattr(waitable, 'destroy', lambda: None)()
-        node.destroy_node()
+        # The executor's own timeout is none: it either waits for its threads for ever or not at
+        # all, and callbacks may still be running (a model is being loaded).
+        _within(max(0.05, deadline - time.monotonic()), executor.shutdown)
+    _within(GRACE, lambda: _destroy(node))
     return code
+
+
+def _destroy(node: Any) -> None:
+    """
+    Take a node out of the graph, and its shared memory out of the machine.
+
+    A callback that is still running holds the node, and the node its parts, each of which holds
+    the middleware's participant. They are taken from it one by one; such a callback finds that
+    out when it ends, if the process lives so long.
+    """
+    for waitable in list(node.waitables):  # actions: destroy_node leaves them
+        getattr(waitable, 'destroy', lambda: None)()
+    node.destroy_node()
+    if hasattr(node, '_state_machine'):  # of a lifecycle node
+        node._state_machine = None
+
+
+def _within(seconds: float, work: Callable[[], Any]) -> None:
+    """Do something that may hang; wait for it only so long."""
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(seconds)
 
 
 def _complain(reason: str) -> None:
