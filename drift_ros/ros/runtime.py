@@ -11,6 +11,7 @@ returned after :data:`GRACE` seconds the process ends without waiting for it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+import contextlib
 import gc
 import os
 import signal
@@ -23,6 +24,9 @@ from typing import Any, NoReturn
 GRACE = 0.7
 """Seconds work in progress may take to end after a signal. Shutdown as a whole stays below 2 s."""
 
+_PAUSE = 0.1
+"""Seconds to wait after a callback failed: what fails always must not take all the time."""
+
 
 def run(
     factory: Callable[[], Any], args: Sequence[str] | None = None, threads: int = 4
@@ -31,7 +35,7 @@ def run(
     Spin a node until SIGINT, SIGTERM or until it sets its ``finished`` event; then exit.
 
     Exit codes: 0 after a signal or when done, 1 when the node could not be made (the reason is
-    printed) or a callback raised.
+    printed) or a callback raised (see ``endure``).
 
     Parameters
     ----------
@@ -39,7 +43,8 @@ def run(
         Makes the node. It may have ``finished`` (threading.Event), ``exit_code`` (int), and
         ``stop()``, called first at the end: it makes the node's own threads return and blocking
         callbacks give way, without waiting for them; ``join(timeout) -> bool`` waits for them and
-        releases what they used.
+        releases what they used; ``endure(error)``: told what a callback raised, after which the
+        node goes on; without it, that ends the node.
     args : sequence of str, optional
         Command line, with ROS arguments; default ``sys.argv``.
     threads : int
@@ -72,14 +77,15 @@ def run(
 def _live(factory: Callable[[], Any], stop: threading.Event, threads: int) -> int:
     """Make a node, spin it until the end, take it down; return the exit code."""
     from rclpy.exceptions import ParameterException
-    from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
+    from rclpy.executors import ExternalShutdownException
 
     try:
         node = factory()
     except (ParameterException, ValueError) as error:
         _complain(str(error))
         return 1
-    executor = MultiThreadedExecutor(threads)
+    endure = getattr(node, 'endure', None)
+    executor = _make_executor(threads, endure)
     executor.add_node(node)
     finished = getattr(node, 'finished', threading.Event())
     failed = threading.Event()
@@ -87,7 +93,15 @@ def _live(factory: Callable[[], Any], stop: threading.Event, threads: int) -> in
     def spin() -> None:
         try:
             while not stop.is_set():
-                executor.spin_once(timeout_sec=0.2)
+                try:
+                    executor.spin_once(timeout_sec=0.2)
+                except ExternalShutdownException:
+                    raise
+                except Exception as error:
+                    if endure is None:
+                        raise
+                    # that callback's work is lost, the next one's is not
+                    _report(endure, error)
         except ExternalShutdownException:
             stop.set()
         except Exception:  # a callback's error: say it, end with 1
@@ -122,6 +136,46 @@ def _live(factory: Callable[[], Any], stop: threading.Event, threads: int) -> in
             getattr(waitable, 'destroy', lambda: None)()
         node.destroy_node()
     return code
+
+
+def _make_executor(threads: int, endure: Callable[[Exception], None] | None) -> Any:
+    """
+    Make the executor; its threads are started at once: later there may be no memory for them.
+
+    Where a node endures, so do its subscriptions and services: without memory a message cannot be
+    taken from the middleware, after which rclpy's executor would never look at that one again.
+    """
+    from rclpy.executors import MultiThreadedExecutor
+
+    class Executor(MultiThreadedExecutor):
+        def _make_handler(self, entity: Any, node: Any, take: Callable, *more: Any) -> Any:
+            def take_or_report(entity: Any) -> Any:
+                try:
+                    return take(entity)
+                except Exception as error:
+                    if endure is None:
+                        raise
+                    _report(endure, error)
+                    return _nothing
+
+            return super()._make_handler(entity, node, take_or_report, *more)
+
+    executor = Executor(threads)
+    barrier = threading.Barrier(threads)
+    for _ in range(threads):
+        executor._executor.submit(barrier.wait)
+    return executor
+
+
+async def _nothing(*_: object) -> None:
+    """Stand in for the callback of what could not be taken."""
+
+
+def _report(endure: Callable[[Exception], None], error: Exception) -> None:
+    """Have an error reported, and wait a moment; to report takes memory, too."""
+    with contextlib.suppress(Exception):
+        endure(error)
+    time.sleep(_PAUSE)
 
 
 def _complain(reason: str) -> None:
