@@ -40,8 +40,8 @@ class OnlineTracker:
     Follow objects through frames, one frame at a time, in bounded time and memory.
 
     One thread may call :meth:`seed`, :meth:`correct`, :meth:`step`, :meth:`remove` and
-    :meth:`reset`; :meth:`prepare_seed`, :meth:`cancel_seed`, :meth:`rename`,
-    :meth:`check_object` and :attr:`objects` may be used from others. Trackers may share a checkpoint and a refiner.
+    :meth:`reset`; :meth:`prepare_seed`, :meth:`cancel_seed`, :meth:`rename`, :meth:`check_object`
+    and :attr:`objects` may be used from others. Trackers may share a checkpoint and a refiner.
     """
 
     def __init__(

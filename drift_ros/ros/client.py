@@ -150,6 +150,11 @@ class TrackerClient(Connection):
     def _ask(self, kind: Any, service: str, request: Any, **more: Any) -> Any:
         return self.call(kind, f'{self.tracker}/{service}', request, **more)
 
+    @property
+    def present(self) -> bool:
+        """Whether the tracker's services are there right now; tells at once."""
+        return bool(self.prepare(Segment, f'{self.tracker}/segment').service_is_ready())
+
     def state(self) -> str:
         """Tell the lifecycle state: unconfigured, inactive, active, configuring..."""
         answer = self._ask(GetState, 'get_state', GetState.Request(), resend=2.0)
