@@ -138,6 +138,7 @@ class Server:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listening.bind((self._host, self._port))
+            listening.listen(64)  # who comes before the thread runs waits
         except OSError as error:
             listening.close()
             raise ValueError(

@@ -8,6 +8,7 @@ Wish(do='remove', id=7, object=2, ...)
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 import json
 import math
@@ -158,7 +159,7 @@ def _name(key: str, value: Any) -> str:
     return value.strip()
 
 
-_READ = {
+_READ: dict[str, Callable[[str, Any], Any]] = {
     'id': _whole,
     'stamp': _stamp,
     'box': _box,

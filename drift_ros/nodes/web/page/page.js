@@ -220,7 +220,8 @@ async function follow() {
   show();
   const { target } = now;
   const mine = now.asked;
-  const got = await ask({ do: 'follow', proposal: chosen.proposal, name: $('name').value, object: target });
+  const name = $('name').value.trim();
+  const got = await ask({ do: 'follow', proposal: chosen.proposal, name, object: target });
   if (mine !== now.asked) return;
   now.busy = false;
   if (got.error) {
@@ -228,7 +229,8 @@ async function follow() {
     show();
     return;
   }
-  toast(target ? `Corrected ${calledOf(target)}.` : `Following object ${got.object}.`);
+  const done = target ? `Corrected ${calledOf(target)}.` : `Following ${name || `object ${got.object}`}.`;
+  toast(got.note ? `${done} ${got.note}` : done);
   if (got.note) note(got.note);
   goOn();
 }
@@ -524,7 +526,7 @@ function toast(words) {
   text($('toast'), words);
   $('toast').classList.add('on');
   clearTimeout(toast.timer);
-  toast.timer = setTimeout(() => $('toast').classList.remove('on'), 3500);
+  toast.timer = setTimeout(() => $('toast').classList.remove('on'), 2500 + 50 * words.length);
 }
 
 function say(words) {
