@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-The tracker node's services: masks, boxes and clicks, removal and reset.
+The tracker node's services: masks, boxes and clicks, names, removal and reset.
 
 Executor threads check a request and hand a job to the worker. Seeds by mask, removal and reset are
 answered then and there; a mask of boxes or points has to be made first, so those requests wait for
@@ -16,7 +16,7 @@ from functools import partial
 import threading
 from typing import Any, TYPE_CHECKING, TypeVar
 
-from drift_ros_msgs.srv import RemoveObject, SeedMask, SeedPrompt, Segment
+from drift_ros_msgs.srv import RemoveObject, RenameObject, SeedMask, SeedPrompt, Segment
 from geometry_msgs.msg import PointStamped
 import numpy as np
 from rclpy.callback_groups import CallbackGroup
@@ -56,7 +56,7 @@ _REFUSALS = (DriftRosError, conversions.ConversionError, LabelError, LookupError
 
 
 class Services:
-    """Serves masks, boxes, points and clicks, removal and reset."""
+    """Serves masks, boxes, points and clicks, names, removal and reset."""
 
     def __init__(
         self,
@@ -93,6 +93,7 @@ class Services:
             (SeedPrompt, 'seed_prompt', self._seed_prompt),
             (Segment, 'segment', self._segment),
             (RemoveObject, 'remove_object', self._remove_object),
+            (RenameObject, 'rename_object', self._rename_object),
             (Trigger, 'reset', self._reset),
         ):
             node.create_service(
@@ -298,6 +299,16 @@ class Services:
         future = worker.submit(remove)
         future.add_done_callback(lambda _: self._removing.discard((worker, number)))
         future.add_done_callback(self._tell)
+
+    def _rename_object(
+        self, worker: Worker, request: RenameObject.Request, response: RenameObject.Response
+    ) -> None:
+        number = request.object_id
+        with self._lock:
+            if (worker, number) in self._removing:
+                raise UnknownObjectError(f'object {number} has just been removed')
+        worker.tracker.rename(number, request.name)
+        self._outputs.names(worker.tracker)
 
     def _reset(self, worker: Worker, request: Trigger.Request, response: Trigger.Response) -> None:
         known = {item.id for item in worker.tracker.objects}
