@@ -17,7 +17,7 @@ from typing import Any
 import av
 import numpy as np
 
-from drift_ros.media.pictures import check_size, PictureError
+from drift_ros.media.pictures import check_size, decode, PictureError
 
 _OPTIONS = {'protocol_whitelist': 'file'}  # playlists and references lead nowhere else
 _EDITED = ('mov', 'mp4')  # formats whose edit lists may leave frames out, rightly
@@ -167,7 +167,6 @@ class Container:
                 stream = _video(container, self.path)
                 # one thread: errors are told to the thread that decodes
                 stream.thread_type = 'NONE'
-                strict = _strict_decoder(stream)
                 packets = container.demux(stream)
                 last = -1
                 while True:
@@ -175,7 +174,7 @@ class Container:
                         packet = next(packets, None)
                     if packet is None:
                         break
-                    frames, problem = _decode(packet, stream.codec_context, strict)
+                    frames, problem = _decode(packet, stream.codec_context)
                     if packet.size and packet.is_corrupt:
                         problem = problem or 'it ends within the file'
                     if problem:
@@ -217,27 +216,18 @@ def _reason(error: Exception) -> str:
     return log[2].strip() if log else str(getattr(error, 'strerror', None) or error)
 
 
-def _strict_decoder(stream: Any) -> Any:
-    """Make a decoder that refuses what the lenient one conceals; None where that one tells."""
-    if stream.codec_context.name != 'mjpeg':
-        return None
-    strict = av.CodecContext.create('mjpeg', 'r')
-    strict.options = {'err_detect': 'explode'}
-    return strict
-
-
-def _decode(packet: Any, codec: Any, strict: Any) -> tuple[list[Any], str]:
+def _decode(packet: Any, codec: Any) -> tuple[list[Any], str]:
     """Decode a packet: the frames that are ready now, and what was wrong with it."""
     with av.logging.Capture(local=True) as logs:
         try:
             frames = codec.decode(packet if packet.size else None)
         except av.FFmpegError as error:
             return [], str(error.strerror)
-        if strict is not None and packet.size:
-            try:
-                strict.decode(packet)
-            except av.FFmpegError as error:
-                return frames, str(error.strerror)
     if logs and codec.name in _TOLD_BY_LOG:
         return frames, logs[0][2].strip()
+    if packet.size and codec.name == 'mjpeg':  # FFmpeg conceals; a JPEG decoder tells
+        try:
+            decode(bytes(packet), 'its picture')
+        except PictureError as error:
+            return frames, str(error)
     return frames, ''
