@@ -78,12 +78,14 @@ def from_davis(
     Topics: /camera/image_raw[/compressed], /camera/camera_info, /ground_truth/mask.
     """
     from drift_ros.evaluation.bag_writing import bag_from_davis
-    from drift_ros.evaluation.datasets import find_sequences
+    from drift_ros.evaluation.datasets import find_sequences, sound
 
     with user_errors():
-        found = find_sequences(
-            root, resolution=resolution, names=[sequence], task=task, max_frames=max_frames
-        )[0]
+        (found,) = sound(
+            find_sequences(
+                root, resolution=resolution, names=[sequence], task=task, max_frames=max_frames
+            )
+        )
         with click.progressbar(length=len(found), label=f'{sequence} to {out}') as bar:
             bag_from_davis(
                 found,

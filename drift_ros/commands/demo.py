@@ -20,7 +20,7 @@ import click
 import numpy as np
 
 from drift_ros.commands.recorded import draw_results
-from drift_ros.media.labels import read_labels
+from drift_ros.media.labels import LabelError, read_labels
 from drift_ros.media.video import VideoError, VideoReader
 from drift_ros.ros.client_errors import ClientError
 from drift_ros.ros.processes import Children, prepare_environment, ProcessError, shared_file
@@ -348,6 +348,18 @@ def _run(
     help='Any parameter of the tracker node.',
 )
 @click.option('--record-images', is_flag=True, help='Record the frames in the bag too.')
+@click.option(
+    '--ui',
+    is_flag=True,
+    help='Play the video over and over, without masks: mark objects in a browser. Ends at Ctrl-C.',
+)
+@click.option(
+    '--port',
+    type=click.IntRange(0, 65535),
+    default=8686,
+    show_default=True,
+    help='With --ui, where the page is; 0: any that is free.',
+)
 def demo(
     video: Path | None,
     mask: Path | None,
@@ -358,10 +370,24 @@ def demo(
     device: str,
     extra: tuple[str, ...],
     record_images: bool,
+    ui: bool,
+    port: int,
 ) -> None:
     """Follow objects through a video, with player, tracker and recorder as ROS 2 processes."""
     try:
         clip = video or default_clip()
+        parameters: dict[str, object] = {'model': model, 'device': device}
+        for item in extra:
+            name, separator, value = item.partition(':=')
+            if not separator:
+                raise ProcessError(f'{item!r} is not of the form NAME:=VALUE')
+            parameters[name] = value
+        parameters = {key: value for key, value in parameters.items() if value != ''}
+        if ui:
+            from drift_ros.commands.demo_ui import run_page
+
+            run_page(clip, start or 0, out / 'logs', parameters, port)
+            return
         if mask is not None:
             labels = read_labels(mask)
             count = len(np.unique(labels[labels > 0]))
@@ -369,22 +395,16 @@ def demo(
         else:
             seeds = clip_seeds(clip)
         first = seeds[0].index if start is None else start
-        parameters: dict[str, object] = {'model': model, 'device': device}
-        for item in extra:
-            name, separator, value = item.partition(':=')
-            if not separator:
-                raise ProcessError(f'{item!r} is not of the form NAME:=VALUE')
-            parameters[name] = value
         _run(
             clip,
             seeds,
             first,
             frames,
             out,
-            {k: v for k, v in parameters.items() if v != ''},
+            parameters,
             record_images,
         )
-    except (ClientError, ProcessError, VideoError) as error:
+    except (ClientError, LabelError, ProcessError, VideoError, OSError) as error:
         raise click.ClickException(str(error)) from error
 
 

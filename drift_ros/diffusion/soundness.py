@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from drift_ros.engine.errors import CheckpointError
-from drift_ros.engine.weights import first_not_finite
+from drift_ros.engine.finite import first_not_finite
 
 if TYPE_CHECKING:
     from drift_ros.diffusion.checkpoint import Checkpoint

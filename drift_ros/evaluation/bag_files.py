@@ -39,9 +39,9 @@ class BagError(DatasetError):
 
 
 def topics_of(path: Path) -> dict[str, str]:
-    """Return the type of every topic of a bag."""
+    """Return the type of every topic of a bag that holds messages."""
     with open_bag(path) as reader:
-        return {connection.topic: connection.msgtype for connection in reader.connections}
+        return {item.topic: item.msgtype for item in reader.connections if item.msgcount}
 
 
 @contextlib.contextmanager

@@ -169,18 +169,17 @@ def _write_bag(
     image_topic = f'{IMAGE_TOPIC}/compressed' if compressed else IMAGE_TOPIC
     try:
         with Writer(path, version=9, storage_plugin=STORAGES[storage]) as writer:
-            topics = {
-                topic: (writer.add_connection(topic, kind, typestore=store), kind)
-                for topic, kind in (
-                    (image_topic, COMPRESSED if compressed else IMAGE),
-                    (INFO_TOPIC, CAMERA_INFO),
-                    (TRUTH_TOPIC, IMAGE),
-                )
+            kinds = {
+                image_topic: COMPRESSED if compressed else IMAGE,
+                INFO_TOPIC: CAMERA_INFO,
+                TRUTH_TOPIC: IMAGE,
             }
+            topics: dict[str, Any] = {}
 
             def write(topic: str, stamp: int, message: Any) -> None:
-                connection, kind = topics[topic]
-                writer.write(connection, stamp, store.serialize_cdr(message, kind))
+                if topic not in topics:  # none without a message: it would be taken for the truth
+                    topics[topic] = writer.add_connection(topic, kinds[topic], typestore=store)
+                writer.write(topics[topic], stamp, store.serialize_cdr(message, kinds[topic]))
 
             for seconds, image, data, kind, truth in items:
                 stamp = _START + round(seconds * 1e9)

@@ -111,7 +111,7 @@ def write_result_bag(
                 time, _, connection, data = heapq.heappop(waiting)
                 writer.write(connection, time, data)
 
-        count = 0
+        count, done = 0, set[int]()
         greys = GreyRange()
         for connection, time, data in reader.messages(connections=connections):
             message = store.deserialize_cdr(data, connection.msgtype)
@@ -120,8 +120,9 @@ def write_result_bag(
                 continue
             flush(time)
             writer.write(copies[connection.topic], time, data)
-            if connection.topic != sequence.image_topic:
+            if connection.topic != sequence.image_topic or number in done:
                 continue
+            done.add(number)
             image = frame_of(message, greys)
             for item in said:
                 for name, delay, output in item.messages(store, message.header, number, image):

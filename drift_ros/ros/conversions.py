@@ -323,7 +323,7 @@ def labels_to_image(labels: np.ndarray, header: Header) -> Image:
     Make a sensor_msgs/Image of an ``(H, W)`` label image.
 
     uint8 becomes mono8, uint16 becomes mono16 (little-endian), other integers and booleans the
-    narrower of the two that holds them.
+    one that holds them: mono8 up to 254, as 255 means white or void in 8 bits.
 
     Raises
     ------
@@ -341,5 +341,5 @@ def labels_to_image(labels: np.ndarray, header: Header) -> Image:
         low, high = (int(labels.min()), int(labels.max())) if labels.size else (0, 0)
         if low < 0 or high > 65535:
             raise ConversionError(f'labels from {low} to {high} do not fit into 0 to 65535')
-        labels = labels.astype(np.uint16 if high > 255 else np.uint8)
+        labels = labels.astype(np.uint16 if high > 254 else np.uint8)
     return _fill(Image(), labels, 'mono8' if labels.dtype == np.uint8 else 'mono16', header)

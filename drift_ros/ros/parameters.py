@@ -175,10 +175,51 @@ class RecorderConfig:
     )
 
 
+@dataclass(frozen=True)
+class WebConfig:
+    """Parameters of the web node."""
+
+    tracker: str = option(
+        'tracker',
+        'Name of the tracker node, absolute or relative to the namespace.',
+        applies='start',
+    )
+    host: str = option(
+        '127.0.0.1',
+        'Address to serve at. 127.0.0.1: this machine only; 0.0.0.0: every network it is in, '
+        'with a token.',
+        applies='start',
+    )
+    port: int = option(
+        8686, 'Port to serve at; 0: any that is free.', applies='start', low=0, high=65535
+    )
+    token: str = option(
+        '',
+        'What pages have to know, at least 8 letters, digits, "-" or "_". Empty: none on '
+        '127.0.0.1, one that is made up and printed elsewhere.',
+        applies='start',
+    )
+    clients: int = option(8, 'Pages at once, at most.', applies='start', low=1, high=64)
+    rate: float = option(
+        20.0, 'Pictures a second at most, for each page.', applies='start', low=0.2, high=60.0
+    )
+    buffer_mb: int = option(
+        128,
+        'Megabytes of frames kept, so that one that is looked at can still be marked.',
+        applies='start',
+        low=1,
+        high=65536,
+    )
+    timeout: float = option(
+        15.0, 'Seconds to wait for an answer of the tracker.', applies='start', low=0.5, high=600.0
+    )
+
+
 NODES: dict[str, tuple[type, ...]] = {
     'tracker': (NodeConfig, TrackerConfig),
     'player': (PlayerConfig,),
     'recorder': (RecorderConfig,),
+    'web': (WebConfig,),
 }
 """The dataclasses that make up each node's parameters."""
 

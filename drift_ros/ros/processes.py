@@ -12,6 +12,8 @@ import subprocess
 import sys
 import time
 
+from drift_ros.ros import signals
+
 
 class ProcessError(RuntimeError):
     """The nodes did not do what a command needs; the text says why."""
@@ -35,7 +37,11 @@ def shared_file(relative: str) -> Path | None:
 
 
 class Children:
-    """Processes that always end: SIGINT first, then SIGTERM, then SIGKILL, each by its id."""
+    """
+    Processes that always end: SIGINT first, then SIGTERM, then SIGKILL, each by its id.
+
+    When this process ends before it stopped them, by SIGKILL for instance, they end by themselves.
+    """
 
     def __init__(self, logs: Path, namespace: str) -> None:
         self._logs, self._namespace = logs, namespace
@@ -85,7 +91,7 @@ class Children:
                 value = list(value)
             text = str(value).lower() if isinstance(value, bool) else str(value)
             command += ['-p', f'{key}:={text}']
-        environment = dict(os.environ)
+        environment = {**os.environ, signals.WATCHED_PARENT: '1'}
         if threads:
             environment['OMP_NUM_THREADS'] = str(threads)
         root = str(Path(__file__).resolve().parents[2])
@@ -97,7 +103,7 @@ class Children:
                 command,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,  # nothing is written: its end is that of this process
                 env=environment,
             )
         return self._running[name].pid
@@ -124,8 +130,11 @@ class Children:
         ------
         ProcessError
             With the end of its log.
+        KeyboardInterrupt
+            This process was interrupted.
 
         """
+        signals.check()
         for name, process in self._running.items():
             if name not in tolerated and process.poll() not in (None, 0):
                 raise ProcessError(

@@ -25,7 +25,7 @@ from rclpy.node import Node
 from sensor_msgs.msg import CompressedImage, Image
 
 from drift_ros.engine.config import TrackerConfig
-from drift_ros.engine.errors import DriftRosError
+from drift_ros.engine.errors import DriftRosError, out_of_memory
 from drift_ros.nodes.tracker.diagnostics import Condition, Diagnostics
 from drift_ros.nodes.tracker.frames import ReceivedImage
 from drift_ros.nodes.tracker.images import Images
@@ -349,13 +349,22 @@ class TrackerNode(LifecycleNodeMixin, Node):
     def _refuse(self, error: BaseException) -> None:
         """Say that an image or a request could not be used; tracking goes on with the next."""
         reason = str(error)
-        if not isinstance(error, (conversions.ConversionError, DriftRosError)):
+        if out_of_memory(error):
+            reason = (
+                f'out of memory ({type(error).__name__}: {error}): free some, or lower '
+                'features.resolution, buffer_mb or states.max_objects'
+            )
+        elif not isinstance(error, (conversions.ConversionError, DriftRosError)):
             reason = f'{type(error).__name__}: {error}'
             self.get_logger().error(
                 ''.join(traceback.format_exception(error)), throttle_duration_sec=5.0
             )
         self._diagnostics.statistics.refuse(reason)
         self.get_logger().warning(f'dropped: {reason}', throttle_duration_sec=5.0)
+
+    def endure(self, error: BaseException) -> None:
+        """Report what a callback raised; see :func:`runtime.run`."""
+        self._refuse(error)
 
 
 def main(args: Sequence[str] | None = None) -> None:

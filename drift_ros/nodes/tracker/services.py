@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-The tracker node's services: masks, boxes and clicks, removal and reset.
+The tracker node's services: masks, boxes and clicks, names, removal and reset.
 
 Executor threads check a request and hand a job to the worker. Seeds by mask, removal and reset are
 answered then and there; a mask of boxes or points has to be made first, so those requests wait for
@@ -16,15 +16,17 @@ from functools import partial
 import threading
 from typing import Any, TYPE_CHECKING, TypeVar
 
-from drift_ros_msgs.srv import RemoveObject, SeedMask, SeedPrompt, Segment
+from drift_ros_msgs.srv import RemoveObject, RenameObject, SeedMask, SeedPrompt, Segment
 from geometry_msgs.msg import PointStamped
 import numpy as np
 from rclpy.callback_groups import CallbackGroup
 from rclpy.node import Node
+from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 from std_srvs.srv import Trigger
 
 from drift_ros.engine.errors import DriftRosError, PromptError, SeedError, UnknownObjectError
+from drift_ros.media.labels import LabelError, LabelRule
 from drift_ros.nodes.tracker.images import Images, RequestImage
 from drift_ros.nodes.tracker.outputs import Outputs
 from drift_ros.nodes.tracker.worker import Worker
@@ -49,8 +51,12 @@ class WorkError(RuntimeError):
     """The worker failed at a request in a way that nobody foresaw; it has reported that itself."""
 
 
+_REFUSALS = (DriftRosError, conversions.ConversionError, LabelError, LookupError, WorkError)
+"""What says itself, to whoever asked, what is wrong and what to do about it."""
+
+
 class Services:
-    """Serves masks, boxes, points and clicks, removal and reset."""
+    """Serves masks, boxes, points and clicks, names, removal and reset."""
 
     def __init__(
         self,
@@ -87,6 +93,7 @@ class Services:
             (SeedPrompt, 'seed_prompt', self._seed_prompt),
             (Segment, 'segment', self._segment),
             (RemoveObject, 'remove_object', self._remove_object),
+            (RenameObject, 'rename_object', self._rename_object),
             (Trigger, 'reset', self._reset),
         ):
             node.create_service(
@@ -105,7 +112,7 @@ class Services:
         try:
             handler(self._worker(), request, response)
             response.success = True
-        except (DriftRosError, conversions.ConversionError, LookupError, WorkError) as error:
+        except _REFUSALS as error:
             response.message = str(error)
             self._log.warning(f'{name} refused: {error}')
         except Exception as error:  # a request must not end the node
@@ -145,7 +152,7 @@ class Services:
     def _seed_mask(
         self, worker: Worker, request: SeedMask.Request, response: SeedMask.Response
     ) -> None:
-        mask = conversions.image_to_labels(request.mask)
+        mask = _seed_labels(request.mask)
         labels = [value for value in np.unique(mask).tolist() if value]
         response.labels, response.object_ids = labels, [0] * len(labels)
         response.errors, response.notes = [''] * len(labels), [''] * len(labels)
@@ -254,8 +261,11 @@ class Services:
             check_prompts(picture.image, [prompt])
             if picture.doubt:
                 self._log.warning(f'seed_point: {picture.doubt}')
-        except (conversions.ConversionError, DriftRosError, LookupError) as error:
+        except _REFUSALS as error:
             self._log.warning(f'seed_point refused: {error}')
+            return
+        except Exception as error:  # a click must not end the node
+            self._on_error(error)
             return
 
         def seed(tracker: Tracker) -> None:
@@ -290,6 +300,16 @@ class Services:
         future.add_done_callback(lambda _: self._removing.discard((worker, number)))
         future.add_done_callback(self._tell)
 
+    def _rename_object(
+        self, worker: Worker, request: RenameObject.Request, response: RenameObject.Response
+    ) -> None:
+        number = request.object_id
+        with self._lock:
+            if (worker, number) in self._removing:
+                raise UnknownObjectError(f'object {number} has just been removed')
+        worker.tracker.rename(number, request.name)
+        self._outputs.names(worker.tracker)
+
     def _reset(self, worker: Worker, request: Trigger.Request, response: Trigger.Response) -> None:
         known = {item.id for item in worker.tracker.objects}
 
@@ -305,6 +325,22 @@ class Services:
 
         worker.submit(reset).add_done_callback(self._tell)
         response.message = f'{len(known)} objects forgotten'
+
+
+def _seed_labels(message: Image) -> np.ndarray:
+    """
+    Read a seed's mask: (H, W) integer, by the rule for all label images.
+
+    What an object is called in the answer is its pixel value, so a white one stays 255.
+
+    Raises
+    ------
+    ConversionError, LabelError
+
+    """
+    values, rule = conversions.image_to_labels(message), LabelRule()
+    labels = rule.labels(values, 'the mask')
+    return values if rule.plain else labels
 
 
 def _numbered(seed: SeedRequest) -> np.ndarray:
