@@ -135,8 +135,8 @@ def decode(data: bytes | memoryview | np.ndarray, what: str) -> Picture:
         raise
     except Image.UnidentifiedImageError:
         raise PictureError(
-            f'{what} ({len(data)} bytes) is none of {", ".join(FORMATS)}, or its beginning is '
-            'damaged: convert it, or look at what wrote it'
+            f'{what} ({len(data)} bytes) is none of {", ".join(FORMATS)}, or truncated or damaged '
+            'at its beginning: convert it, or look at what wrote it'
         ) from None
     except Exception as error:  # decoders raise many kinds, cv2.error and struct.error among them
         raise _damaged(what, error) from error
