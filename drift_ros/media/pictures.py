@@ -207,11 +207,14 @@ def _decode_png(data: bytes, indexed: bool, what: str) -> np.ndarray:
 
 
 def _orientation(image: Image.Image) -> int:
-    if image.format != 'PNG':
-        return int(image.getexif().get(_ORIENTATION, 1))
-    exif = Image.Exif()  # Pillow would unpack the picture to look behind it
-    exif.load(image.info.get('exif') or b'')
-    return int(exif.get(_ORIENTATION, 1))
+    try:
+        if image.format != 'PNG':
+            return int(image.getexif().get(_ORIENTATION, 1))
+        exif = Image.Exif()  # Pillow would unpack the picture to look behind it
+        exif.load(image.info.get('exif') or b'')
+        return int(exif.get(_ORIENTATION, 1))
+    except Exception:  # notes about a picture that are broken are no reason not to show it
+        return 1
 
 
 def stored(image: Image.Image) -> Image.Image:
