@@ -20,11 +20,9 @@ import click
 import numpy as np
 
 from drift_ros.commands.recorded import draw_results
-from drift_ros.media.labels import LabelError, read_labels
-from drift_ros.media.video import (
-    VideoError,
-    VideoReader,
-)
+from drift_ros.evaluation.run import exclusive
+from drift_ros.media.labels import read_labels
+from drift_ros.media.video import VideoReader
 from drift_ros.ros.client_errors import ClientError
 from drift_ros.ros.processes import Children, prepare_environment, ProcessError, shared_file
 
@@ -155,7 +153,6 @@ def _run(
             f'{video} has {total} frames from frame {start} on; the masks belong '
             f'to frames {[seed.index for seed in seeds]}'
         )
-    out.mkdir(parents=True, exist_ok=True)
     bag = out / 'bag'
     if (bag / 'metadata.yaml').exists() or list(bag.glob('*.mcap')):
         shutil.rmtree(bag)
@@ -366,16 +363,10 @@ def demo(
             if not separator:
                 raise ProcessError(f'{item!r} is not of the form NAME:=VALUE')
             parameters[name] = value
-        _run(
-            clip,
-            seeds,
-            first,
-            frames,
-            out,
-            {k: v for k, v in parameters.items() if v != ''},
-            record_images,
-        )
-    except (ClientError, LabelError, ProcessError, VideoError, OSError) as error:
+        given = {name: value for name, value in parameters.items() if value != ''}
+        with exclusive(out):
+            _run(clip, seeds, first, frames, out, given, record_images)
+    except (ClientError, ProcessError, ValueError, OSError) as error:
         raise click.ClickException(str(error)) from error
 
 
