@@ -46,11 +46,12 @@ def digest_of_path(path: Path) -> str:
     """Digest a file, or the names and content of all files in a folder, wherever links lead."""
     if path.is_file():
         return digest_of_file(path)
-    below = (
-        Path(root, name) for root, _, names in os.walk(path, followlinks=True) for name in names
-    )
-    files = sorted(item for item in below if item.is_file())
-    return combine(*(f'{item.relative_to(path)} {digest_of_file(item)}' for item in files))
+    files, seen = list[Path](), set[str]()
+    for root, folders, names in os.walk(path, followlinks=True):
+        seen.add(os.path.realpath(root))
+        folders[:] = [item for item in folders if os.path.realpath(Path(root, item)) not in seen]
+        files += [item for item in (Path(root, name) for name in names) if item.is_file()]
+    return combine(*(f'{item.relative_to(path)} {digest_of_file(item)}' for item in sorted(files)))
 
 
 def digest_of_code(modules: Iterable[str]) -> str:

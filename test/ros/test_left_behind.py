@@ -9,6 +9,7 @@ import sys
 
 from harness import environment, NodeProcess, wait_for
 import numpy as np
+import psutil
 import pytest
 
 from drift_ros.media.video import write_image
@@ -32,6 +33,14 @@ def mapped(pid):
     """List segments of the middleware that a process uses: its own and those of others."""
     maps = Path(f'/proc/{pid}/maps').read_text()
     return {Path(path) for path in re.findall(r'/dev/shm/fastdds_[0-9a-f]{16}\b', maps)}
+
+
+@pytest.fixture
+def clip(tmp_path):
+    (tmp_path / 'clip').mkdir()
+    for index in range(3):
+        write_image(tmp_path / 'clip' / f'{index}.png', np.zeros((32, 32, 3), np.uint8))
+    return tmp_path / 'clip'
 
 
 @pytest.mark.parametrize(
@@ -72,11 +81,8 @@ def test_a_command_that_waits_for_the_node(number):
 
 @pytest.mark.parametrize('module', ['player', 'recorder'])
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
-def test_nodes(tmp_path, module, number):
-    (tmp_path / 'clip').mkdir()
-    for index in range(3):
-        write_image(tmp_path / 'clip' / f'{index}.png', np.zeros((32, 32, 3), np.uint8))
-    parameters = {'source': tmp_path / 'clip', 'wait_for_subscribers': 0, 'loop': True}
+def test_nodes(tmp_path, clip, module, number):
+    parameters = {'source': clip, 'wait_for_subscribers': 0, 'loop': True}
     if module == 'recorder':
         parameters = {'output': tmp_path / 'bag', 'topics': "['image']"}
     node = NodeProcess(module, DOMAIN, tmp_path / 'log', parameters=parameters)
@@ -88,3 +94,36 @@ def test_nodes(tmp_path, module, number):
     finally:
         node.close()
     assert not [path for path in segments if path.exists()] and 'Traceback' not in node.output
+
+
+STARTING = """
+import sys, time
+from pathlib import Path
+from drift_ros.ros.processes import Children
+children = Children(Path(sys.argv[1]), '/left_behind')
+parameters = {'source': sys.argv[2], 'wait_for_subscribers': 0, 'loop': True}
+print(children.start('player', parameters), flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGKILL])
+def test_nodes_end_with_the_process_that_started_them(tmp_path, clip, number):
+    """It has no chance to stop them; they see that it is gone."""
+    process = subprocess.Popen(
+        [sys.executable, '-c', STARTING, str(tmp_path / 'logs'), str(clip)],
+        env=environment(DOMAIN),
+        stdout=subprocess.PIPE,
+    )
+    try:
+        node = psutil.Process(int(process.stdout.readline()))
+        wait_for(lambda: mapped(node.pid), 'a participant')
+        segments = mapped(node.pid)
+        process.send_signal(number)
+        assert process.wait(60) == -number
+        wait_for(lambda: not node.is_running(), 'the end of the node', 60)
+    finally:
+        process.kill()
+        process.communicate()
+    assert not [path for path in segments if path.exists()]
+    assert 'Traceback' not in (tmp_path / 'logs' / 'player.log').read_text()
