@@ -24,8 +24,6 @@ from drift_ros.ros.signals import on_end_of_parent
 
 GRACE = 0.7
 """Seconds work in progress may take to end after a signal. Shutdown as a whole stays below 2 s."""
-_PAUSE = 0.05
-"""Seconds to wait after a callback failed."""
 
 
 def run(
@@ -98,7 +96,6 @@ def _live(factory: Callable[[], Any], stop: threading.Event, threads: int) -> in
             except Exception:  # of a callback: others must go on
                 if not stop.is_set():
                     node.get_logger().error(f'a callback failed:\n{traceback.format_exc()}')
-                    time.sleep(_PAUSE)  # one that fails each time must not take the processor
 
     spinner = threading.Thread(target=spin, name='executor', daemon=True)
     spinner.start()

@@ -161,7 +161,8 @@ def test_a_callback_that_raises_does_not_end_the_node(tmp_path):
     node = NodeProcess(tmp_path / 'failing.py', DOMAIN, tmp_path / 'log')
     client = Client(DOMAIN, 'failing')
     try:
-        with pytest.raises(NoAnswerError):
+        assert client.ask(Trigger, 'work', Trigger.Request()).success
+        with pytest.raises(NoAnswerError, match='did not answer'):
             client.ask(Trigger, 'fail', Trigger.Request(), timeout=2.0)
         assert client.ask(Trigger, 'work', Trigger.Request()).success
         code, _ = node.interrupt()
