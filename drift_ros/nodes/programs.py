@@ -6,12 +6,12 @@ A node's imports take a second. An interrupt in that time must end the process a
 so they come after the first handler of signals.
 """
 
-from drift_ros.ros import signals
+from drift_ros import starting
 
 
 def tracker() -> None:
     """Run the tracker."""
-    signals.end_quietly(0)
+    starting.end_quietly(0)
     from drift_ros.nodes.tracker.node import main
 
     main()
@@ -19,7 +19,7 @@ def tracker() -> None:
 
 def player() -> None:
     """Run the player."""
-    signals.end_quietly(0)
+    starting.end_quietly(0)
     from drift_ros.nodes.player import main
 
     main()
@@ -27,7 +27,7 @@ def player() -> None:
 
 def recorder() -> None:
     """Run the recorder."""
-    signals.end_quietly(0)
+    starting.end_quietly(0)
     from drift_ros.nodes.recorder import main
 
     main()
