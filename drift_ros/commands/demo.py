@@ -25,6 +25,7 @@ from drift_ros.media.labels import read_labels
 from drift_ros.media.video import VideoReader
 from drift_ros.ros.client_errors import ClientError
 from drift_ros.ros.processes import Children, prepare_environment, ProcessError, shared_file
+from drift_ros.ros.signals import interruptible
 
 if TYPE_CHECKING:
     from drift_ros.ros.client import TrackerClient
@@ -371,4 +372,5 @@ def demo(
 
 
 if __name__ == '__main__':
-    demo()
+    with interruptible():
+        demo()
