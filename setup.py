@@ -36,7 +36,15 @@ setup(
     license='Apache-2.0',
     packages=find_packages(include=[package, f'{package}.*']),
     package_data={
-        package: ['checkpoints/*', 'checkpoints/**/*', '*.pyi', 'py.typed', '*/*.j2', '*/*.yaml'],
+        package: [
+            'checkpoints/*',
+            'checkpoints/**/*',
+            'nodes/web/page/*',
+            '*.pyi',
+            'py.typed',
+            '*/*.j2',
+            '*/*.yaml',
+        ],
     },
     data_files=[
         ('share/ament_index/resource_index/packages', [f'resource/{package}']),
@@ -63,6 +71,7 @@ setup(
             'tracker = drift_ros.nodes.programs:tracker',
             'player = drift_ros.nodes.programs:player',
             'recorder = drift_ros.nodes.programs:recorder',
+            'web = drift_ros.nodes.programs:web',
         ],
     },
 )

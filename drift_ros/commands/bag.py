@@ -33,7 +33,7 @@ def _bag_options(function: Callable) -> Callable:
             click.option(
                 '--rate',
                 type=click.FloatRange(0, min_open=True),
-                help='Frames per second [default: those of the video; 24 for folders].',
+                help='Frames per second [default: the times of the video; 24 for folders].',
             ),
             click.option(
                 '--max-frames',
@@ -126,13 +126,15 @@ def from_video(
 
     with user_errors():
         reader = VideoReader(video, count=max_frames)
+        for note in reader.notes:
+            click.echo(note, err=True)
         with click.progressbar(length=len(reader), label=f'{video} to {out}') as bar:
             bag_from_video(
                 reader,
                 out,
                 storage=storage,
                 compressed=compressed,
-                rate=rate or reader.rate,
+                rate=rate,
                 masks=masks,
                 progress=bar.update,
             )

@@ -34,6 +34,10 @@ _COMMANDS = {
         'drift_ros.commands.seed:seed',
         'Ask a running tracker node to follow what a box or a point marks.',
     ),
+    'ui': (
+        'drift_ros.commands.ui:ui',
+        'Mark, correct and watch the objects of a running tracker node in a browser.',
+    ),
     'demo': (
         'drift_ros.commands.demo:demo',
         'Track real video through real ROS 2 nodes, end to end.',

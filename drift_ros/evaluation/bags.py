@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from drift_ros.evaluation.bag_files import (
 )
 from drift_ros.evaluation.datasets import as_truth, DatasetError, SequenceFrame
 from drift_ros.evaluation.digests import combine, digest_of_file
+from drift_ros.media.greys import GreyRange
 from drift_ros.media.labels import LabelError, LabelRule, read_values
 from drift_ros.ros.conversions import image_to_labels
 from drift_ros.ros.stamp import nanoseconds
@@ -122,7 +124,7 @@ class BagSequence:
         expected = self.truth_stamps if self.truth_topic else frozenset()
         following = iter(self.stamps)
         current = next(following, None)
-        topics: dict[str, Any] = {self.image_topic: frame_of}
+        topics: dict[str, Any] = {self.image_topic: partial(frame_of, greys=GreyRange())}
         if self.truth_topic:
             topics[self.truth_topic] = image_to_labels
         for topic, stamp, array in read_messages(self.path, topics):

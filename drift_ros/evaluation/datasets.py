@@ -19,6 +19,7 @@ from typing import cast, Protocol
 import numpy as np
 
 from drift_ros.evaluation.digests import combine, digest_of_file
+from drift_ros.media.greys import GreyRange
 from drift_ros.media.labels import LabelError, LabelRule, read_labels
 from drift_ros.media.video import IMAGE_SUFFIXES, natural_key, read_image, VideoError
 
@@ -122,9 +123,10 @@ class DavisSequence:
         return len(self.images)
 
     def __iter__(self) -> Iterator[SequenceFrame]:
+        greys = GreyRange()
         for image_path, annotation in zip(self.images, self.annotations, strict=True):
             try:
-                image = read_image(image_path)
+                image = read_image(image_path, greys)
             except VideoError as error:
                 raise DatasetError(str(error)) from None
             truth = None

@@ -22,12 +22,15 @@ with interpolation, saved as JPEG) are refused: their edges would be hundreds of
 from __future__ import annotations
 
 from dataclasses import dataclass
+import io
 import os
 from pathlib import Path
 
 import cv2
 import numpy as np
 from PIL import Image
+
+from drift_ros.media.pictures import check_size, stored
 
 VOID_LABEL = 255
 """Label of void pixels in 8-bit label images."""
@@ -153,21 +156,23 @@ def read_values(path: str | Path) -> np.ndarray:
 
     """
     try:
-        with Image.open(path) as image:
-            if image.format in ('JPEG', 'MPO'):
+        # not by its path: Pillow maps some TIFF files into memory and then turns them wrongly
+        with Image.open(io.BytesIO(Path(path).read_bytes())) as opened:
+            if opened.format in ('JPEG', 'MPO'):
                 raise LabelError(
                     f'{path} is a JPEG, whose edges are not crisp: save the mask as PNG'
                 )
-            stored = _Stored.of(image)
-            image.load()
+            check_size(*opened.size, 'it')
+            samples = _Stored.of(opened)
+            image = stored(opened)
             if image.mode == 'P' and _begins_with_black(image):
                 return np.array(image)
             if image.mode in ('1', 'L'):
-                return stored.undo(np.array(image.convert('L')))
+                return samples.undo(np.array(image.convert('L')))
             if image.mode in ('I', 'F') or image.mode.startswith('I;16'):
-                return stored.undo(_whole(np.array(image), path))
+                return samples.undo(_whole(np.array(image), path))
             if image.mode in ('P', 'RGB', 'RGBA', 'LA', 'PA'):
-                if stored.deep:
+                if samples.deep:
                     return _deep_grey(path)
                 return _values_of_colours(np.array(image.convert('RGBA')), path)
             raise LabelError(f'{path} is a picture of mode {image.mode}, no label image')

@@ -6,28 +6,18 @@ A node's imports take a second. An interrupt in that time must end the process a
 so they come after the first handler of signals.
 """
 
+from functools import partial
+from importlib import import_module
+
 from drift_ros import starting
 
 
-def tracker() -> None:
-    """Run the tracker."""
+def _run(module: str) -> None:
     starting.end_quietly(0)
-    from drift_ros.nodes.tracker.node import main
-
-    main()
+    import_module(f'drift_ros.nodes.{module}').main()
 
 
-def player() -> None:
-    """Run the player."""
-    starting.end_quietly(0)
-    from drift_ros.nodes.player import main
-
-    main()
-
-
-def recorder() -> None:
-    """Run the recorder."""
-    starting.end_quietly(0)
-    from drift_ros.nodes.recorder import main
-
-    main()
+tracker = partial(_run, 'tracker.node')
+player = partial(_run, 'player')
+recorder = partial(_run, 'recorder')
+web = partial(_run, 'web.node')

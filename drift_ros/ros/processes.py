@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 import contextlib
 import os
 from pathlib import Path
@@ -117,9 +117,14 @@ class Children:
         """Give a process's exit code, None while it runs."""
         return self._running[name].poll()
 
-    def check(self) -> None:
+    def check(self, tolerated: Collection[str] = ()) -> None:
         """
         Look whether a process has failed.
+
+        Parameters
+        ----------
+        tolerated : collection of str
+            Processes that may.
 
         Raises
         ------
@@ -131,7 +136,7 @@ class Children:
         """
         signals.check()
         for name, process in self._running.items():
-            if process.poll() not in (None, 0):
+            if name not in tolerated and process.poll() not in (None, 0):
                 raise ProcessError(
                     f'the {name} process ended with code {process.returncode}:\n{self.tail(name)}'
                 )

@@ -145,7 +145,7 @@ class Failing(Node):
         super().__init__('failing')
         self.create_service(Trigger, '~/fail', lambda *_: 1 / 0)
         self.create_service(Trigger, '~/work', self.work)
-        self.create_timer(0.05, lambda: {}['nothing'])
+        self.create_timer(0.5, lambda: {}['nothing'])
 
     def work(self, request, response):
         response.success = True
