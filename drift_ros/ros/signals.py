@@ -70,10 +70,10 @@ def check() -> None:
     Raises
     ------
     KeyboardInterrupt
-        It was, and somebody swallowed that.
+        It was, and somebody swallowed that. In the main thread alone: the others end with it.
 
     """
-    if _received:
+    if _received and threading.current_thread() is threading.main_thread():
         raise KeyboardInterrupt
 
 
