@@ -57,15 +57,26 @@ def open_bag(path: Path) -> Iterator[Reader]:
     """
     if not path.exists():
         raise BagError(f'{path} does not exist')
+    source = path
     if not (path / 'metadata.yaml').is_file():
-        raise BagError(
-            f'{path} is not a rosbag2 folder: it has no metadata.yaml. If recording '
-            'was interrupted, "ros2 bag reindex" writes it'
-        )
-    reader = Reader(path)
+        found = [item for item in sorted(path.glob('*')) if item.suffix in ('.mcap', '.db3')]
+        if len(found) != 1:
+            raise BagError(
+                f'{path} is not a rosbag2 folder: it has no metadata.yaml, and '
+                f'{len(found)} files of messages. If recording was interrupted, '
+                '"ros2 bag reindex" writes it'
+            )
+        source = found[0]
     try:
+        reader = Reader(source)
         reader.open()
     except Exception as error:  # the library's own, sqlite's, zstandard's, file system's
+        if source != path:
+            raise BagError(
+                f'{path} has no metadata.yaml, and {source.name} has no end: recording was '
+                f'interrupted ({error}). "mcap recover" or "ros2 bag reindex" may save what is '
+                'in it'
+            ) from error
         raise _unreadable(path, error) from error
     try:
         yield reader
