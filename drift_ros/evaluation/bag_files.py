@@ -18,6 +18,7 @@ from rosbags.rosbag2 import Reader
 from rosbags.typesys import get_typestore, Stores
 from rosbags.typesys.store import Typestore
 
+from drift_ros.evaluation.bag_check import fault_of, settle
 from drift_ros.evaluation.datasets import DatasetError
 from drift_ros.evaluation.digests import combine, digest_of_path
 from drift_ros.ros.conversions import compressed_to_rgb, ConversionError, image_to_rgb
@@ -54,19 +55,16 @@ def open_bag(path: Path) -> Iterator[Reader]:
         That is not possible.
 
     """
-    if not path.exists():
-        raise BagError(f'{path} does not exist')
-    if not (path / 'metadata.yaml').is_file():
-        raise BagError(
-            f'{path} is not a rosbag2 folder: it has no metadata.yaml. If recording '
-            'was interrupted, "ros2 bag reindex" writes it'
-        )
+    if fault := fault_of(path):
+        raise BagError(fault)
     reader = Reader(path)
     try:
         reader.open()
     except Exception as error:  # the library's own, sqlite's, zstandard's, file system's
         raise _unreadable(path, error) from error
     try:
+        if fault := settle(reader):
+            raise BagError(fault)
         yield reader
     finally:
         reader.close()
