@@ -2,7 +2,8 @@
 """
 Start the tracker node and bring it to its active state.
 
-``ros2 launch drift_ros tracker.launch.py image:=/camera/image_raw``
+``ros2 launch drift_ros tracker.launch.py image:=/camera/image_raw``, with ``ui:=true`` to mark
+objects in a browser.
 """
 
 import os
@@ -21,9 +22,10 @@ from launch.conditions import IfCondition
 from launch.event_handlers import OnProcessStart
 from launch.events import matches_action
 from launch.substitutions import EnvironmentVariable, LaunchConfiguration
-from launch_ros.actions import LifecycleNode
+from launch_ros.actions import LifecycleNode, Node
 from launch_ros.event_handlers import OnStateTransition
 from launch_ros.events.lifecycle import ChangeState
+from launch_ros.parameter_descriptions import ParameterValue
 from lifecycle_msgs.msg import Transition
 
 # Installed as share/drift_ros/launch; in a checkout the same two folders lie side by side.
@@ -49,6 +51,14 @@ ARGUMENTS = (
         'raw, or compressed: images come from <image>/compressed. Empty: as in params_file.',
         ('', 'raw', 'compressed'),
     ),
+    ('ui', 'false', 'Serve a page to mark, correct and watch objects.', ('true', 'false')),
+    (
+        'ui_host',
+        '127.0.0.1',
+        'Address of that page. 0.0.0.0: the network, with a token that is printed.',
+        None,
+    ),
+    ('ui_port', '8686', 'Port of that page; 0: any that is free.', None),
 )
 
 
@@ -72,6 +82,26 @@ def start_tracker(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         ],
         remappings=[('image', image), ('image/compressed', f'{image}/compressed')],
         arguments=['--ros-args', '--log-level', LaunchConfiguration('log_level')],
+        output='screen',
+        emulate_tty=True,
+    )
+
+    page = Node(
+        package='drift_ros',
+        executable='web',
+        name='web',
+        namespace=LaunchConfiguration('namespace'),
+        parameters=[
+            {
+                'tracker': 'tracker',
+                # as a text whatever it looks like
+                'host': ParameterValue(LaunchConfiguration('ui_host'), value_type=str),
+                'port': ParameterValue(LaunchConfiguration('ui_port'), value_type=int),
+                'use_sim_time': use_sim_time,
+            }
+        ],
+        arguments=['--ros-args', '--log-level', LaunchConfiguration('log_level')],
+        condition=IfCondition(LaunchConfiguration('ui')),
         output='screen',
         emulate_tty=True,
     )
@@ -103,7 +133,7 @@ def start_tracker(context: LaunchContext) -> list[LaunchDescriptionEntity]:
             ],
         ),
     )
-    return [configure, activate, tracker]
+    return [configure, activate, tracker, page]
 
 
 def generate_launch_description() -> LaunchDescription:

@@ -32,9 +32,12 @@ def find(features: FrameFeatures, tokens: Tensor, state: State) -> Judgement:
     missing = state.table.missing
     if missing:
         search = state.memory.search(features, weights, missing.values())
+        kernel = judged.kernel
         for number, channel in missing.items():
-            wide = decide.recall(judged.kernel, search, channel)
-            other = state.target.judge(tokens, wide, ids)
+            wide = decide.recall(kernel, search, channel)
+            other = state.target.judge(tokens, wide, ids, asked=(number,))
             if other.existence[number] > judged.existence[number]:
-                judged = other
+                kernel = wide
+        if kernel is not judged.kernel:
+            judged = state.target.judge(tokens, kernel, ids)
     return judged

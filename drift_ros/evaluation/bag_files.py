@@ -21,6 +21,7 @@ from rosbags.typesys.store import Typestore
 from drift_ros.evaluation.bag_check import fault_of, settle
 from drift_ros.evaluation.datasets import DatasetError
 from drift_ros.evaluation.digests import combine, digest_of_path
+from drift_ros.media.greys import GreyRange
 from drift_ros.ros.conversions import compressed_to_rgb, ConversionError, image_to_rgb
 from drift_ros.ros.stamp import nanoseconds
 from drift_ros.ros.stamp import text as stamp_text
@@ -39,9 +40,9 @@ class BagError(DatasetError):
 
 
 def topics_of(path: Path) -> dict[str, str]:
-    """Return the type of every topic of a bag."""
+    """Return the type of every topic of a bag that holds messages."""
     with open_bag(path) as reader:
-        return {connection.topic: connection.msgtype for connection in reader.connections}
+        return {item.topic: item.msgtype for item in reader.connections if item.msgcount}
 
 
 @contextlib.contextmanager
@@ -152,9 +153,9 @@ def digest_of_messages(path: Path, topics: Iterable[str]) -> str:
     return _DIGESTS[key]
 
 
-def frame_of(message: Any) -> np.ndarray:
-    """Decode an image message of either kind: (H, W, 3) uint8 RGB."""
-    return (compressed_to_rgb if hasattr(message, 'format') else image_to_rgb)(message)
+def frame_of(message: Any, greys: GreyRange | None = None) -> np.ndarray:
+    """Decode an image message of either kind, of a stream's range: (H, W, 3) uint8 RGB."""
+    return (compressed_to_rgb if hasattr(message, 'format') else image_to_rgb)(message, greys)
 
 
 def make_header(store: Typestore, stamp: int) -> Any:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 import contextlib
 import os
 from pathlib import Path
@@ -11,6 +11,8 @@ import signal
 import subprocess
 import sys
 import time
+
+from drift_ros.ros import signals
 
 
 class ProcessError(RuntimeError):
@@ -35,7 +37,11 @@ def shared_file(relative: str) -> Path | None:
 
 
 class Children:
-    """Processes that always end: SIGINT first, then SIGTERM, then SIGKILL, each by its id."""
+    """
+    Processes that always end: SIGINT first, then SIGTERM, then SIGKILL, each by its id.
+
+    When this process ends before it stopped them, by SIGKILL for instance, they end by themselves.
+    """
 
     def __init__(self, logs: Path, namespace: str) -> None:
         self._logs, self._namespace = logs, namespace
@@ -85,7 +91,7 @@ class Children:
                 value = list(value)
             text = str(value).lower() if isinstance(value, bool) else str(value)
             command += ['-p', f'{key}:={text}']
-        environment = dict(os.environ)
+        environment = {**os.environ, signals.WATCHED_PARENT: '1'}
         if threads:
             environment['OMP_NUM_THREADS'] = str(threads)
         root = str(Path(__file__).resolve().parents[2])
@@ -97,7 +103,7 @@ class Children:
                 command,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,  # nothing is written: its end is that of this process
                 env=environment,
             )
         return self._running[name].pid
@@ -111,18 +117,26 @@ class Children:
         """Give a process's exit code, None while it runs."""
         return self._running[name].poll()
 
-    def check(self) -> None:
+    def check(self, tolerated: Collection[str] = ()) -> None:
         """
         Look whether a process has failed.
+
+        Parameters
+        ----------
+        tolerated : collection of str
+            Processes that may.
 
         Raises
         ------
         ProcessError
             With the end of its log.
+        KeyboardInterrupt
+            This process was interrupted.
 
         """
+        signals.check()
         for name, process in self._running.items():
-            if process.poll() not in (None, 0):
+            if name not in tolerated and process.poll() not in (None, 0):
                 raise ProcessError(
                     f'the {name} process ended with code {process.returncode}:\n{self.tail(name)}'
                 )

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 import contextlib
+from functools import partial
 import gc
 import os
 import signal
@@ -20,6 +21,9 @@ import threading
 import time
 import traceback
 from typing import Any, NoReturn
+
+from drift_ros.ros.processes import shared_file
+from drift_ros.ros.signals import on_end_of_parent
 
 GRACE = 0.7
 """Seconds work in progress may take to end after a signal. Shutdown as a whole stays below 2 s."""
@@ -34,8 +38,10 @@ def run(
     """
     Spin a node until SIGINT, SIGTERM or until it sets its ``finished`` event; then exit.
 
-    Exit codes: 0 after a signal or when done, 1 when the node could not be made (the reason is
-    printed) or a callback raised (see ``endure``).
+    Exit codes: 0 after a signal, whenever it comes, or when done; 1 when the node could not be
+    made (the reason is printed). A callback that raises is reported, to the node's own
+    ``endure`` where it has one, else in its log, and ends nothing. A process that a command
+    started ends with that command, however the command ended.
 
     Parameters
     ----------
@@ -44,7 +50,7 @@ def run(
         ``stop()``, called first at the end: it makes the node's own threads return and blocking
         callbacks give way, without waiting for them; ``join(timeout) -> bool`` waits for them and
         releases what they used; ``endure(error)``: told what a callback raised, after which the
-        node goes on; without it, that ends the node.
+        node goes on; without it, its log is told.
     args : sequence of str, optional
         Command line, with ROS arguments; default ``sys.argv``.
     threads : int
@@ -57,6 +63,7 @@ def run(
     import rclpy
     from rclpy.signals import SignalHandlerOptions
 
+    on_end_of_parent(stop)
     try:
         rclpy.init(
             args=list(sys.argv if args is None else args),
@@ -74,6 +81,23 @@ def run(
     _exit(code)
 
 
+def loss_remedy() -> str:
+    """Say what helps against large messages that the middleware loses."""
+    from rclpy.utilities import get_rmw_implementation_identifier
+
+    if 'fastrtps' not in get_rmw_implementation_identifier():
+        return (
+            "raise the system's socket buffers (net.core.rmem_max), the middleware's limits for "
+            'large messages, where the camera runs and here, or use compressed images'
+        )
+    profile = shared_file('config/fastdds_large_images.xml') or 'config/fastdds_large_images.xml'
+    return (
+        "start the *camera's* process (not this node) with the environment variable "
+        'FASTDDS_DEFAULT_PROFILES_FILE (on Jazzy FASTRTPS_DEFAULT_PROFILES_FILE) set to '
+        f'{profile}, or use compressed images'
+    )
+
+
 def _live(factory: Callable[[], Any], stop: threading.Event, threads: int) -> int:
     """Make a node, spin it until the end, take it down; return the exit code."""
     from rclpy.exceptions import ParameterException
@@ -84,31 +108,20 @@ def _live(factory: Callable[[], Any], stop: threading.Event, threads: int) -> in
     except (ParameterException, ValueError) as error:
         _complain(str(error))
         return 1
-    endure = getattr(node, 'endure', None)
+    endure = getattr(node, 'endure', None) or partial(_log, node)
     executor = _make_executor(threads, endure)
     executor.add_node(node)
     finished = getattr(node, 'finished', threading.Event())
-    failed = threading.Event()
 
     def spin() -> None:
-        try:
-            while not stop.is_set():
-                try:
-                    executor.spin_once(timeout_sec=0.2)
-                except ExternalShutdownException:
-                    raise
-                except Exception as error:
-                    if endure is None:
-                        raise
-                    # that callback's work is lost, the next one's is not
-                    _report(endure, error)
-        except ExternalShutdownException:
-            stop.set()
-        except Exception:  # a callback's error: say it, end with 1
-            if not stop.is_set():
-                traceback.print_exc()
-                failed.set()
+        while not stop.is_set():
+            try:
+                executor.spin_once(timeout_sec=0.2)
+            except ExternalShutdownException:
                 stop.set()
+            except Exception as error:  # of a callback: others must go on
+                if not stop.is_set():
+                    _report(endure, error)
 
     spinner = threading.Thread(target=spin, name='executor', daemon=True)
     spinner.start()
@@ -123,26 +136,42 @@ def _live(factory: Callable[[], Any], stop: threading.Event, threads: int) -> in
     idle = (
         getattr(node, 'join', lambda timeout: True)(max(0.1, deadline - time.monotonic())) and idle
     )
-    code = 1 if failed.is_set() else getattr(node, 'exit_code', 0)
+    code = getattr(node, 'exit_code', 0)
     if idle:
-        # Callbacks that are still running (a model being loaded) keep the node alive. The
-        # executor's own timeout is none: it either waits for its threads for ever or not at all.
-        closing = threading.Thread(target=executor.shutdown, daemon=True)
-        closing.start()
-        closing.join(max(0.05, deadline - time.monotonic()))
-        idle = not closing.is_alive()
-    if idle:
-        for waitable in list(node.waitables):  # actions: destroy_node leaves them
-            getattr(waitable, 'destroy', lambda: None)()
-        node.destroy_node()
+        # The executor's own timeout is none: it either waits for its threads for ever or not at
+        # all, and callbacks may still be running (a model is being loaded).
+        _within(max(0.05, deadline - time.monotonic()), executor.shutdown)
+    _within(GRACE, lambda: _destroy(node))
     return code
 
 
-def _make_executor(threads: int, endure: Callable[[Exception], None] | None) -> Any:
+def _destroy(node: Any) -> None:
+    """
+    Take a node out of the graph, and its shared memory out of the machine.
+
+    A callback that is still running holds the node, and the node its parts, each of which holds
+    the middleware's participant. They are taken from it one by one; such a callback finds that
+    out when it ends, if the process lives so long.
+    """
+    for waitable in list(node.waitables):  # actions: destroy_node leaves them
+        getattr(waitable, 'destroy', lambda: None)()
+    node.destroy_node()
+    if hasattr(node, '_state_machine'):  # of a lifecycle node
+        node._state_machine = None
+
+
+def _within(seconds: float, work: Callable[[], Any]) -> None:
+    """Do something that may hang; wait for it only so long."""
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(seconds)
+
+
+def _make_executor(threads: int, endure: Callable[[Exception], None]) -> Any:
     """
     Make the executor; its threads are started at once: later there may be no memory for them.
 
-    Where a node endures, so do its subscriptions and services: without memory a message cannot be
+    A message that cannot be taken is reported like a callback's error: without memory it cannot be
     taken from the middleware, after which rclpy's executor would never look at that one again.
     """
     from rclpy.executors import MultiThreadedExecutor
@@ -153,8 +182,6 @@ def _make_executor(threads: int, endure: Callable[[Exception], None] | None) -> 
                 try:
                     return take(entity)
                 except Exception as error:
-                    if endure is None:
-                        raise
                     _report(endure, error)
                     return _nothing
 
@@ -169,6 +196,12 @@ def _make_executor(threads: int, endure: Callable[[Exception], None] | None) -> 
 
 async def _nothing(*_: object) -> None:
     """Stand in for the callback of what could not be taken."""
+
+
+def _log(node: Any, error: Exception) -> None:
+    """Say in a node's log what failed."""
+    text = ''.join(traceback.format_exception(error))
+    node.get_logger().error(f'a callback failed:\n{text}')
 
 
 def _report(endure: Callable[[Exception], None], error: Exception) -> None:

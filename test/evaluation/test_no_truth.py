@@ -11,8 +11,9 @@ from rosbags.typesys import get_typestore, Stores
 
 from drift_ros.commands.evaluate import evaluate
 from drift_ros.evaluation import bag_files, stability
+from drift_ros.evaluation.bag_choice import parse_stamp
 from drift_ros.evaluation.bag_files import BagError
-from drift_ros.evaluation.bags import open_sequence, parse_stamp
+from drift_ros.evaluation.bags import open_sequence
 from drift_ros.media.labels import read_labels, write_labels
 
 from .conftest import scene

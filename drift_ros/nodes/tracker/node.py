@@ -27,10 +27,12 @@ from sensor_msgs.msg import CompressedImage, Image
 from drift_ros.engine.config import TrackerConfig
 from drift_ros.engine.errors import DriftRosError, out_of_memory
 from drift_ros.nodes.tracker.diagnostics import Condition, Diagnostics
-from drift_ros.nodes.tracker.frames import FrameBuffer, ReceivedImage
+from drift_ros.nodes.tracker.frames import ReceivedImage
+from drift_ros.nodes.tracker.images import Images
 from drift_ros.nodes.tracker.optimize import OptimizeAction
 from drift_ros.nodes.tracker.outputs import Outputs
 from drift_ros.nodes.tracker.services import NotReadyError, Services
+from drift_ros.nodes.tracker.stream import LOST, StreamCheck
 from drift_ros.nodes.tracker.worker import Worker
 from drift_ros.ros import conversions, parameters, qos, runtime, stamp
 from drift_ros.ros.parameters import NodeConfig
@@ -78,15 +80,17 @@ class TrackerNode(LifecycleNodeMixin, Node):
         self._settings = parameters.read(self, NodeConfig)
         self.add_on_set_parameters_callback(self._check_parameters)
         self.add_post_set_parameters_callback(self._parameters_changed)
-        self._buffer = FrameBuffer()
+        self._images = Images(self._warn, self._sources)
         self._outputs = Outputs(self)
         self._requests = Services(
-            self, self._running, self._buffer, self._outputs, self._refuse, group
+            self, self._running, self._images, self._outputs, self._refuse, group
         )
         self._optimize = OptimizeAction(self, self._running, lambda: self._outputs.active, group)
         self._diagnostics = Diagnostics(
             self, self._condition, self._settings.diagnostics_period, group
         )
+        self._stream = StreamCheck(self._warn)
+        self._remedy = runtime.loss_remedy()
 
     def load_tracker(self, settings: NodeConfig, config: TrackerConfig) -> Tracker:
         """
@@ -131,11 +135,22 @@ class TrackerNode(LifecycleNodeMixin, Node):
             replay=settings.replay,
             input_timeout=settings.input_timeout,
             topic='' if subscription is None else subscription.topic_name,
+            publishers=self._sources(),
+            grey_range=self._images.greys.text,
+            remedy=self._remedy,
             waiting=0 if worker is None else worker.mailbox.waiting,
-            buffered=len(self._buffer),
+            buffered=len(self._images.buffer),
             reference_memory=0 if worker is None else worker.tracker.memory_bytes,
             live=() if worker is None else tuple(item.id for item in worker.tracker.objects),
         )
+
+    def _sources(self) -> tuple[str, ...]:
+        """Name the nodes that publish the images."""
+        subscription = self._subscription
+        if subscription is None:
+            return ()
+        found = self.get_publishers_info_by_topic(subscription.topic_name)
+        return tuple(f'{item.node_namespace.rstrip("/")}/{item.node_name}' for item in found)
 
     # -- parameters ---------------------------------------------------------------------------
 
@@ -162,6 +177,7 @@ class TrackerNode(LifecycleNodeMixin, Node):
                 continue
             return SetParametersResult(successful=False, reason=reason)
         try:
+            parameters.read(self, NodeConfig, changes)
             parameters.read(self, TrackerConfig, changes)
         except ValueError as error:
             return SetParametersResult(
@@ -213,10 +229,11 @@ class TrackerNode(LifecycleNodeMixin, Node):
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Subscribe to the images and publish."""
         worker, settings = self._running(), self._apply_settings()
-        self._buffer.configure(settings.buffer_frames, settings.buffer_mb << 20)
+        self._images.configure(settings.buffer_frames, settings.buffer_mb << 20, settings.greys)
         worker.mailbox.configure(settings.replay, settings.replay_queue_mb << 20)
         statistics = self._diagnostics.statistics
         statistics.reset()
+        self._stream.reset()
         result = super().on_activate(state)
         self._outputs.active = True
         self._outputs.names(worker.tracker)
@@ -230,7 +247,7 @@ class TrackerNode(LifecycleNodeMixin, Node):
             qos.ALL_IMAGES if settings.replay else qos.LIVE_IMAGES,
             callback_group=self._images_group,
             event_callbacks=SubscriptionEventCallbacks(
-                message_lost=lambda info: statistics.count('lost', info.total_count_change)
+                message_lost=lambda info: self._lose(info.total_count_change)
             ),
         )
         self.get_logger().info(f'tracking on {topic}')
@@ -266,7 +283,7 @@ class TrackerNode(LifecycleNodeMixin, Node):
         if self._subscription is not None:
             self.destroy_subscription(self._subscription)
             self._subscription = None
-        self._buffer.clear()
+        self._images.buffer.clear()
 
     def _release(self) -> None:
         self._stop_receiving()
@@ -304,20 +321,25 @@ class TrackerNode(LifecycleNodeMixin, Node):
         self._sequence += 1
         statistics = self._diagnostics.statistics
         statistics.receive()
-        if self._buffer.add(frame):
-            statistics.count('jumps')
-            self.get_logger().warning(
-                'time jumped back: buffered frames of later stamps are '
-                'forgotten, tracking goes on',
-                throttle_duration_sec=5.0,
-            )
+        self._stream.header(frame.stamp, message.header.frame_id)
+        self._images.buffer.add(frame)
         dropped = worker.mailbox.put(frame)
         if dropped is not None and dropped is not frame:
-            statistics.count('dropped')
+            statistics.drop()
+
+    def _warn(self, flaw: str, text: str, number: int = 1) -> None:
+        """Say what is wrong with the stream, in diagnostics and in the log."""
+        self._diagnostics.statistics.warn(flaw, text, number)
+        self.get_logger().warning(text, throttle_duration_sec=5.0)
+
+    def _lose(self, number: int) -> None:
+        """Say that images were lost before they arrived; called by the middleware."""
+        self._warn(LOST, f'images are lost before they arrive here: {self._remedy}', number)
 
     def _track(self, tracker: Tracker, frame: ReceivedImage) -> None:
         """Find the objects in an image and publish them, on the worker's thread."""
-        image = conversions.to_rgb(frame.message)
+        image = self._images.decode(frame.message)
+        self._stream.size(*image.shape[:2])
         result = tracker.step(image)
         self._diagnostics.size = f'{image.shape[1]}x{image.shape[0]}'
         if self._outputs.result(frame, image, result):
