@@ -312,18 +312,20 @@ class Handlers:
 def services():
     """The services of a node whose tracker needs no weights, with its worker."""
     pytest.importorskip('drift_ros_msgs')
+    from drift_ros.nodes.tracker.images import Images
     from drift_ros.nodes.tracker.services import Services
     from drift_ros.nodes.tracker.worker import Worker
 
     config = configure(method='none', prompts='grabcut', max_objects=3)
     errors = []
     worker = Worker(Tracker(config=config, features=ColourFeatures()), None, errors.append)
-    buffer = FrameBuffer(2, 10**9)
+    pictures = Images(lambda *_: None, tuple)
+    pictures.configure(2, 10**9, None)
     message = conversions.rgb_to_image(FRAME, _header(5))
-    buffer.add(ReceivedImage(0, 5, message, FRAME.size, 0.0))
+    pictures.buffer.add(ReceivedImage(0, 5, message, FRAME.size, 0.0))
     node = Handlers()
     outputs = SimpleNamespace(names=lambda _: None, seeds=lambda *_: None)
-    Services(node, lambda: worker, buffer, outputs, errors.append, None)
+    Services(node, lambda: worker, pictures, outputs, errors.append, None)
     yield SimpleNamespace(node=node, worker=worker, errors=errors)
     worker.close()
     assert worker.join(60)
