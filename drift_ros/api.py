@@ -259,4 +259,5 @@ def diffusion_features(
         noise_samples=more.noise_samples,
         noise_seed=more.noise_seed,
         colour_share=more.colour_share,
+        precision=options.precision,
     )
