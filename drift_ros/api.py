@@ -289,6 +289,7 @@ def diffusion_features(
         noise_samples=more.noise_samples,
         noise_seed=more.noise_seed,
         colour_share=more.colour_share,
+        precision=options.precision,
     )
     check_features(features)
     return features

@@ -68,6 +68,12 @@ class Checkpoint:
         """Type of the U-Net's weights."""
         return next(self.unet.parameters()).dtype
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the weights."""
+        models = (self.unet, self.vae)
+        return sum(weight.nbytes for model in models for weight in model.parameters())
+
 
 def load_checkpoint(
     checkpoint: str | Path | None = None,

@@ -43,6 +43,14 @@ class FeatureOptions:
     inversion_steps: int = option(
         1, 'Steps of DDIM inversion, each a whole pass of the U-Net.', low=1, high=1000
     )
+    precision: str = option(
+        'auto',
+        'Arithmetic of the network on a CPU; a GPU has float16. float32: as torch computes. '
+        'bfloat16: several times as fast where the processor multiplies in it, with features off '
+        'by 1 %. auto: compiled, in bfloat16 there, else in float32; what is compiled is used '
+        'only if it gives what torch gives, for models of up to 1 GB.',
+        choices=('auto', 'float32', 'bfloat16'),
+    )
     prompt: str = option(
         '', 'Text the U-Net is conditioned on, for instance the name of a category.'
     )
