@@ -20,7 +20,7 @@ from launch.actions import (  # noqa: E402
     RegisterEventHandler,
     SetEnvironmentVariable,
 )
-from launch_ros.actions import LifecycleNode  # noqa: E402
+from launch_ros.actions import LifecycleNode, Node  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -67,10 +67,28 @@ def test_declared_arguments(description):
         'model',
         'device',
         'image_transport',
+        'ui',
+        'ui_host',
+        'ui_port',
     }
     for item in arguments.values():
         assert item.description
         assert item.default_value is not None, 'no argument is compulsory'
+
+
+def test_the_page_is_served_when_asked_for(description, context):
+    def page(**arguments):
+        (node,) = (
+            item
+            for item in run(description, context, **arguments)
+            if isinstance(item, Node) and not isinstance(item, LifecycleNode)
+        )
+        return node
+
+    assert not page().condition.evaluate(context)
+    node = page(ui='true', ui_port='0', ui_host='0.0.0.0')
+    assert node.condition.evaluate(context)
+    assert node.node_executable == 'web' and node.node_package == 'drift_ros'
 
 
 def test_default_parameter_file_exists(description, context):
