@@ -52,7 +52,9 @@ class Film:
         """Write an animation of at most :data:`LARGEST` bytes."""
         for width, quality in ((720, 50), (640, 45), (560, 40), (480, 35), (420, 30)):
             height = round(width * self.frames[0].height / self.frames[0].width)
-            small = [frame.resize((width, height), Image.LANCZOS) for frame in self.frames]
+            small = [
+                frame.resize((width, height), Image.Resampling.LANCZOS) for frame in self.frames
+            ]
             small[0].save(
                 path,
                 save_all=True,

@@ -3,12 +3,12 @@
 Masks from clicks, by the frame's own attention.
 
 DRIFT's first figure makes a mask of one point: what a token attends to within its own frame is,
-coarsely, the thing it belongs to. Here that is a random walk over the tokens: from the clicked ones
-along the self-attention of neighbours, restarted now and then (personalised PageRank, solved as one
-sparse system). How far the thing goes the walk does not say, so that maps of several sizes are
-taken, each is refined at the picture's edges by the colour solver, and the best one is chosen: its
-outline lies on strong edges, its colours are not those around it, the walk drops sharply where it
-ends. That sum, fitted to true overlaps, is the score.
+coarsely, the thing it belongs to. Here that is a random walk over the tokens: from a clicked one
+along the self-attention of neighbours, restarted now and then (personalised PageRank, solved as
+one sparse system). How far the thing goes the walk does not say, so that maps of several sizes
+are taken, each is refined at the picture's edges by the colour solver, and the best one is chosen:
+its outline lies on strong edges, its colours are not those around it, the walk drops sharply where
+it ends. That sum, fitted to true overlaps, is the score.
 """
 
 from collections.abc import Callable, Sequence
@@ -91,7 +91,7 @@ def mark(
 
 def spread(features: FrameFeatures, size: tuple[int, int], points: Sequence[Point]) -> np.ndarray:
     """
-    Walk from clicked tokens along the frame's own attention.
+    Walk from each clicked token along the frame's own attention.
 
     Parameters
     ----------
@@ -103,7 +103,7 @@ def spread(features: FrameFeatures, size: tuple[int, int], points: Sequence[Poin
     Returns
     -------
     np.ndarray
-        (h, w) float64 above 0, on the finest token grid: how often the walk is at each token.
+        (h, w) float64 in (0, 1], on the finest token grid: how often a walk is at each token.
 
     """
     rows, columns = features.grid
@@ -111,24 +111,24 @@ def spread(features: FrameFeatures, size: tuple[int, int], points: Sequence[Poin
         item for item in features.layers if tuple(item.query.shape[1:3]) == (rows, columns)
     )
     weights = attention_graph(layer)
-    start = np.zeros((rows, columns))
     leak = np.full((rows, columns), _RESTART)
+    starts = []
     for (row, column), positive in _tokens(points, size, (rows, columns)):
         if positive:
-            start[row, column] = 1.0
+            starts.append((row, column))
         else:
             near = slice(max(row - 1, 0), row + 2), slice(max(column - 1, 0), column + 2)
             leak[near] += 4.0 * _RADIUS**2
-    degree = np.asarray(weights.sum(axis=1)).ravel()
-    system = sparse.diags(degree + leak.ravel()) - weights
-    found, _ = linalg.cg(
-        system,
-        start.ravel(),
-        rtol=1e-4,
-        maxiter=300,
-        M=sparse.diags(1.0 / (degree + leak.ravel())),
-    )
-    return np.maximum(found, 1e-12).reshape(rows, columns)
+    diagonal = np.asarray(weights.sum(axis=1)).ravel() + leak.ravel()
+    system, inverse = sparse.diags(diagonal) - weights, sparse.diags(1.0 / diagonal)
+    reached = np.zeros((rows, columns))
+    for token in dict.fromkeys(starts):
+        start = np.zeros((rows, columns))
+        start[token] = 1.0
+        found, _ = linalg.cg(system, start.ravel(), rtol=1e-4, maxiter=300, M=inverse)
+        # each point has its own: one in a small part must not hide what another one says
+        reached = np.maximum(reached, (found / found.max()).reshape(rows, columns))
+    return np.maximum(reached, 1e-12)
 
 
 def attention_graph(layer: LayerFeatures) -> sparse.csr_matrix:
