@@ -122,7 +122,9 @@ class Tracker(OnlineTracker):
 
         """
         if self._segmenter is None:
-            self._segmenter = make_segmenter(self.config, self._device)
+            self._segmenter = make_segmenter(
+                self.config, self._device, lambda image: self.state.features.extract(image)
+            )
         return self._segmenter.segment(frame, prompts)
 
     def seed_prompts(
