@@ -112,9 +112,7 @@ def davis(
 
 
 @evaluate.command('bag', epilog=tracker_options())
-@click.argument(
-    'bags', nargs=-1, required=True, type=click.Path(exists=True, file_okay=False, path_type=Path)
-)
+@click.argument('bags', nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
 @click.option(
     '--offline/--live',
     default=True,

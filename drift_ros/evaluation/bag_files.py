@@ -18,6 +18,7 @@ from rosbags.rosbag2 import Reader
 from rosbags.typesys import get_typestore, Stores
 from rosbags.typesys.store import Typestore
 
+from drift_ros.evaluation.bag_check import fault_of, settle
 from drift_ros.evaluation.datasets import DatasetError
 from drift_ros.evaluation.digests import combine, digest_of_path
 from drift_ros.media.greys import GreyRange
@@ -55,18 +56,12 @@ def open_bag(path: Path) -> Iterator[Reader]:
         That is not possible.
 
     """
-    if not path.exists():
-        raise BagError(f'{path} does not exist')
     source = path
-    if not (path / 'metadata.yaml').is_file():
+    if path.is_dir() and not (path / 'metadata.yaml').is_file():
         found = [item for item in sorted(path.glob('*')) if item.suffix in ('.mcap', '.db3')]
-        if len(found) != 1:
-            raise BagError(
-                f'{path} is not a rosbag2 folder: it has no metadata.yaml, and '
-                f'{len(found)} files of messages. If recording was interrupted, '
-                '"ros2 bag reindex" writes it'
-            )
-        source = found[0]
+        source = found[0] if len(found) == 1 else path
+    if source == path and (fault := fault_of(path)):
+        raise BagError(fault)
     try:
         reader = Reader(source)
         reader.open()
@@ -79,6 +74,8 @@ def open_bag(path: Path) -> Iterator[Reader]:
             ) from error
         raise _unreadable(path, error) from error
     try:
+        if fault := settle(reader):
+            raise BagError(fault)
         yield reader
     finally:
         reader.close()

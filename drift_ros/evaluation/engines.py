@@ -37,7 +37,7 @@ MODELLESS = ('first-mask', 'flow')
 
 # Window and temperature are the best ones found on the dev sequences (docs/evaluation.md).
 # Without the online prompt, which is no part of a baseline.
-_PLAIN: dict[str, Any] = {'target.gain': 0.0, 'states.existence': 0.0}
+_PLAIN: dict[str, Any] = {'target.gain': 0.0, 'motion.gain': 0.0, 'states.existence': 0.0}
 _COLOUR: dict[str, dict[str, Any]] = {
     'colour4': {
         'stride': 4,

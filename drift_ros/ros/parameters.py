@@ -251,7 +251,13 @@ class Parameter(Option):
             ):
                 return f'{self.name} is {value!r}; it must be a {self.kind}'
             value = tuple(value)
-        return super().check(value)
+        reason = super().check(value)
+        if reason and self.kind == 'str' and isinstance(value, (bool, int, float)):
+            reason += (
+                f'. YAML takes a text that looks like a number or a truth value for one: quote it '
+                f'(-p \'{self.name}:="..."\' on the command line, "..." in a file)'
+            )
+        return reason
 
 
 def parameters(*configs: type) -> tuple[Parameter, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 import contextlib
+import json
 import os
 from pathlib import Path
 import signal
@@ -34,6 +35,25 @@ def shared_file(relative: str) -> Path | None:
         if (root / relative).exists():
             return root / relative
     return None
+
+
+def parameter_text(value: object) -> str:
+    """
+    Write the value of a parameter for the command line, where it is read as YAML.
+
+    Texts are quoted: ``0001``, ``on`` and ``take #2`` would else be a number, a truth value and
+    ``take``.
+
+    >>> parameter_text('0001'), parameter_text(True), parameter_text(['a', 'b'])
+    ('"0001"', 'true', '["a", "b"]')
+    """
+    if isinstance(value, float):
+        return repr(value)  # never shortened to a whole number, which is another type
+    if isinstance(value, (bool, int)):
+        return json.dumps(value)
+    if isinstance(value, (tuple, list)):
+        return f'[{", ".join(map(parameter_text, value))}]'
+    return json.dumps(str(value), ensure_ascii=False)
 
 
 class Children:
@@ -85,12 +105,9 @@ class Children:
         for rule in remap:
             command += ['-r', rule]
         for key, value in parameters.items():
-            if isinstance(value, tuple):
-                if not value:
-                    continue  # an empty list has no type in ROS; it is the default of all lists
-                value = list(value)
-            text = str(value).lower() if isinstance(value, bool) else str(value)
-            command += ['-p', f'{key}:={text}']
+            if isinstance(value, (tuple, list)) and not value:
+                continue  # an empty list has no type in ROS; it is the default of all lists
+            command += ['-p', f'{key}:={parameter_text(value)}']
         environment = {**os.environ, signals.WATCHED_PARENT: '1'}
         if threads:
             environment['OMP_NUM_THREADS'] = str(threads)

@@ -151,6 +151,8 @@ class Condition:
     """Where images come from."""
     publishers: tuple[str, ...]
     """Names of the nodes that publish there."""
+    unheard: tuple[str, bool]
+    """Which of them are not heard and why, and whether none is."""
     grey_range: str
     """From which 16-bit values to which."""
     waiting: int
@@ -229,14 +231,17 @@ class Diagnostics:
                 f'{numbers["refused_recently"]} frames or requests failed lately: '
                 f'{self.statistics.last_error}'
             )
+        unheard, all_unheard = node.unheard
+        if all_unheard:
+            return _ERROR, unheard
         if numbers['silence'] > node.input_timeout:
             return _WARN, (
                 f'no frames for {numbers["silence"]:.0f} s on {node.topic}: check the '
-                'topic, its publisher and its QoS'
+                'topic (ros2 topic list) and its publisher'
             )
         if node.replay and numbers[LOST]:
             return _ERROR, f'{numbers[LOST]} frames were lost before they arrived: {node.remedy}'
-        warnings = [*numbers['warnings'], several(node.publishers, node.topic)]
+        warnings = [unheard, *numbers['warnings'], several(node.publishers, node.topic)]
         lost = [item.name or str(item.id) for item in objects if item.state.name == 'LOST']
         if lost:
             warnings.append(f'lost: {", ".join(lost)}')

@@ -11,8 +11,9 @@ answering (get_state says "configuring" meanwhile).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 import time
 import traceback
 from typing import Any, TYPE_CHECKING
@@ -26,6 +27,7 @@ from sensor_msgs.msg import CompressedImage, Image
 
 from drift_ros.engine.config import TrackerConfig
 from drift_ros.engine.errors import DriftRosError, out_of_memory
+from drift_ros.nodes.tracker import source
 from drift_ros.nodes.tracker.diagnostics import Condition, Diagnostics
 from drift_ros.nodes.tracker.frames import ReceivedImage
 from drift_ros.nodes.tracker.images import Images
@@ -72,6 +74,7 @@ class TrackerNode(LifecycleNodeMixin, Node):
         self._failure = ''
         self._device = ''
         self._sequence = 0
+        self._unheard: Callable[[Sequence[Any]], tuple[str, bool]] = lambda _: ('', False)
 
         parameters.declare(self, *parameters.NODES['tracker'])
         self._parameters_table = {
@@ -136,6 +139,7 @@ class TrackerNode(LifecycleNodeMixin, Node):
             input_timeout=settings.input_timeout,
             topic='' if subscription is None else subscription.topic_name,
             publishers=self._sources(),
+            unheard=self._unheard(self._endpoints()),
             grey_range=self._images.greys.text,
             remedy=self._remedy,
             waiting=0 if worker is None else worker.mailbox.waiting,
@@ -144,13 +148,16 @@ class TrackerNode(LifecycleNodeMixin, Node):
             live=() if worker is None else tuple(item.id for item in worker.tracker.objects),
         )
 
+    def _endpoints(self) -> Sequence[Any]:
+        """Give what is known of the publishers of the images."""
+        topic = '' if self._subscription is None else self._subscription.topic_name
+        return self.get_publishers_info_by_topic(topic) if topic else ()
+
     def _sources(self) -> tuple[str, ...]:
         """Name the nodes that publish the images."""
-        subscription = self._subscription
-        if subscription is None:
-            return ()
-        found = self.get_publishers_info_by_topic(subscription.topic_name)
-        return tuple(f'{item.node_namespace.rstrip("/")}/{item.node_name}' for item in found)
+        return tuple(
+            f'{item.node_namespace.rstrip("/")}/{item.node_name}' for item in self._endpoints()
+        )
 
     # -- parameters ---------------------------------------------------------------------------
 
@@ -237,14 +244,14 @@ class TrackerNode(LifecycleNodeMixin, Node):
         result = super().on_activate(state)
         self._outputs.active = True
         self._outputs.names(worker.tracker)
-        compressed = settings.image_transport == 'compressed'
-        # as image_transport does: the base topic is remapped, the transport's name follows it
-        topic = self.resolve_topic_name('image') + ('/compressed' if compressed else '')
+        topic, kind = source.choose(self.resolve_topic_name('image'), settings.image_transport)
+        profile = qos.ALL_IMAGES if settings.replay else qos.LIVE_IMAGES
+        self._unheard = partial(source.unheard, topic=topic, kind=kind, profile=profile)
         self._subscription = self.create_subscription(
-            CompressedImage if compressed else Image,
+            kind,
             topic,
             self._receive,
-            qos.ALL_IMAGES if settings.replay else qos.LIVE_IMAGES,
+            profile,
             callback_group=self._images_group,
             event_callbacks=SubscriptionEventCallbacks(
                 message_lost=lambda info: self._lose(info.total_count_change)
