@@ -67,11 +67,11 @@ setup(
     zip_safe=False,
     entry_points={
         'console_scripts': [
-            'drift_ros = drift_ros.commands.main:main',
-            'tracker = drift_ros.nodes.tracker.node:main',
-            'player = drift_ros.nodes.player:main',
-            'recorder = drift_ros.nodes.recorder:main',
-            'web = drift_ros.nodes.web.node:main',
+            'drift_ros = drift_ros.commands:run',
+            'tracker = drift_ros.nodes.programs:tracker',
+            'player = drift_ros.nodes.programs:player',
+            'recorder = drift_ros.nodes.programs:recorder',
+            'web = drift_ros.nodes.programs:web',
         ],
     },
 )

@@ -34,7 +34,12 @@ CONFIG = Path(__file__).parent.parent / 'config'
 ARGUMENTS = (
     ('namespace', '', 'Namespace of the node, e.g. robot1.', None),
     ('use_sim_time', 'false', 'Take the time from /clock.', ('true', 'false')),
-    ('params_file', str(CONFIG / 'tracker.yaml'), 'Parameter file of the node.', None),
+    (
+        'params_file',
+        str(CONFIG / 'tracker.yaml'),
+        "Parameter file of the node: a path, or a name of this package's (quality.yaml).",
+        None,
+    ),
     ('autostart', 'true', 'Configure and activate the node once it runs.', ('true', 'false')),
     (
         'log_level',
@@ -42,7 +47,12 @@ ARGUMENTS = (
         'Least severe messages to log.',
         ('debug', 'info', 'warn', 'error', 'fatal'),
     ),
-    ('image', 'image', 'Topic of the camera images.', None),
+    (
+        'image',
+        'image',
+        'Topic of the camera images; one that ends in /compressed is read as such.',
+        None,
+    ),
     ('model', '', 'Folder or hub id of a diffusers checkpoint. Empty: as in params_file.', None),
     ('device', '', 'auto, cpu, cuda or cuda:N. Empty: as in params_file.', None),
     (
@@ -62,10 +72,40 @@ ARGUMENTS = (
 )
 
 
+def parameter_file(name: str) -> Path:
+    """
+    Find a parameter file: a path, or the name of one of this package's own.
+
+    ``quality``, ``quality.yaml`` and ``config/quality.yaml`` all mean the same file of the
+    package, unless there is one of that name where the command is given.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is none. (A node that is given a file that does not exist only warns, and runs on
+        defaults.)
+
+    """
+    given = Path(name).expanduser()
+    short = Path(*given.parts[1:]) if given.parts[:1] == ('config',) else given
+    places = [given]
+    if name and not given.is_absolute():
+        places += [CONFIG / short, CONFIG / f'{short}.yaml']
+    for place in places:
+        if place.is_file():
+            return place.absolute()
+    own = ', '.join(sorted(path.name for path in CONFIG.glob('*.yaml')))
+    raise FileNotFoundError(
+        f'params_file:={name} does not exist (looked for {", ".join(map(str, places))}). Give a '
+        f'path, or one of {own}'
+    )
+
+
 def start_tracker(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     """Return the node with what brings it up. Only arguments that are set become parameters."""
     overrides: dict[str, object] = {
-        name: value
+        # as a text whatever it looks like: a model may be called 0001, a device is no number
+        name: ParameterValue(value, value_type=str)
         for name in ('model', 'device', 'image_transport')
         if (value := LaunchConfiguration(name).perform(context))
     }
@@ -77,7 +117,7 @@ def start_tracker(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         name='tracker',
         namespace=LaunchConfiguration('namespace'),
         parameters=[
-            LaunchConfiguration('params_file'),
+            str(parameter_file(LaunchConfiguration('params_file').perform(context))),
             {**overrides, 'use_sim_time': use_sim_time},
         ],
         remappings=[('image', image), ('image/compressed', f'{image}/compressed')],

@@ -213,7 +213,7 @@ class OnlineTracker:
         )
         weighting = state.weighting.add(features, shares, ids, state.features)
         others = memory.pinned[-1].beside(shares)
-        tokens = describe(features, state.target.options)
+        tokens = describe(features)
         target = state.target.seeded(tokens, shares, ids, others)
         looks = {**state.looks, **self._refiner.remember(request.frame, masks)}
         shown = np.zeros(request.mask.shape, np.uint16) if state.shown is None else state.shown
@@ -311,7 +311,7 @@ class OnlineTracker:
         features.check()
         clock.lap('features')
 
-        tokens = describe(features, state.target.options)  # (h, w, c)
+        tokens = describe(features)  # (h, w, c)
         judged = find(features, tokens, state)
         confidences = {
             number: decide.confidence_of(judged.soft[..., channel])

@@ -66,6 +66,12 @@ class NodeConfig:
         low=1,
         high=65536,
     )
+    grey_range: tuple[int, ...] = option(
+        (),
+        'Values of 16-bit images that become black and white, [0, 4095] for 12 bits. Empty: found '
+        'from the images, with a warning where that is not all 16 bits.',
+        applies='activate',
+    )
     overlay_opacity: float = option(
         0.5,
         'Opacity of the masks in the overlay; 0 draws outlines only.',
@@ -84,6 +90,20 @@ class NodeConfig:
         high=3600.0,
     )
 
+    def __post_init__(self) -> None:
+        """Check what ranges cannot say; raises ValueError."""
+        values = self.grey_range
+        if values and (len(values) != 2 or not 0 <= values[0] < values[1] <= 65535):
+            raise ValueError(
+                f'grey_range is {list(values)}; it must be two numbers from 0 to 65535, black and '
+                'a larger white, or empty'
+            )
+
+    @property
+    def greys(self) -> tuple[int, int] | None:
+        """The range of 16-bit images; None: automatic."""
+        return (self.grey_range[0], self.grey_range[1]) if self.grey_range else None
+
 
 @dataclass(frozen=True)
 class PlayerConfig:
@@ -99,7 +119,11 @@ class PlayerConfig:
         0, 'Frames to publish at most; 0: all.', applies='start', low=0, high=10**9
     )
     rate: float = option(
-        0.0, "Frames per second; 0: the source's own rate.", applies='start', low=0.0, high=1000.0
+        0.0,
+        "Frames per second; 0: as the source's own times say.",
+        applies='start',
+        low=0.0,
+        high=1000.0,
     )
     loop: bool = option(False, 'Start again at the end; stamps go on ascending.', applies='start')
     frame_id: str = option('camera', 'frame_id of the headers.', applies='start')
@@ -127,7 +151,8 @@ class PlayerConfig:
     )
     stamps: str = option(
         'regular',
-        'regular: one frame period apart, whatever the pace; now: the time of publication.',
+        'regular: as far apart as the frames are, whatever the pace; now: the time of '
+        'publication.',
         applies='start',
         choices=('regular', 'now'),
     )
@@ -226,7 +251,13 @@ class Parameter(Option):
             ):
                 return f'{self.name} is {value!r}; it must be a {self.kind}'
             value = tuple(value)
-        return super().check(value)
+        reason = super().check(value)
+        if reason and self.kind == 'str' and isinstance(value, (bool, int, float)):
+            reason += (
+                f'. YAML takes a text that looks like a number or a truth value for one: quote it '
+                f'(-p \'{self.name}:="..."\' on the command line, "..." in a file)'
+            )
+        return reason
 
 
 def parameters(*configs: type) -> tuple[Parameter, ...]:

@@ -596,6 +596,10 @@ def test_compressed_pictures_go_on_as_they_are_where_they_may():
     assert len(coarse) < len(data) and size == (64, 48)
     turned = compressed(small, exif=True)
     assert pictures.jpeg(turned, pictures.LEVELS[0])[0] != bytes(turned.data)
+    for form in ('bayer_rggb8; jpeg compressed ', 'rgb8; jpeg compressed rgb8'):
+        strange = compressed(small[..., 0] if 'bayer' in form else small)
+        strange.format = form
+        assert pictures.jpeg(strange, pictures.LEVELS[0])[0] != bytes(strange.data)
     large = compressed(np.zeros((1000, 2000, 3), np.uint8))
     data, size = pictures.jpeg(large, pictures.LEVELS[0])
     assert size == (2000, 1000)
