@@ -23,7 +23,7 @@ from drift_ros.refinement.window import Window
 
 _FARTHEST = 1e6
 _BELIEVED = 0.72
-"""Overlap with the truth for each share of the outline that lies on edges: of boxes, on average."""
+"""Overlap with the truth for each share of a box's outline that lies on edges, on average."""
 
 
 @dataclass(frozen=True)
