@@ -64,6 +64,8 @@ class Camera:
 
     def _run(self):
         while not self._stop.wait(0.1):
+            if not self._client.node.count_subscribers('/image'):
+                continue  # the tracker starts anew
             header = self._client.header()
             x, y = red_at(self._number)
             self.truth[stamp.nanoseconds(header.stamp)] = (x, y, SIDE)
