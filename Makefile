@@ -15,8 +15,8 @@ export AMENT_PREFIX_PATH := $(abspath $(VENV))$(if $(AMENT_PREFIX_PATH),:$(AMENT
 # The demo and the tests stay on this machine and apart from other ROS systems on it.
 ROS_LOCAL := ROS_AUTOMATIC_DISCOVERY_RANGE=LOCALHOST
 
-INTERFACES := $(wildcard drift_ros_msgs/*.* drift_ros_msgs/*/*.* tools/vision_msgs/*.* \
-                tools/vision_msgs/*/*.*) tools/build_interfaces.py tools/ros_wheels.cmake
+INTERFACES := $(wildcard drift_ros_msgs/*.* drift_ros_msgs/*/*.* tools/*_msgs/*.* \
+                tools/*_msgs/*/*.*) tools/build_interfaces.py tools/ros_wheels.cmake
 SHARED     := setup.py setup.cfg package.xml launch config $(wildcard launch/* config/* config/demo/*)
 
 # An environment made with the ROS wheels and a sourced ROS do not mix, nor the other way round.
