@@ -30,7 +30,7 @@ class Camera:
     width, height : int
         Pixels.
     matrix : np.ndarray
-        (3, 3), focal lengths and centre in pixels; pixel (0, 0) is the *middle* of the first pixel.
+        (3, 3), focal lengths and centre in pixels; (0, 0) is the *middle* of the first pixel.
     distortion : np.ndarray
         (N,) coefficients in OpenCV's order; empty for images without distortion.
     fisheye : bool
@@ -95,13 +95,12 @@ class Camera:
                 'camera_info holds numbers that are not finite: calibrate the camera'
             )
         if not matrix.any():
+            remedy = (
+                'set space.rectified to false' if rectified else 'give its driver the calibration'
+            )
             raise CameraError(
-                f'{name} of camera_info is all zero: the camera is not calibrated; calibrate it, or '
-                + (
-                    'set space.rectified to false'
-                    if rectified
-                    else 'give its driver the calibration'
-                )
+                f'{name} of camera_info is all zero, the camera is not calibrated: calibrate it, '
+                f'or {remedy}'
             )
         if matrix[0, 0] <= 0 or matrix[1, 1] <= 0 or matrix[2, 2] == 0:
             raise CameraError(

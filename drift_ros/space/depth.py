@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Depth images as arrays: metres along the optical axis, NaN where nothing was measured (REP 118)."""
+"""Depth images (REP 118) as arrays: metres along the optical axis, NaN where not measured."""
 
 from __future__ import annotations
 
@@ -54,9 +54,8 @@ def metres(values: np.ndarray, encoding: str, scale: float = 0.0) -> np.ndarray:
     known = sample[np.isfinite(sample)]
     if known.size >= 16 and not NEAREST <= (middle := float(np.median(known))) <= FARTHEST:
         raise DepthError(
-            f'the median depth is {middle:g} m: {encoding} is taken as '
-            f'{"metres" if (scale or UNITS[encoding]) == 1 else f"{scale or UNITS[encoding]:g} m"} a '
-            'unit, set space.depth_scale to the metres that 1 stands for'
+            f'the median depth is {middle:g} m, which cannot be: 1 in {encoding} is taken as '
+            f'{scale or UNITS[encoding]:g} m, set space.depth_scale to the metres it stands for'
         )
     return depth
 
@@ -86,8 +85,8 @@ def decode_compressed(data: bytes | memoryview, declared: str) -> tuple[np.ndarr
     encoding = encoding.strip()
     if encoding not in UNITS:
         raise DepthError(
-            f'the format {declared!r} names no depth encoding ({", ".join(UNITS)}): subscribe to a '
-            'topic of compressedDepth'
+            f'the format {declared!r} names no depth encoding ({", ".join(UNITS)}): subscribe to '
+            'a topic of compressedDepth'
         )
     if 'rvl' in how.lower():
         raise DepthError(
@@ -102,8 +101,8 @@ def decode_compressed(data: bytes | memoryview, declared: str) -> tuple[np.ndarr
         image = None
     if image is None or image.ndim != 2 or image.dtype != np.uint16:
         raise DepthError(
-            f'the compressed depth image (format {declared!r}, {raw.size} bytes) cannot be decoded: '
-            'it is damaged or no PNG of 16 bits'
+            f'the compressed depth image (format {declared!r}, {raw.size} bytes) cannot be '
+            'decoded: it is damaged or no PNG of 16 bits'
         )
     if encoding != '32FC1':
         return image, encoding

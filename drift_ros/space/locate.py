@@ -3,7 +3,7 @@
 Where an object is: its mask, a depth image and the camera to a place, an extent and a covariance.
 
 The place is the middle of what is *seen* of the object, on its surface: what lies behind is not
-measured, and not made up. Axes are those of the camera's optical frame: x right, y down, z forward.
+measured, and not made up. Axes are those of the optical frame: x right, y down, z forward.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ UNKNOWN = 1e6
 """Variance, in square metres, along a ray whose length is not known: a kilometre's deviation."""
 _GAP = 4.0  # robust deviations from the median beyond which a depth belongs to something else
 _LEAST_GAP = 0.03  # of the depth: sensors' noise and quantisation
+_BIN = 0.03  # of the depth, in which depths are counted to find gaps
+_SPARSE = 0.005  # of the depths in a bin: still a gap
+_HEAP = 0.25  # of the depths that make a heap one that could be the object
 _LEAST_PIXELS = 12
 _LEAST_SHARE = 0.05  # of the mask that has to have a depth
 _PERCENTILES = (2.0, 98.0)
@@ -139,11 +142,10 @@ def _check_sizes(mask: np.ndarray, camera: Camera, depth: np.ndarray | None) -> 
 
 def _bearing(outline: np.ndarray, camera: Camera) -> tuple[np.ndarray, float]:
     """Give the direction to the middle of a mask's pixels, and its deviation in radians."""
-    middle = (outline.min(0) + outline.max(0)) / 2
-    ray = camera.rays(middle[None])[0]
-    # how far the middle may be off: the outline is known to a few pixels, and not all is seen
-    extent = float((outline.max(0) - outline.min(0)).max()) + 1
-    return ray / np.linalg.norm(ray), (1.0 + extent / 10) / camera.focal
+    ray = camera.rays(np.median(outline, axis=0)[None])[0]
+    # as for a place by depth: the spread of what is seen
+    spread = float(outline.std(0).max())
+    return ray / np.linalg.norm(ray), (1.0 + spread) / camera.focal
 
 
 def _angle(outline: np.ndarray, camera: Camera) -> float:
@@ -176,18 +178,11 @@ def _measure(
     along = along[keep]
     points = camera.rays(np.stack([columns + left, rows + top], -1)[keep]) * along[:, None]
     low, high = np.percentile(points, _PERCENTILES, axis=0)
-    # The middle of the outline across, as far as the depth's holes leave it; the median along.
-    outline = np.stack(np.nonzero(mask)[::-1], -1) + (left, top)
-    middle = camera.rays(((outline.min(0) + outline.max(0)) / 2)[None])[0]
-    position = middle * float(np.median(along))
+    position = np.median(points, axis=0)
     size = high - low
-    # eroded away on both sides
-    lost = 2 * _radius(mask) / camera.focal * position[2]
-    size[:2] += lost
-    # the spread of what is seen, about the position, as if of a few independent looks
-    spread = np.cov(points.T) + 1e-6 * np.eye(3)
-    noise = (_MAD * float(np.median(np.abs(along - np.median(along))))) ** 2 / 4
-    covariance = spread / 9 + np.diag([0.0, 0.0, noise])
+    size[:2] += 2 * _radius(mask) / camera.focal * position[2]  # eroded away on both sides
+    # The spread of what is seen: the middle of an object of which half is hidden lies within.
+    covariance = np.cov(points.T) + (0.002 * position[2]) ** 2 * np.eye(3)
     return (position, size, covariance / max(share, 0.1)), share
 
 
@@ -206,16 +201,28 @@ def _eroded(mask: np.ndarray) -> np.ndarray:
 
 def _one_thing(depths: np.ndarray) -> np.ndarray:
     """
-    Tell which depths (N,) belong to the object that most of them show: (N,) bool.
+    Tell which depths (N,) belong to the object: (N,) bool.
 
-    What is further from the median than a few robust deviations belongs to something before it
-    or behind it; the deviation is that of what is left, so once more.
+    Depths fall into heaps with gaps between. The nearest heap that is not small is the object:
+    behind holes and glass there is the background, however much of it. Within it, what is further
+    from the median than a few robust deviations goes as well.
     """
+    scale = np.log(np.maximum(depths, 1e-3))
+    bins = ((scale - scale.min()) / _BIN).astype(int)
+    counts = np.bincount(bins)
+    full = np.append(counts > _SPARSE * len(depths), False)
+    ends = np.flatnonzero(full[:-1] & ~full[1:])  # of heaps
+    starts = np.flatnonzero(full[:-1] & ~np.concatenate([[False], full[:-2]]))
     keep = np.ones(len(depths), bool)
+    for start, end in zip(starts, ends):
+        heap = (bins >= start) & (bins <= end)
+        if np.count_nonzero(heap) >= _HEAP * len(depths):
+            keep = heap
+            break
     for _ in range(3):
         middle = np.median(depths[keep])
         deviation = _MAD * np.median(np.abs(depths[keep] - middle))
-        inside = np.abs(depths - middle) <= max(_GAP * deviation, _LEAST_GAP * middle)
+        inside = keep & (np.abs(depths - middle) <= max(_GAP * deviation, _LEAST_GAP * middle))
         if np.array_equal(inside, keep):
             break
         keep = inside
