@@ -3,10 +3,10 @@
 Build the ROS interfaces and install them into the running virtual environment.
 
 Run by ``make setup`` with the Python of the environment. Builds ``drift_ros_msgs``, and before it
-the stand-ins for parts of ``vision_msgs``, ``tf2_msgs`` and ``nav2_msgs`` where no ROS installation
-has the official ones. When ROS comes
-from the wheels, what is installed into the prefix is found without environment variables; an
-installed ROS needs ``LD_LIBRARY_PATH`` (the Makefile and ``bin/activate`` set it).
+the stand-ins for parts of ``vision_msgs``, ``tf2_msgs`` and ``nav2_msgs`` where no ROS
+installation has the official ones. When ROS comes from the wheels, what is installed into the
+prefix is found without environment variables; an installed ROS needs ``LD_LIBRARY_PATH`` (the
+Makefile and ``bin/activate`` set it).
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from typing import Any, get_args, get_type_hints, TypeVar
 
 from drift_ros.engine.config import DROPPED, find_option, RENAMED, TrackerConfig
 from drift_ros.engine.options import Option, option, options_of
+from drift_ros.space.options import SpaceConfig
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,7 @@ class RecorderConfig:
 
 
 NODES: dict[str, tuple[type, ...]] = {
-    'tracker': (NodeConfig, TrackerConfig),
+    'tracker': (NodeConfig, SpaceConfig, TrackerConfig),
     'player': (PlayerConfig,),
     'recorder': (RecorderConfig,),
 }

@@ -168,6 +168,7 @@ class Diagnostics:
         condition: Callable[[], Condition],
         period: float,
         group: CallbackGroup,
+        more: Callable[[], Sequence[Any]] = tuple,
     ) -> None:
         """
         Publish every ``period`` seconds from now on.
@@ -180,12 +181,14 @@ class Diagnostics:
         period : float
             Seconds.
         group : CallbackGroup
+        more : callable
+            Gives further statuses of parts of the node.
 
         """
         self.statistics = StreamStatistics()
         self.objects: Sequence[ObjectEstimate] = ()
         self.size = ''
-        self._node, self._condition = node, condition
+        self._node, self._condition, self._more = node, condition, more
         self._publisher = node.create_publisher(DiagnosticArray, '/diagnostics', qos.DIAGNOSTICS)
         # steady: diagnostics go on when simulated time stands still
         self._timer = node.create_timer(
@@ -264,6 +267,7 @@ class Diagnostics:
                 level,
                 message,
                 values,
-            )
+            ),
+            *self._more(),
         ]
         self._publisher.publish(array)

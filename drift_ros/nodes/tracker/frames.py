@@ -93,6 +93,19 @@ class FrameBuffer:
                 'them, send the image along, or raise buffer_frames and buffer_mb'
             )
 
+    def nearest(self, when: int) -> ReceivedImage | None:
+        """Give the image whose stamp is nearest to a time in nanoseconds; None without images."""
+        with self._lock:
+            return min(
+                self._frames.values(), key=lambda frame: abs(frame.stamp - when), default=None
+            )
+
+    @property
+    def newest(self) -> ReceivedImage | None:
+        """The image of the latest stamp."""
+        with self._lock:
+            return next(reversed(self._frames.values()), None)
+
     def clear(self) -> None:
         """Forget all images."""
         with self._lock:

@@ -31,9 +31,11 @@ from drift_ros.nodes.tracker.frames import FrameBuffer, ReceivedImage
 from drift_ros.nodes.tracker.optimize import OptimizeAction
 from drift_ros.nodes.tracker.outputs import Outputs
 from drift_ros.nodes.tracker.services import NotReadyError, Services
+from drift_ros.nodes.tracker.space import Space
 from drift_ros.nodes.tracker.worker import Worker
 from drift_ros.ros import conversions, parameters, qos, runtime, stamp
 from drift_ros.ros.parameters import NodeConfig
+from drift_ros.space.options import SpaceConfig
 
 if TYPE_CHECKING:
     from drift_ros.api import Tracker
@@ -84,8 +86,13 @@ class TrackerNode(LifecycleNodeMixin, Node):
             self, self._running, self._buffer, self._outputs, self._refuse, group
         )
         self._optimize = OptimizeAction(self, self._running, lambda: self._outputs.active, group)
+        self._space = Space(self, self._outputs.publish)
         self._diagnostics = Diagnostics(
-            self, self._condition, self._settings.diagnostics_period, group
+            self,
+            self._condition,
+            self._settings.diagnostics_period,
+            group,
+            more=lambda: [self._space.diagnose()],
         )
 
     def load_tracker(self, settings: NodeConfig, config: TrackerConfig) -> Tracker:
@@ -162,6 +169,10 @@ class TrackerNode(LifecycleNodeMixin, Node):
                 continue
             return SetParametersResult(successful=False, reason=reason)
         try:
+            parameters.read(self, SpaceConfig, changes)
+        except ValueError as error:
+            return SetParametersResult(successful=False, reason=str(error))
+        try:
             parameters.read(self, TrackerConfig, changes)
         except ValueError as error:
             return SetParametersResult(
@@ -178,6 +189,7 @@ class TrackerNode(LifecycleNodeMixin, Node):
     def _apply_settings(self) -> NodeConfig:
         self._settings = parameters.read(self, NodeConfig)
         self._outputs.opacity = self._settings.overlay_opacity
+        self._space.options = parameters.read(self, SpaceConfig).space
         return self._settings
 
     # -- transitions --------------------------------------------------------------------------
@@ -217,8 +229,11 @@ class TrackerNode(LifecycleNodeMixin, Node):
         worker.mailbox.configure(settings.replay, settings.replay_queue_mb << 20)
         statistics = self._diagnostics.statistics
         statistics.reset()
+        if self._space.options.publish_tf:
+            self._outputs.create_tf()
         result = super().on_activate(state)
         self._outputs.active = True
+        self._space.activate(self._space.options, settings.replay)
         self._outputs.names(worker.tracker)
         compressed = settings.image_transport == 'compressed'
         # as image_transport does: the base topic is remapped, the transport's name follows it
@@ -266,6 +281,7 @@ class TrackerNode(LifecycleNodeMixin, Node):
         if self._subscription is not None:
             self.destroy_subscription(self._subscription)
             self._subscription = None
+        self._space.deactivate()
         self._buffer.clear()
 
     def _release(self) -> None:
@@ -304,6 +320,7 @@ class TrackerNode(LifecycleNodeMixin, Node):
         self._sequence += 1
         statistics = self._diagnostics.statistics
         statistics.receive()
+        self._space.receive(frame)
         if self._buffer.add(frame):
             statistics.count('jumps')
             self.get_logger().warning(
@@ -320,9 +337,11 @@ class TrackerNode(LifecycleNodeMixin, Node):
         image = conversions.to_rgb(frame.message)
         result = tracker.step(image)
         self._diagnostics.size = f'{image.shape[1]}x{image.shape[0]}'
-        if self._outputs.result(frame, image, result):
+        look = self._space.look(frame, result)
+        if self._outputs.result(frame, image, result, look.places):
             self._diagnostics.objects = result.objects
             self._diagnostics.statistics.track(time.monotonic() - frame.received)
+        self._space.tell(look)
 
     def _refuse(self, error: BaseException) -> None:
         """Say that an image or a request could not be used; tracking goes on with the next."""
