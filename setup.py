@@ -63,6 +63,8 @@ setup(
             'tracker = drift_ros.nodes.tracker.node:main',
             'player = drift_ros.nodes.player:main',
             'recorder = drift_ros.nodes.recorder:main',
+            'follower = drift_ros.nodes.follower:main',
+            'follow_goal = drift_ros.nodes.follow_goal:main',
         ],
     },
 )

@@ -41,6 +41,9 @@ ARGUMENTS = (
         ('debug', 'info', 'warn', 'error', 'fatal'),
     ),
     ('image', 'image', 'Topic of the camera images.', None),
+    ('depth', 'depth', 'Topic of depth images that are aligned with them.', None),
+    ('camera_info', '', 'Topic of their calibration. Empty: camera_info beside image.', None),
+    ('target', '', 'Name or id of the object of ~/pose. Empty: as in params_file.', None),
     ('model', '', 'Folder or hub id of a diffusers checkpoint. Empty: as in params_file.', None),
     ('device', '', 'auto, cpu, cuda or cuda:N. Empty: as in params_file.', None),
     (
@@ -59,7 +62,12 @@ def start_tracker(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         for name in ('model', 'device', 'image_transport')
         if (value := LaunchConfiguration(name).perform(context))
     }
+    if target := LaunchConfiguration('target').perform(context):
+        overrides['space.target'] = target
     image = LaunchConfiguration('image').perform(context)
+    depth = LaunchConfiguration('depth').perform(context)
+    info = LaunchConfiguration('camera_info').perform(context)
+    info = info or image.rpartition('/')[0] + '/' * ('/' in image) + 'camera_info'
     use_sim_time = LaunchConfiguration('use_sim_time').perform(context).lower() == 'true'
     tracker = LifecycleNode(
         package='drift_ros',
@@ -70,7 +78,13 @@ def start_tracker(context: LaunchContext) -> list[LaunchDescriptionEntity]:
             LaunchConfiguration('params_file'),
             {**overrides, 'use_sim_time': use_sim_time},
         ],
-        remappings=[('image', image), ('image/compressed', f'{image}/compressed')],
+        remappings=[
+            ('image', image),
+            ('image/compressed', f'{image}/compressed'),
+            ('depth', depth),
+            ('depth/compressedDepth', f'{depth}/compressedDepth'),
+            ('camera_info', info),
+        ],
         arguments=['--ros-args', '--log-level', LaunchConfiguration('log_level')],
         output='screen',
         emulate_tty=True,

@@ -18,6 +18,7 @@ from typing import Any, get_args, get_type_hints, TypeVar
 
 from drift_ros.engine.config import DROPPED, find_option, RENAMED, TrackerConfig
 from drift_ros.engine.options import Option, option, options_of
+from drift_ros.space.following import FollowOptions
 from drift_ros.space.options import SpaceConfig
 
 
@@ -151,10 +152,31 @@ class RecorderConfig:
     )
 
 
+@dataclass(frozen=True)
+class GoalConfig:
+    """Parameters of the follow_goal node."""
+
+    server: str = option(
+        'nav2',
+        'Who drives. nav2: the action follow_object; follower: the follower node, by its enable.',
+        applies='start',
+        choices=('nav2', 'follower'),
+    )
+    max_duration: float = option(
+        0.0,
+        'nav2: seconds after which following ends. 0: never.',
+        applies='start',
+        low=0.0,
+        high=86400.0,
+    )
+
+
 NODES: dict[str, tuple[type, ...]] = {
     'tracker': (NodeConfig, SpaceConfig, TrackerConfig),
     'player': (PlayerConfig,),
     'recorder': (RecorderConfig,),
+    'follower': (FollowOptions,),
+    'follow_goal': (GoalConfig,),
 }
 """The dataclasses that make up each node's parameters."""
 

@@ -20,6 +20,9 @@ MODELS = (*filter(None, _PINHOLE), *_FISHEYE)
 """Distortion models that are understood, by the names of sensor_msgs."""
 
 
+_PRECISELY = (cv2.TERM_CRITERIA_COUNT + cv2.TERM_CRITERIA_EPS, 40, 1e-7)
+
+
 @dataclass(frozen=True)
 class Camera:
     """
@@ -146,8 +149,12 @@ class Camera:
             return np.stack([x, y, np.ones_like(x)], -1)
         if not points.size:
             return np.zeros((0, 3))
-        undistort = cv2.fisheye.undistortPoints if self.fisheye else cv2.undistortPoints
-        flat = undistort(points, self.matrix, self.distortion)[:, 0]
+        if self.fisheye:
+            flat = cv2.fisheye.undistortPoints(points, self.matrix, self.distortion)[:, 0]
+        else:
+            flat = cv2.undistortPoints(points, self.matrix, self.distortion, criteria=_PRECISELY)[
+                :, 0
+            ]
         return np.concatenate([flat, np.ones((len(flat), 1))], -1)
 
     def project(self, points: np.ndarray) -> np.ndarray:

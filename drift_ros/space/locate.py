@@ -181,8 +181,10 @@ def _measure(
     position = np.median(points, axis=0)
     size = high - low
     size[:2] += 2 * _radius(mask) / camera.focal * position[2]  # eroded away on both sides
-    # The spread of what is seen: the middle of an object of which half is hidden lies within.
-    covariance = np.cov(points.T) + (0.002 * position[2]) ** 2 * np.eye(3)
+    # The spread of what is seen: the middle of an object of which half is hidden lies within. A
+    # face that is seen at an angle goes on behind, so something of its spread counts all around.
+    spread = np.cov(points.T)
+    covariance = spread + (np.trace(spread) / 4 + (0.002 * position[2]) ** 2) * np.eye(3)
     return (position, size, covariance / max(share, 0.1)), share
 
 
