@@ -86,7 +86,7 @@ class FollowerNode(LifecycleNodeMixin, Node):
         self._problem = ''
         self._sighting: Sighting | None = None
         self._publisher: Any = None
-        self._subscriptions: list[Any] = []
+        self._inputs: list[Any] = []
         self._timer: Any = None
         self._configured = False
         self.add_on_set_parameters_callback(self._check_parameters)
@@ -106,7 +106,7 @@ class FollowerNode(LifecycleNodeMixin, Node):
             applies = '' if item is None else item.applies
             if applies == 'configure' and self._configured:
                 reason = f'{change.name} takes effect when the node is configured: call cleanup'
-            elif applies == 'activate' and self._subscriptions:
+            elif applies == 'activate' and self._inputs:
                 reason = f'{change.name} takes effect when the node is activated: call deactivate'
             else:
                 continue
@@ -134,7 +134,7 @@ class FollowerNode(LifecycleNodeMixin, Node):
         self._news.clear()
         self._problem = ''
         more = {'callback_group': self._group}
-        self._subscriptions = [
+        self._inputs = [
             self.create_subscription(PoseStamped, 'pose', self._receive, qos.POSES, **more),
             self.create_subscription(Vector3Stamped, 'bearing', self._receive, qos.POSES, **more),
             self.create_subscription(TFMessage, '/tf', self._moved, qos.TRANSFORMS, **more),
@@ -178,9 +178,9 @@ class FollowerNode(LifecycleNodeMixin, Node):
             if self._timer is not None:
                 self.destroy_timer(self._timer)
                 self._timer = None
-            for subscription in self._subscriptions:
+            for subscription in self._inputs:
                 self.destroy_subscription(subscription)
-            self._subscriptions = []
+            self._inputs = []
 
     def _release(self) -> TransitionCallbackReturn:
         self._halt()
@@ -201,7 +201,7 @@ class FollowerNode(LifecycleNodeMixin, Node):
 
     def _enable(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
         with self._lock:
-            if request.data and not self._subscriptions:
+            if request.data and not self._inputs:
                 response.message = 'the node is not active: call its activate transition first'
                 return response
             if request.data:
@@ -296,8 +296,8 @@ class FollowerNode(LifecycleNodeMixin, Node):
         newest = max(filter(None, (poses, bearings)), key=lambda news: news.stamp, default=None)
         if newest is None:
             self._problem = self._problem or (
-                f'nothing on {self._subscriptions[0].topic_name} and '
-                f'{self._subscriptions[1].topic_name}: is the tracker active and the target seen?'
+                f'nothing on {self._inputs[0].topic_name} and '
+                f'{self._inputs[1].topic_name}: is the tracker active and the target seen?'
             )
             return None, math.inf
         if poses is not None and newest.stamp == poses.stamp:
@@ -345,7 +345,7 @@ class FollowerNode(LifecycleNodeMixin, Node):
         with self._lock:
             follower, seen = self._follower, self._sighting
             level, message = 0, follower.mode.value
-            if not self._subscriptions:
+            if not self._inputs:
                 message = 'not active'
             elif follower.enabled and self._problem:
                 level, message = 1, f'{message}: {self._problem}'

@@ -15,6 +15,9 @@ import math
 
 from drift_ros.engine.options import option
 
+_SMOOTH = 0.6  # seconds over which the object's speed is smoothed
+_STANDS = 0.05  # metres a second: what is slower stands
+
 
 @dataclass(frozen=True)
 class FollowOptions:
@@ -73,6 +76,14 @@ class FollowOptions:
         applies='now',
         low=0.0,
         high=10.0,
+    )
+    lead: float = option(
+        1.0,
+        "Share of the object's own speed, as it is estimated, that is driven along with it: 0 "
+        'lags behind what moves.',
+        applies='now',
+        low=0.0,
+        high=1.0,
     )
     turn_gain: float = option(
         1.5,
@@ -187,6 +198,13 @@ class Follower:
         self._seen = -math.inf  # when the object was seen last, by the clock of step
         self._began = 0.0
         self._side = 1.0
+        self._forget()
+
+    def _forget(self) -> None:
+        """Know nothing of the object's speed."""
+        self._last: tuple[float, float] | None = None  # when and how far it was seen
+        self._driven = 0.0  # towards it since then
+        self._away = 0.0  # its speed away from the robot
 
     @property
     def enabled(self) -> bool:
@@ -227,13 +245,29 @@ class Follower:
             self._seen = now - fresh
             if abs(sighting.bearing) > 0.02:
                 self._side = math.copysign(1.0, sighting.bearing)
+            self._watch(sighting, self._seen)
             wanted = self._approach(sighting)
             self.mode = Mode.FOLLOWING if sighting.distance is not None else Mode.TURNING
         else:
             wanted = self._miss(now)
         if self.enabled:
             self.command = self._limit(wanted, 1 / options.rate)
+            self._driven += self.command.speed / options.rate
         return self.command
+
+    def _watch(self, sighting: Sighting, seen: float) -> None:
+        """Estimate how fast the object moves away, from distances and what was driven between."""
+        if sighting.distance is None:
+            self._forget()
+            return
+        if self._last is not None:
+            span = seen - self._last[0]
+            if span < 1e-3:  # nothing new
+                return
+            speed = (sighting.distance - self._last[1] + self._driven) / span
+            speed = _clip(speed, self.options.max_speed)
+            self._away += (speed - self._away) * span / (span + _SMOOTH)
+        self._last, self._driven = (seen, sighting.distance), 0.0
 
     def _approach(self, sighting: Sighting) -> Command:
         options = self.options
@@ -241,15 +275,17 @@ class Follower:
         if sighting.distance is None:
             return Command(0.0, turn)
         off = sighting.distance - options.distance
-        if abs(off) <= options.distance_tolerance:
+        lead = options.lead * self._away
+        if abs(off) <= options.distance_tolerance and abs(lead) < _STANDS:
             return Command(0.0, turn)
         # forward only as far as the object is ahead
-        speed = options.gain * off * max(0.0, math.cos(sighting.bearing)) ** 3
+        speed = (options.gain * off + lead) * max(0.0, math.cos(sighting.bearing)) ** 3
         return Command(min(options.max_speed, max(-options.max_reverse, speed)), turn)
 
     def _miss(self, now: float) -> Command:
         """Stand; after a while turn towards where the object was, or give up."""
         options = self.options
+        self._forget()
         since = now - max(self._seen, self._began)
         if options.give_up and since > options.give_up:
             self.disable()

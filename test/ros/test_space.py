@@ -67,8 +67,10 @@ def tracker(client):
     }
     assert client.set(**values) == [''] * 4
     assert client.change('configure')
-    client.listen('mask', 'tracks', 'detections', 'detections_3d', 'pose', 'bearing', 'markers')
-    client.transforms.clear()
+    names = ('mask', 'tracks', 'detections', 'detections_3d', 'pose', 'bearing', 'markers')
+    client.listen(*(name for name in names if name not in client.subscriptions))
+    for kept in (client.transforms, *(client.messages[name] for name in names)):
+        kept.clear()
     assert client.change('activate')
     return client
 
