@@ -38,6 +38,7 @@ help:
 	@echo 'make setup   create $(VENV) with everything needed (PYTHON=python3.X picks the Python)'
 	@echo 'make demo    follow two objects through a real clip in ROS 2: video, bag, contact sheet'
 	@echo '             (VIDEO=file-or-folder MASK=label-image.png: your own)'
+	@echo 'make demo-follow  let a simulated robot follow an object: video, plot, numbers'
 	@echo 'make test    run the linters and all tests'
 	@echo 'make lint    run the linters only'
 	@echo 'make train   train the embedded model (PHOTOS=folder, ARGS=...)'
@@ -76,6 +77,10 @@ $(VENV)/.stamp-clip: tools/get_clip.py $(VENV)/.stamp-create
 demo: setup
 	@$(ROS_LOCAL) $(BIN)/drift_ros demo $(if $(VIDEO),--video '$(VIDEO)') \
 	  $(if $(MASK),--mask '$(MASK)') $(ARGS)
+
+.PHONY: demo-follow
+demo-follow: setup
+	@$(ROS_LOCAL) $(BIN)/drift_ros demo-follow $(ARGS)
 
 .PHONY: test
 test: lint

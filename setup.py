@@ -53,6 +53,9 @@ setup(
             for line in requirements('requirements-dev.txt')
             if line.startswith('scikit-learn')
         ],
+        'simulation': [
+            line for line in requirements('requirements-dev.txt') if line.startswith('mujoco')
+        ],
         'ray': [line for line in requirements('requirements-dev.txt') if line.startswith('ray')],
         'ros': requirements('requirements-ros.txt'),
     },

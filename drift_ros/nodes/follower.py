@@ -229,8 +229,10 @@ class FollowerNode(LifecycleNodeMixin, Node):
                     f'{_name(message)} is stamped {(when - now) / 1e9:.1f} s in the future: check '
                     'clocks and use_sim_time'
                 )
-            elif last is not None and when == last.stamp:
-                self._problem = f'{_name(message)} comes with the same stamp again and again'
+            elif last is not None and when <= last.stamp and now >= last.received:
+                self._problem = (
+                    f'{_name(message)} comes with the same stamp again, or an older one'
+                )
             else:
                 self._news[type(message)] = news
 

@@ -322,7 +322,7 @@ def run(
                 children.check()
                 for tick in range(1, TICKS + 1):
                     robot.drive(now + tick / RATE / TICKS)
-                    if tick == TICKS and not robot.answered(when, 10.0):
+                    if tick == TICKS and not robot.answered(when, 3.0):
                         record.unanswered += 1
                     robot.tick()
                     if not robot.commanded(0.3):

@@ -3,8 +3,8 @@
 What happens in the room while the robot follows.
 
 The object stands, goes, stands while its look-alike crosses before it, goes on, dashes behind a
-screen, stays there, comes back and goes away. The look-alike then stands beside the screen, where
-the robot looks for the object.
+screen, stays there, comes back and goes away. The look-alike then stands where the robot looks for
+the object.
 """
 
 from __future__ import annotations
@@ -18,22 +18,26 @@ _OBJECT = (
     (3.0, 1.8, 0.0),
     (9.0, 3.3, -0.5),
     (14.0, 3.3, -0.5),
-    (19.0, 4.6, 0.0),
-    (20.0, 4.6, 0.0),
-    (22.7, 4.6, 1.6),
-    (26.0, 4.6, 1.6),
-    (29.5, 4.6, 0.0),
-    (34.0, 3.9, -1.2),
-    (37.0, 3.9, -1.2),
+    (21.0, 5.6, 0.0),
+    (22.0, 5.6, 0.0),
+    (22.7, 5.6, 0.8),
+    (23.5, 5.0, 1.6),
+    (27.0, 5.0, 1.6),
+    (30.0, 5.6, 0.9),
+    (32.5, 5.6, 0.0),
+    (36.0, 5.3, -1.2),
+    (37.5, 5.3, -1.2),
 )
 _OTHER = (
     (0.0, 2.9, -2.6),
     (9.0, 2.9, -2.6),
     (13.5, 2.75, 1.2),
-    (17.0, 3.85, 1.0),
-    (37.0, 3.85, 1.0),
+    (15.0, 3.0, 2.4),
+    (18.5, 6.2, 2.2),
+    (21.0, 6.3, 0.7),
+    (37.5, 6.3, 0.7),
 )
-_SCREEN = (4.0, 1.7)
+_SCREEN = (4.4, 0.45)
 SETTLED = 4.0
 """Seconds after which the robot should have come to its distance."""
 
@@ -82,7 +86,6 @@ class Scenario:
             for k in range(1, len(path)):
                 if (path[k, 1:] == path[k - 1, 1:]).all():
                     shift[k] = shift[k - 1]
-            shift[path[:, 1] > 4.2, 0] = np.abs(shift[path[:, 1] > 4.2, 0])  # behind the screen
             path[1:, 1:] += shift[1:] - (shift[0] if points is _OTHER else 0)
             path[:2, 1:] = points[0][1:]
             path[:, 2] *= side

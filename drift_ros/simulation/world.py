@@ -57,7 +57,7 @@ class World:
 
     """
 
-    def __init__(self, seed: int = 0, screen: tuple[float, float] = (4.2, 0.9)) -> None:
+    def __init__(self, seed: int = 0, screen: tuple[float, float] = (4.4, 0.45)) -> None:
         """
         Build it.
 
@@ -176,7 +176,8 @@ class World:
             that are in the picture as well.
 
         """
-        eye, axes = self._data.cam_xpos[0], self._data.cam_xmat[0].reshape(3, 3)
+        camera = self._data.camera('eye')
+        eye, axes = camera.xpos, camera.xmat.reshape(3, 3)
         middle, body = self.position(name), self._model.body(name).id
         way = math.atan2(*(eye - middle)[1::-1])
         points = np.array(
@@ -200,14 +201,10 @@ class World:
                 inside += bool(0 <= u < WIDTH and 0 <= v < HEIGHT)
         return clear / len(points), inside / len(points)
 
-    def from_above(self, size: int = 240) -> np.ndarray:
-        """Show the room from above: (size, 4/3 size, 3) uint8 RGB."""
-        renderer = self._mujoco.Renderer(self._model, size, size * 4 // 3)
-        try:
-            renderer.update_scene(self._data, 'above')
-            return renderer.render()
-        finally:
-            renderer.close()
+    def from_above(self) -> np.ndarray:
+        """Show the room from above, as large as the camera's pictures: (H, W, 3) uint8 RGB."""
+        self._colour.update_scene(self._data, 'above')
+        return self._colour.render()
 
 
 def _textures(random: np.random.Generator) -> dict[str, bytes]:
@@ -259,6 +256,8 @@ def _scene(screen: tuple[float, float]) -> str:
     wheel = (
         f'type="cylinder" size="{_WHEEL} .02" euler="1.5708 0 0" mass=".5" friction="1.5 .01 .001"'
     )
+    # it slides: its friction counts, not the floor's
+    caster = 'type="sphere" size=".03" mass=".2" friction="0 0 0" priority="1" condim="1"'
     return f"""
 <mujoco>
   <compiler angle="radian"/>
@@ -269,7 +268,7 @@ def _scene(screen: tuple[float, float]) -> str:
   <worldbody>
     <light pos="2 0 4" dir="0 0 -1" diffuse=".4 .4 .4" castshadow="false"/>
     <geom type="plane" size="8 8 .1" material="floor"/>{walls}{boxes}
-    <geom type="box" pos="{screen[0]} {screen[1]} .5" size=".04 1.2 .5" material="screen"/>
+    <geom type="box" pos="{screen[0]} {screen[1]} .5" size=".8 .04 .5" material="screen"/>
     <camera name="above" pos="2.3 0 7.5" xyaxes="0 -1 0 1 0 0" fovy="62"/>
     <body name="object" mocap="true" pos="1.6 0 .25"><geom {thing} material="object"/></body>
     <body name="look-alike" mocap="true" pos="5 -4 .25"><geom {thing} material="other"/></body>
@@ -277,8 +276,7 @@ def _scene(screen: tuple[float, float]) -> str:
       <freejoint/>
       <geom type="cylinder" size=".17 .05" pos="0 0 .03" mass="8" rgba=".2 .2 .25 1"/>
       <geom type="box" size=".03 .03 .17" pos="0 0 .22" mass=".5" rgba=".2 .2 .25 1"/>
-      <geom type="sphere" size=".03" pos=".13 0 -.05" mass=".2" friction="0 0 0" priority="1" condim="1"/>
-      <geom type="sphere" size=".03" pos="-.13 0 -.05" mass=".2" friction="0 0 0" priority="1" condim="1"/>
+      <geom {caster} pos=".13 0 -.05"/><geom {caster} pos="-.13 0 -.05"/>
       <camera name="eye" pos="{CAMERA_AT[0]} 0 {CAMERA_AT[2] - BASE_HEIGHT}"
         xyaxes="0 -1 0 0 0 1" fovy="{FOVY}"/>
       <body pos="0 {_TRACK / 2} 0"><joint name="left" axis="0 1 0" damping=".01"/>
