@@ -31,6 +31,7 @@ def demo_follow(seed: int, runs: int, seconds: float, out: Path) -> None:
     """
     from drift_ros.media.video import VideoWriter
     from drift_ros.simulation import closed_loop, measures
+    from drift_ros.simulation.scenario import Scenario
     from drift_ros.simulation.world import RenderError, World
 
     rows = []
@@ -50,7 +51,7 @@ def demo_follow(seed: int, runs: int, seconds: float, out: Path) -> None:
                     above = world.from_above()
                     video.write(measures.picture(above, moment, colour, labels))
 
-                record = closed_loop.run(folder, number, seconds, watch=watch)
+                record = closed_loop.run(folder, number, Scenario.of(number, seconds), watch=watch)
         except (RenderError, ProcessError, ClientError) as error:
             raise click.ClickException(str(error)) from None
         record.write(folder / 'record.json')

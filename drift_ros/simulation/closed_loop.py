@@ -41,7 +41,8 @@ FOLLOWER: dict[str, object] = {
     'gain': 2.0,
     'timeout': 0.25,
 }
-TRACKER: dict[str, object] = {'use_sim_time': True, 'space.target': 'cup'}
+# replay: images come reliably; as each is waited for, it is otherwise like a live camera
+TRACKER: dict[str, object] = {'use_sim_time': True, 'replay': True, 'space.target': 'cup'}
 
 
 @dataclass
@@ -210,8 +211,12 @@ class Robot:
 
     def commanded(self, seconds: float) -> bool:
         """Wait for a command of now; False when it does not come."""
-        due = self.now / 1e9 - 1e-3
-        return wait(lambda: bool(self.commands) and self.commands[-1][0] >= due, seconds)
+        due, end = self.now / 1e9 - 1e-3, time.monotonic() + seconds
+        while not wait(lambda: bool(self.commands) and self.commands[-1][0] >= due, 0.4):
+            if time.monotonic() > end:
+                return False
+            self.tick()  # /clock is best effort: it was lost
+        return True
 
     def drive(self, until: float) -> None:
         """Let time pass as the last command says; without one for long the base stops."""
@@ -252,7 +257,7 @@ def nodes(logs: Path, tracker: dict[str, object], follower: dict[str, object]) -
 def run(
     out: Path,
     seed: int = 0,
-    seconds: float = 0.0,
+    scenario: Scenario | None = None,
     tracker: dict[str, object] | None = None,
     follower: dict[str, object] | None = None,
     watch: Callable[[World, Moment, np.ndarray, np.ndarray], None] | None = None,
@@ -266,8 +271,8 @@ def run(
         Folder for the logs of the nodes.
     seed : int
         Of textures, noise and paths.
-    seconds : float
-        Of simulated time; 0: all of the scenario.
+    scenario : Scenario, optional
+        What happens; default: all of it, varied by the seed.
     tracker, follower : dict, optional
         Further parameters of the nodes.
     watch : callable, optional
@@ -283,7 +288,7 @@ def run(
 
     from drift_ros.ros import conversions
 
-    scenario = Scenario.of(seed, seconds)
+    scenario = scenario or Scenario.of(seed)
     world = World(seed, scenario.screen)
     record = Record(seed, {**FOLLOWER, **(follower or {})})
     try:
@@ -312,7 +317,7 @@ def run(
                 when, colour = robot.show()
                 moment = _moment(world)
                 if not started:
-                    if not robot.answered(when, 10.0):
+                    if not robot.answered(when, 30.0):
                         raise ProcessError(f'no tracks:\n{children.tail("tracker")}')
                     client.seed(world.mask('object'), names=['cup'])
                     answer = client.call(SetBool, 'follower/enable', SetBool.Request(data=True))
@@ -322,10 +327,10 @@ def run(
                 children.check()
                 for tick in range(1, TICKS + 1):
                     robot.drive(now + tick / RATE / TICKS)
-                    if tick == TICKS and not robot.answered(when, 3.0):
+                    if tick == TICKS and not robot.answered(when, 30.0):
                         record.unanswered += 1
                     robot.tick()
-                    if not robot.commanded(0.3):
+                    if not robot.commanded(5.0):
                         record.unanswered += 1
                 _answers(robot, when, moment)
                 record.moments.append(moment)

@@ -35,12 +35,11 @@ class Loss:
     told : float
         Seconds from hidden until the tracker said so; negative when it said so before.
     stopped : float
-        Seconds from what came later, that the object was hidden or the tracker's last pose, to the
-        command that made the robot stand. NaN: there was none.
+        Seconds from hidden until the last command that was not zero had ended.
     drift : float
-        Metres the robot moved after that, until the object was back.
+        Metres the robot moved after that, until the tracker saw the object again.
     found : float
-        Seconds from back until the tracker said so.
+        Seconds from back until the tracker said so; negative when it needed less than half of it.
 
     """
 
@@ -175,24 +174,22 @@ def _loss(record: Record, begin: int, end: int, back: float) -> Loss:
     moments, hidden = record.moments, record.moments[begin].time
     first = max(begin - 2 * RATE, 0)
     unseen = [item for item in moments[first:end] if item.state != _SEEN]
-    told = unseen[0].time - hidden if unseen else math.nan
-    stay = [item for item in moments[begin:end] if item.pose is not None]
-    since = stay[-1].time + _STEP if stay else hidden
-    until = back if math.isfinite(back) else moments[-1].time
-    zeros = [
-        when
-        for when, speed, turn in record.commands
-        if hidden <= when <= until and speed == turn == 0
+    told = unseen[0].time - hidden if unseen else 0.0
+    again = [
+        item.time
+        for item in moments[begin:]
+        if item.state == _SEEN and item.time > hidden + told + 1
     ]
-    later = [when for when in zeros if when >= since]
-    stopped = later[0] - since if later else math.nan
-    still = [item for item in moments[begin:end] if later and item.time >= later[0] + 0.3]
-    drift = (
-        float(np.linalg.norm(np.subtract(still[-1].robot[:2], still[0].robot[:2])))
-        if still
-        else 0.0
-    )
-    again = [item.time for item in moments[end:] if item.state == _SEEN]
+    until = min([*again[:1], moments[-1].time])
+    driven = [
+        when for when, speed, turn in record.commands if hidden <= when < until and (speed or turn)
+    ]
+    stopped = (driven[-1] + _STEP / TICKS if driven else hidden) - hidden
+    still = [item for item in moments[begin:] if hidden + stopped + 0.2 <= item.time < until]
+    ways = [
+        float(np.linalg.norm(np.subtract(item.robot[:2], still[0].robot[:2]))) for item in still
+    ]
+    drift = max(ways, default=0.0)
     found = again[0] - back if again and math.isfinite(back) else math.nan
     return Loss(hidden, back, told, stopped, drift, found)
 

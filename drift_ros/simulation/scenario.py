@@ -53,13 +53,15 @@ class Scenario:
         It lasts.
     screen : tuple of float
         Where the screen's middle stands, metres.
+    path, other_path : np.ndarray
+        (N, 3), of the object and of its look-alike: seconds, and x and y in metres.
 
     """
 
     seconds: float
     screen: tuple[float, float]
-    _object: np.ndarray
-    _other: np.ndarray
+    path: np.ndarray
+    other_path: np.ndarray
 
     @classmethod
     def of(cls, seed: int, seconds: float = 0.0) -> Scenario:
@@ -96,7 +98,7 @@ class Scenario:
 
     def at(self, time: float) -> tuple[tuple[float, float], tuple[float, float]]:
         """Give where the object and its look-alike are: x and y in metres."""
-        return _on(self._object, time), _on(self._other, time)
+        return _on(self.path, time), _on(self.other_path, time)
 
 
 def _on(path: np.ndarray, time: float) -> tuple[float, float]:

@@ -328,5 +328,5 @@ def _ramp(present: float, wanted: float, up: float, down: float, period: float) 
     if present * wanted < 0:
         wanted = 0.0
     if abs(wanted) <= abs(present):
-        return math.copysign(max(abs(wanted), abs(present) - down * period), present)
+        return math.copysign(max(abs(wanted), abs(present) - down * period), present) + 0.0
     return math.copysign(min(abs(wanted), abs(present) + up * period), wanted)
