@@ -205,7 +205,7 @@ class FollowerNode(LifecycleNodeMixin, Node):
                 response.message = 'the node is not active: call its activate transition first'
                 return response
             if request.data:
-                self._follower.enable(self._now() / 1e9)
+                self._follower.enable()
                 response.message = 'following; it avoids no obstacles'
             else:
                 self._follower.disable()

@@ -196,7 +196,7 @@ class Follower:
         self.mode = Mode.OFF
         self.command = Command()
         self._seen = -math.inf  # when the object was seen last, by the clock of step
-        self._began = 0.0
+        self._began: float | None = None  # when it was first asked, after it was enabled
         self._side = 1.0
         self._forget()
 
@@ -211,10 +211,10 @@ class Follower:
         """Whether it drives."""
         return self.mode is not Mode.OFF
 
-    def enable(self, now: float) -> None:
+    def enable(self) -> None:
         """Begin to follow."""
         if not self.enabled:
-            self.mode, self._seen, self._began = Mode.WAITING, -math.inf, now
+            self.mode, self._seen, self._began = Mode.WAITING, -math.inf, None
 
     def disable(self) -> None:
         """Stop at once."""
@@ -237,6 +237,8 @@ class Follower:
         if not self.enabled:
             return self.command
         options, wanted = self.options, Command()
+        if self._began is None or now < self._began:  # or time jumped back
+            self._began, self._seen = now, -math.inf
         if sighting is not None and not (
             math.isfinite(sighting.bearing) and math.isfinite(sighting.distance or 0.0)
         ):
@@ -286,6 +288,7 @@ class Follower:
         """Stand; after a while turn towards where the object was, or give up."""
         options = self.options
         self._forget()
+        assert self._began is not None
         since = now - max(self._seen, self._began)
         if options.give_up and since > options.give_up:
             self.disable()

@@ -85,7 +85,7 @@ class World:
         self.at, self.heading, self.now = np.zeros(2), 0.0, 100.0
         self.seen_at, self.sighting = -math.inf, None
         self.commands = []
-        self.follower.enable(self.now)
+        self.follower.enable()
 
     @property
     def distance(self):
@@ -175,16 +175,23 @@ class TestFollower:
     )
     def test_numbers_that_are_none_are_no_sightings(self, sighting):
         follower = Follower(FollowOptions())
-        follower.enable(0.0)
+        follower.enable()
         assert follower.step(0.1, sighting, 0.0).zero and follower.mode is Mode.WAITING
 
     def test_off_at_first_and_at_once_when_disabled(self):
         follower = Follower(FollowOptions())
         assert follower.step(0.0, Sighting(0.5, 3.0), 0.0).zero and not follower.enabled
-        follower.enable(0.0)
+        follower.enable()
         assert not follower.step(0.1, Sighting(0.5, 3.0), 0.0).zero
         follower.disable()
         assert follower.command.zero and follower.step(0.2, Sighting(0.5, 3.0), 0.0).zero
+
+    def test_time_may_jump(self):
+        follower = Follower(FollowOptions(give_up=5.0))
+        follower.enable()  # before the first /clock
+        assert follower.step(1000.0, Sighting(0.0, 3.0), 0.0).speed > 0
+        assert follower.step(3.0, Sighting(0.0, 3.0), 0.0).speed > 0  # a bag begins again
+        assert follower.step(4.0, None, math.inf).speed >= 0 and follower.enabled
 
     def test_it_does_not_back_up_when_it_must_not(self):
         world = World(FollowOptions(max_reverse=0.0), 0.3, 0.0)
