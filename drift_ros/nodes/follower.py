@@ -84,6 +84,7 @@ class FollowerNode(LifecycleNodeMixin, Node):
         self._frames = FrameTree()
         self._news: dict[type, News] = {}
         self._problem = ''
+        self._refused: dict[type, str] = {}
         self._sighting: Sighting | None = None
         self._publisher: Any = None
         self._inputs: list[Any] = []
@@ -93,7 +94,7 @@ class FollowerNode(LifecycleNodeMixin, Node):
         self.add_post_set_parameters_callback(self._parameters_changed)
         self.create_service(SetBool, '~/enable', self._enable, callback_group=group)
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', qos.DIAGNOSTICS)
-        self.create_timer(
+        self._diagnosis = self.create_timer(
             _DIAGNOSTICS, self._diagnose, group, Clock(clock_type=ClockType.STEADY_TIME)
         )
 
@@ -132,6 +133,7 @@ class FollowerNode(LifecycleNodeMixin, Node):
         options = self._follower.options
         self._frames = FrameTree()
         self._news.clear()
+        self._refused.clear()
         self._problem = ''
         more = {'callback_group': self._group}
         self._inputs = [
@@ -193,6 +195,7 @@ class FollowerNode(LifecycleNodeMixin, Node):
 
     def stop(self) -> None:
         """Stop the robot at the end of the process; see :func:`runtime.run`."""
+        self._diagnosis.cancel()
         with self._lock:
             self._follower.disable()
             self._send(Command(), wait=True)
@@ -219,22 +222,24 @@ class FollowerNode(LifecycleNodeMixin, Node):
         when, now = stamp.nanoseconds(message.header.stamp), self._now()
         news = News(message, when, now)
         with self._lock:
-            last = self._news.get(type(message))
-            if not when:
-                self._problem = f'{_name(message)} has no stamp: its publisher has to set it'
-            elif not np.isfinite(news.values).all():
-                self._problem = f'{_name(message)} is not finite'
-            elif when > now + _AHEAD * 1e9:
-                self._problem = (
-                    f'{_name(message)} is stamped {(when - now) / 1e9:.1f} s in the future: check '
-                    'clocks and use_sim_time'
-                )
-            elif last is not None and when <= last.stamp and now >= last.received:
-                self._problem = (
-                    f'{_name(message)} comes with the same stamp again, or an older one'
-                )
-            else:
+            reason = self._refusal(news)
+            self._refused[type(message)] = reason
+            if not reason:
                 self._news[type(message)] = news
+
+    def _refusal(self, news: News) -> str:
+        """Say why a pose or a bearing cannot be used; empty when it can."""
+        name, last = _name(news.message), self._news.get(type(news.message))
+        if not news.stamp:
+            return f'{name} has no stamp: its publisher has to set it'
+        if not np.isfinite(news.values).all():
+            return f'{name} is not finite'
+        ahead = (news.stamp - news.received) / 1e9
+        if ahead > _AHEAD:
+            return f'{name} is stamped {ahead:.1f} s in the future: check clocks and use_sim_time'
+        if last is not None and news.stamp <= last.stamp and news.received >= last.received:
+            return f'{name} comes with the same stamp again, or an older one'
+        return ''
 
     def _moved(self, message: TFMessage, static: bool = False) -> None:
         for item in message.transforms:
@@ -297,7 +302,7 @@ class FollowerNode(LifecycleNodeMixin, Node):
         poses, bearings = self._news.get(PoseStamped), self._news.get(Vector3Stamped)
         newest = max(filter(None, (poses, bearings)), key=lambda news: news.stamp, default=None)
         if newest is None:
-            self._problem = self._problem or (
+            self._problem = (
                 f'nothing on {self._inputs[0].topic_name} and '
                 f'{self._inputs[1].topic_name}: is the tracker active and the target seen?'
             )
@@ -347,10 +352,11 @@ class FollowerNode(LifecycleNodeMixin, Node):
         with self._lock:
             follower, seen = self._follower, self._sighting
             level, message = 0, follower.mode.value
+            problem = '; '.join(filter(None, [*self._refused.values(), self._problem]))
             if not self._inputs:
                 message = 'not active'
-            elif follower.enabled and self._problem:
-                level, message = 1, f'{message}: {self._problem}'
+            elif follower.enabled and problem:
+                level, message = 1, f'{message}: {problem}'
             known = seen is not None and follower.enabled
             values = {
                 'mode': follower.mode.value,
@@ -359,7 +365,7 @@ class FollowerNode(LifecycleNodeMixin, Node):
                 'speed (m/s)': follower.command.speed,
                 'turn (rad/s)': follower.command.turn,
                 'stop time (s)': follower.options.stop_time,
-                'problem': self._problem,
+                'problem': problem,
             }
         array = DiagnosticArray()
         array.header.stamp = self.get_clock().now().to_msg()
