@@ -33,6 +33,7 @@ class Camera:
     def __init__(self, client):
         self.client, self.frame, self.depth = client, FRAME, 2.0
         self._stop = threading.Event()
+        self._random = np.random.default_rng(0)
         self._tf = client.node.create_publisher(TFMessage, '/tf', qos.TRANSFORMS)
         self.headers = []
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -62,7 +63,8 @@ class Camera:
         self._tf.publish(TFMessage(transforms=moved))
         matrix = [FOCAL, 0.0, CENTRE[0], 0.0, FOCAL, CENTRE[1], 0.0, 0.0, 1.0]
         client.send(CameraInfo(header=header, width=128, height=96, k=matrix), '/camera_info')
-        depth = np.full(FRAME.shape[:2], self.depth, np.float32)
+        noise = self._random.normal(0, 0.002, FRAME.shape[:2])
+        depth = (self.depth + noise).astype(np.float32)
         client.send(depth_image(depth, header), '/depth')
         client.send(conversions.rgb_to_image(self.frame, header))
         self.headers.append(header)

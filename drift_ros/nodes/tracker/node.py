@@ -337,7 +337,7 @@ class TrackerNode(LifecycleNodeMixin, Node):
         image = conversions.to_rgb(frame.message)
         result = tracker.step(image)
         self._diagnostics.size = f'{image.shape[1]}x{image.shape[0]}'
-        look = self._space.look(frame, result)
+        look = self._space.look(frame, image, result)
         if self._outputs.result(frame, image, result, look.places):
             self._diagnostics.objects = result.objects
             self._diagnostics.statistics.track(time.monotonic() - frame.received)

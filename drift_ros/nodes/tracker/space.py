@@ -32,7 +32,8 @@ from drift_ros.space.target import Target
 if TYPE_CHECKING:
     from drift_ros.engine.estimates import ObjectEstimate, TrackResult
 
-_FROZEN = 5  # depth images in a row with the same content while the camera's change
+_FROZEN = 5  # depth images in a row with the same content
+_CHANGE, _CHANGED = 40, 0.03  # of a colour, and share of pixels: a picture that is another one
 _EXPECTED = 1.0  # seconds since the last depth image within which another one is waited for
 _PERIODS = 20  # intervals between images of which the median is their period
 _DEPTHS = 60  # depth images kept
@@ -94,7 +95,8 @@ class Space:
         self._causes: dict[str, tuple[float, str]] = {}
         self._counts = {'depth images': 0, 'places by depth': 0, 'places without': 0}
         self._last_depth = -1e9
-        self._content = (0, 0, 0)  # of the last depth image: checksum, repeats, colour's checksum
+        self._checksum, self._repeats = 0, 0  # of the last depth image, and how often it came
+        self._before: np.ndarray | None = None  # the picture when it had come often
         self._frozen = False
         self._number: int | None = None
 
@@ -154,11 +156,9 @@ class Space:
         with self._lock:
             self._counts['depth images'] += 1
             self._last_depth = frame.received
-            last, repeats, colour = self._content
-            self._content = (
-                (checksum, repeats + 1, colour) if checksum == last else (checksum, 0, 0)
-            )
-            self._frozen = self._frozen and checksum == last
+            same = checksum == self._checksum
+            self._checksum, self._repeats = checksum, self._repeats + 1 if same else 0
+            self._frozen = self._frozen and same
             if self._depths.add(frame):
                 self._cause('depth jumped', 'the stamps of depth images jumped back')
             look = self._pending
@@ -169,11 +169,21 @@ class Space:
 
     # -- what is made of it -------------------------------------------------------------------
 
-    def look(self, frame: ReceivedImage, result: TrackResult) -> Look:
-        """Find the places of a frame's objects, as far as they can be known by now."""
+    def look(self, frame: ReceivedImage, image: np.ndarray, result: TrackResult) -> Look:
+        """
+        Find the places of a frame's objects, as far as they can be known by now.
+
+        Parameters
+        ----------
+        frame : ReceivedImage
+        image : np.ndarray
+            The same, (H, W, 3) uint8 RGB.
+        result : TrackResult
+
+        """
         look = Look(frame, result.labels, result.objects)
         with self._lock:
-            self._check_frozen(frame)
+            self._check_frozen(image)
             passed, look.waits = self._pending, not self._match(frame)[1]
             self._pending = None
         if passed is not None:  # its depth did not come in time
@@ -224,14 +234,20 @@ class Space:
             return 20e6
         return float(np.median(np.diff(np.array(self._stamps)))) / 2
 
-    def _check_frozen(self, frame: ReceivedImage) -> None:
-        """Depth that stays the same to the bit while the camera's images change is none."""
-        checksum, repeats, colour = self._content
-        if repeats < _FROZEN:
+    def _check_frozen(self, image: np.ndarray) -> None:
+        """
+        Depth that stays the same to the bit while the picture changes is frozen.
+
+        Noise is no change: simulators have cameras whose depth is exact and whose colours are not.
+        """
+        if self._repeats < _FROZEN:
+            self._before = None
             return
-        now = zlib.crc32(memoryview(frame.message.data))
-        self._frozen = self._frozen or bool(colour and now != colour)
-        self._content = (checksum, repeats, now)
+        now = image[::8, ::8].astype(np.int16)
+        if self._before is None or self._before.shape != now.shape:
+            self._before = now
+        changed = (np.abs(now - self._before).max(-1) > _CHANGE).mean()
+        self._frozen = self._frozen or changed > _CHANGED
 
     def _find(self, look: Look) -> None:
         """Find the places of a frame's objects."""
