@@ -278,8 +278,7 @@ def picture(
     states = {0: 'not seeded', 1: 'tracking', 2: 'occluded', 3: 'lost'}
     joined = np.ascontiguousarray(np.hstack([eye, above]))
     text = f'{moment.time:5.1f} s  {states.get(moment.state, "?")}  {moment.distance:.2f} m'
-    cv2.putText(joined, text, (8, 18), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 0, 0), 3, cv2.LINE_AA)
-    cv2.putText(
-        joined, text, (8, 18), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (255, 255, 255), 1, cv2.LINE_AA
-    )
+    cv2.rectangle(joined, (0, 0), (200, 26), (0, 0, 0), -1)
+    white = (255, 255, 255)
+    cv2.putText(joined, text, (8, 18), cv2.FONT_HERSHEY_SIMPLEX, 0.45, white, 1, cv2.LINE_AA)
     return joined

@@ -263,7 +263,7 @@ def _scene(screen: tuple[float, float]) -> str:
   <compiler angle="radian"/>
   <option timestep="{_STEP}" integrator="implicitfast"/>
   <visual><headlight ambient=".45 .45 .45" diffuse=".3 .3 .3"/><quality shadowsize="1024"/>
-    <map znear="0.02" zfar="20"/></visual>
+    <map znear="0.002" zfar="3"/></visual>
   <asset>{textures}</asset>
   <worldbody>
     <light pos="2 0 4" dir="0 0 -1" diffuse=".4 .4 .4" castshadow="false"/>
