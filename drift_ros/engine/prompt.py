@@ -20,7 +20,7 @@ Values are never changed in place: every method gives a new model.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 import torch.nn.functional as F
 
+from drift_ros.engine import decide
 from drift_ros.engine.existence import (
     evenly,
     ExistenceOptions,
@@ -56,8 +57,6 @@ class PromptOptions:
         Deviation of their frequencies: the larger, the finer the distinctions.
     amplitude : float
         Of the Fourier features together, where the inputs have unit length.
-    context : tuple of int
-        Queries averaged over squares of ``2 r + 1`` tokens are further inputs, for each r here.
     ridge : float
         Regulariser.
     mass : float
@@ -78,10 +77,6 @@ class PromptOptions:
         Scores vote by this much at most, in units of log-odds.
     gain : float
         Log-odds of a score of 1.
-    around : int
-        A token's score has a vote as far as the mean score of what the kernel takes for the
-        object agrees, in a square of ``2 around + 1`` tokens. So it moves no edges, which the
-        kernel knows better, and takes out what leaked.
     floor : float
         Where an object is less probable than this, its score has no vote.
     existence : ExistenceOptions
@@ -92,7 +87,6 @@ class PromptOptions:
     fourier: int = 384
     width: float = 1.0
     amplitude: float = 3.0
-    context: tuple[int, ...] = ()
     ridge: float = 1.0
     mass: float = 500.0
     every: int = 2
@@ -102,19 +96,17 @@ class PromptOptions:
     forgetting: float = 0.02
     clip: float = 1.5
     gain: float = 1.0
-    around: int = 0
     floor: float = 0.005
     existence: ExistenceOptions = field(default_factory=ExistenceOptions)
 
 
-def describe(features: FrameFeatures, options: PromptOptions) -> Tensor:
+def describe(features: FrameFeatures) -> Tensor:
     """
-    Join what all layers and heads, near and around, say of each token.
+    Join what all layers and heads say of each token.
 
     Parameters
     ----------
     features : FrameFeatures
-    options : PromptOptions
 
     Returns
     -------
@@ -131,13 +123,7 @@ def describe(features: FrameFeatures, options: PromptOptions) -> Tensor:
             wide = F.interpolate(wide, grid, mode='bilinear', align_corners=False)
             joint = wide[0].permute(1, 2, 0)
         layers.append(F.normalize(joint, dim=-1) * len(features.layers) ** -0.5)
-    fine = torch.cat(layers, dim=-1) if len(layers) > 1 else layers[0]
-    parts = [fine]
-    for radius in options.context:
-        rows, columns = (_averages(size, radius, fine.device) for size in grid)
-        blurred = rows.matmul(fine.flatten(1)).unflatten(1, fine.shape[1:])
-        parts.append(F.normalize(columns.matmul(blurred), dim=-1))
-    return torch.cat(parts, dim=-1).mul_(len(parts) ** -0.5)
+    return torch.cat(layers, dim=-1) if len(layers) > 1 else layers[0]
 
 
 @dataclass(frozen=True)
@@ -221,7 +207,7 @@ class TargetModel:
             rest = rest - others.flatten().to(inputs)
         taken = (1.0 - rest).unflatten(0, tokens.shape[:2])[None]
         near = F.max_pool2d(taken, 2 * _RIM + 1, 1, _RIM)[0] > 0.0
-        fine, free = self._fine(tokens), (rest > 0.99).unflatten(0, tokens.shape[:2])
+        free = (rest > 0.99).unflatten(0, tokens.shape[:2])
         rest = (2.0 * rest - 1.0).clamp(0.0, 1.0)
         rest_moments = self._rest_moments(inputs, rest, 0, near)
         known = self._known()
@@ -238,7 +224,7 @@ class TargetModel:
                 rest=around,
                 seen=torch.zeros_like(moments),
                 traits=Traits.of(
-                    fine, weight.unflatten(0, tokens.shape[:2]), free, self.options.existence
+                    tokens, weight.unflatten(0, tokens.shape[:2]), free, self.options.existence
                 ),
             )
         seen_rest = self.seen_rest if self.object_ids else torch.zeros_like(rest_moments)
@@ -271,7 +257,6 @@ class TargetModel:
             return self
         options, count = self.options, self.options.samples
         inputs, soft = tokens.flatten(0, 1), judged.soft.flatten(0, 1)
-        fine = self._fine(tokens)
         weights = (2.0 * soft - 1.0).clamp_min(0.0)
         due = self.frames % options.every == 0
         kept, rate = (1.0 - options.forgetting) ** options.every, options.rate * options.every
@@ -282,7 +267,7 @@ class TargetModel:
             where = weight.view(tokens.shape[:2])
             if not sure[channel] or shown is None or not bool((weight > 0).any()):
                 continue
-            traits = before.traits.after(fine, where, shown, options.existence)
+            traits = before.traits.after(tokens, where, shown, options.existence)
             known[number] = replace(before, traits=traits)
             if due:
                 moments = self._moments(inputs, weight, count)
@@ -299,7 +284,7 @@ class TargetModel:
         model = TargetModel.empty(self.options)
         for seed, masks, ids in marked:
             if ids:
-                tokens = describe(seed.features, self.options)
+                tokens = describe(seed.features)
                 model = model.seeded(tokens, masks, ids, seed.beside(masks))
         return model
 
@@ -341,7 +326,13 @@ class TargetModel:
         scores[where] = self._lift(tokens[where]).matmul(weights)
         return scores
 
-    def judge(self, tokens: Tensor, kernel: Tensor, object_ids: Sequence[int]) -> Judgement:
+    def judge(
+        self,
+        tokens: Tensor,
+        kernel: Tensor,
+        object_ids: Sequence[int],
+        asked: Collection[int] | None = None,
+    ) -> Judgement:
         """
         Vote on what the kernel says of a frame, and tell which objects are there.
 
@@ -353,20 +344,23 @@ class TargetModel:
             (h, w, 1 + K) in [0, 1], the kernel's probabilities.
         object_ids : sequence of int
             Ids of the K objects, in the order of channels.
+        asked : collection of int, optional
+            Ids of the objects of which it is told whether they are there. None: all.
 
         """
         near = (kernel[..., 1:] > self.options.floor).any(dim=-1)
         scores = self.scores(tokens, object_ids, near)
         soft = combine(kernel, scores, self.options)
         options, known = self.options.existence, self._known()
-        fine = self._fine(tokens)
         shown: dict[int, Shown | None] = {}
         existence: dict[int, float] = {}
         for k, number in enumerate(object_ids):
+            if asked is not None and number not in asked:
+                continue
             mass, raw = soft[..., 1 + k], kernel[..., 1 + k]
             traits = known[number].traits
             seen = bool((mass > self.options.floor).any())
-            one = show(fine, raw, mass, scores[..., k], traits, options) if seen else None
+            one = show(tokens, raw, mass, scores[..., k], traits, options) if seen else None
             shown[number], existence[number] = one, probability(one, traits, options)
         return Judgement(kernel, soft, near, existence, shown)
 
@@ -377,13 +371,6 @@ class TargetModel:
             number: _Known(*(part[k] for part in parts))
             for k, number in enumerate(self.object_ids)
         }
-
-    def _fine(self, inputs: Tensor) -> Tensor:
-        """(..., c) to the part that is not averaged, of unit length."""
-        parts = 1 + len(self.options.context)
-        if parts == 1:
-            return inputs
-        return F.normalize(inputs[..., : inputs.shape[-1] // parts], dim=-1)
 
     def _lift(self, inputs: Tensor) -> Tensor:
         """(n, c) to features (n, D)."""
@@ -460,7 +447,7 @@ class Judgement:
     near : Tensor
         (h, w) bool, tokens the kernel takes for objects.
     existence : dict of int to float
-        Probability that an object is in the frame, by id.
+        Probability that an object is in the frame, by id, of those that were asked for.
     shown : dict of int to Shown
         What the frame shows of each object, by id; None: nothing.
 
@@ -506,33 +493,8 @@ def combine(soft: Tensor, scores: Tensor, options: PromptOptions) -> Tensor:
     """
     if not scores.shape[-1]:
         return soft
-    agreed = _agreed(scores, soft[..., 1:], options.around) if options.around else scores
-    votes = (options.gain * agreed).clamp(-options.clip, options.clip)
-    votes = votes.masked_fill(soft[..., 1:] < options.floor, 0.0).exp()
-    moved = torch.cat([soft[..., :1], soft[..., 1:] * votes], dim=-1)
-    return moved / moved.sum(dim=-1, keepdim=True).clamp_min(1e-12)
-
-
-def _agreed(scores: Tensor, mass: Tensor, radius: int) -> Tensor:
-    """Keep of scores what the mean around each token, by the mass (h, w, K), agrees with."""
-    mass = mass.clamp_min(1e-3)
-    sums = torch.cat([scores * mass, mass], dim=-1).permute(2, 0, 1)[None]
-    for axis in range(2):
-        kernel, padding = [1, 1], [0, 0]
-        kernel[axis], padding[axis] = 2 * radius + 1, radius
-        sums = F.avg_pool2d(sums, kernel, 1, padding)
-    weighted, weight = sums[0].permute(1, 2, 0).chunk(2, dim=-1)
-    mean = weighted / weight
-    least = torch.minimum(scores.abs(), mean.abs()) * scores.sign()
-    return torch.where(scores * mean > 0, least, torch.zeros_like(scores))
-
-
-@lru_cache(maxsize=16)
-def _averages(size: int, radius: int, device: torch.device) -> Tensor:
-    """Matrix (size, size) that averages over ``radius`` neighbours on either side."""
-    places = torch.arange(size, device=device)
-    band = ((places[:, None] - places).abs() <= radius).float()
-    return band / band.sum(dim=1, keepdim=True)
+    votes = (options.gain * scores).clamp(-options.clip, options.clip)
+    return decide.vote(soft, votes.masked_fill(soft[..., 1:] < options.floor, 0.0))
 
 
 @lru_cache(maxsize=8)

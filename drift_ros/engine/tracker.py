@@ -40,8 +40,8 @@ class OnlineTracker:
     Follow objects through frames, one frame at a time, in bounded time and memory.
 
     One thread may call :meth:`seed`, :meth:`correct`, :meth:`step`, :meth:`remove` and
-    :meth:`reset`; :meth:`prepare_seed`, :meth:`cancel_seed`, :meth:`check_object` and
-    :attr:`objects` may be used from others. Trackers may share a checkpoint and a refiner.
+    :meth:`reset`; :meth:`prepare_seed`, :meth:`cancel_seed`, :meth:`rename`, :meth:`check_object`
+    and :attr:`objects` may be used from others. Trackers may share a checkpoint and a refiner.
     """
 
     def __init__(
@@ -213,7 +213,7 @@ class OnlineTracker:
         )
         weighting = state.weighting.add(features, shares, ids, state.features)
         others = memory.pinned[-1].beside(shares)
-        tokens = describe(features, state.target.options)
+        tokens = describe(features)
         target = state.target.seeded(tokens, shares, ids, others)
         looks = {**state.looks, **self._refiner.remember(request.frame, masks)}
         shown = np.zeros(request.mask.shape, np.uint16) if state.shown is None else state.shown
@@ -260,6 +260,20 @@ class OnlineTracker:
             looks={key: look for key, look in state.looks.items() if key != object_id},
         )
 
+    def rename(self, object_id: int, name: str) -> None:
+        """
+        Call a live object otherwise; without a name, after its id. From any thread.
+
+        Raises
+        ------
+        UnknownObjectError
+        SeedError
+            The name is no text.
+
+        """
+        (chosen,) = names_of([object_id], {object_id: name}).values()
+        self._commit(lambda table: table.rename(object_id, chosen))
+
     def reset(self) -> None:
         """Forget all objects and frames; a new frame size may follow."""
         fields = {item.name: getattr(self._blank, item.name) for item in dataclasses.fields(State)}
@@ -297,7 +311,7 @@ class OnlineTracker:
         features.check()
         clock.lap('features')
 
-        tokens = describe(features, state.target.options)  # (h, w, c)
+        tokens = describe(features)  # (h, w, c)
         judged = find(features, tokens, state)
         confidences = {
             number: decide.confidence_of(judged.soft[..., channel])

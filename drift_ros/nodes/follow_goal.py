@@ -21,7 +21,7 @@ from rclpy.node import Node
 from std_srvs.srv import SetBool
 
 from drift_ros.ros import parameters, qos, runtime
-from drift_ros.ros.parameters import GoalConfig
+from drift_ros.space.following import GoalConfig
 
 _LOOK = 5.0  # seconds between two words on what is waited for
 

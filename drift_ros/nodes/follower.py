@@ -200,6 +200,14 @@ class FollowerNode(LifecycleNodeMixin, Node):
             self._follower.disable()
             self._send(Command(), wait=True)
 
+    def endure(self, error: BaseException) -> None:
+        """Stop the robot when a callback raised; see :func:`runtime.run`."""
+        with self._lock:
+            self._problem = f'{type(error).__name__}: {error}'
+            self._follower.disable()
+            self._send(Command(), wait=True)
+        self.get_logger().error(''.join(traceback.format_exception(error)))
+
     # -- what comes in
 
     def _enable(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:

@@ -135,6 +135,25 @@ class FollowOptions:
         return self.timeout + max(fastest, self.max_turn / self.turn_deceleration) + 2 / self.rate
 
 
+@dataclass(frozen=True)
+class GoalConfig:
+    """Parameters of the follow_goal node."""
+
+    server: str = option(
+        'nav2',
+        'Who drives. nav2: the action follow_object; follower: the follower node, by its enable.',
+        applies='start',
+        choices=('nav2', 'follower'),
+    )
+    max_duration: float = option(
+        0.0,
+        'nav2: seconds after which following ends. 0: never.',
+        applies='start',
+        low=0.0,
+        high=86400.0,
+    )
+
+
 class Mode(enum.Enum):
     """What the follower does."""
 

@@ -4,7 +4,6 @@
 import dataclasses
 
 import numpy as np
-import pytest
 import torch
 
 from drift_ros.engine.existence import Shown
@@ -51,7 +50,7 @@ def snapshot(model):
 def test_weights_are_those_of_a_dense_solve_in_float64():
     features, masks = scene([(1, 2, 2), (2, 6, 9)])
     later, moved = scene([(1, 3, 3), (2, 6, 10)], seed=1)
-    tokens, again = describe(features, OPTIONS), describe(later, OPTIONS)
+    tokens, again = describe(features), describe(later)
     soft = soft_of(0.9 * moved)
     model = TargetModel.empty(OPTIONS).seeded(tokens, masks, [4, 7])
     model = model.learnt(again, judged_of(soft), [4, 7], [True, True])
@@ -81,7 +80,7 @@ def test_weights_are_those_of_a_dense_solve_in_float64():
 
 def test_objects_are_told_from_the_rest():
     features, masks = scene([(1, 2, 2), (2, 6, 9)])
-    tokens = describe(features, OPTIONS)
+    tokens = describe(features)
     model = TargetModel.empty(OPTIONS).seeded(tokens, masks, [1, 2])
     scores = model.scores(tokens, [1, 2])
     for k in range(2):
@@ -98,7 +97,7 @@ def test_look_alikes_repel_each_other_when_both_are_followed():
     query = features.layers[0].query.clone()
     query[0][masks[..., 1] > 0] += 0.8 * torch.randn(8, generator=generator)
     features = FrameFeatures((LayerFeatures(query, query),))
-    tokens = describe(features, OPTIONS)
+    tokens = describe(features)
     alone = TargetModel.empty(OPTIONS).seeded(tokens[:, :8], masks[:, :8, :1], [1])
     both = TargetModel.empty(OPTIONS).seeded(tokens, masks, [1, 2])
     other = masks[..., 1] > 0
@@ -122,9 +121,9 @@ def test_combined_probabilities_sum_to_one():
 
 def test_an_object_that_is_gone_does_not_exist():
     features, masks = scene([(1, 2, 2), (2, 6, 9)])
-    tokens = describe(features, OPTIONS)
+    tokens = describe(features)
     model = TargetModel.empty(OPTIONS).seeded(tokens, masks, [1, 2])
-    gone = describe(scene([(1, 2, 2), (5, 6, 9)])[0], OPTIONS)
+    gone = describe(scene([(1, 2, 2), (5, 6, 9)])[0])
     soft = soft_of(masks)
     here = model.judge(tokens, soft, [1, 2])
     assert min(here.existence.values()) > 0.9
@@ -135,9 +134,18 @@ def test_an_object_that_is_gone_does_not_exist():
     assert not any(model.judge(tokens, none, [1, 2]).existence.values())
 
 
+def test_only_the_objects_asked_for_are_looked_for():
+    features, masks = scene([(1, 2, 2), (2, 6, 9)])
+    tokens, soft = describe(features), soft_of(masks)
+    model = TargetModel.empty(OPTIONS).seeded(tokens, masks, [1, 2])
+    both, one = model.judge(tokens, soft, [1, 2]), model.judge(tokens, soft, [1, 2], asked=[2])
+    assert one.existence == {2: both.existence[2]} and one.shown == {2: both.shown[2]}
+    assert torch.equal(one.soft, both.soft)
+
+
 def test_a_removed_object_takes_its_statistics_along():
     features, masks = scene([(1, 2, 2), (2, 6, 9)])
-    tokens = describe(features, OPTIONS)
+    tokens = describe(features)
     first = TargetModel.empty(OPTIONS).seeded(tokens, masks[..., :1], [1], others=masks[..., 1])
     both = first.seeded(tokens, masks[..., 1:], [2], others=masks[..., 0])
     assert both.object_ids == (1, 2) and both.nbytes > first.nbytes
@@ -151,7 +159,7 @@ def test_a_removed_object_takes_its_statistics_along():
 def test_a_correction_outweighs_what_was_learnt_before():
     features, masks = scene([(1, 2, 2)])
     other, moved = scene([(2, 6, 9)], seed=1)
-    tokens, again = describe(features, OPTIONS), describe(other, OPTIONS)
+    tokens, again = describe(features), describe(other)
     model = TargetModel.empty(OPTIONS).seeded(tokens, masks, [1])
     for _ in range(20):
         model = model.learnt(tokens, judged_of(soft_of(masks)), [1], [True])
@@ -164,7 +172,7 @@ def test_a_correction_outweighs_what_was_learnt_before():
 
 def test_nothing_is_learnt_of_what_is_not_sure():
     features, masks = scene([(1, 2, 2), (2, 6, 9)])
-    tokens = describe(features, OPTIONS)
+    tokens = describe(features)
     model = TargetModel.empty(OPTIONS).seeded(tokens, masks, [1, 2])
     assert model.learnt(tokens, judged_of(soft_of(masks)), [1, 2], [False, False]) is model
     half = model.learnt(tokens, judged_of(soft_of(masks)), [1, 2], [True, False])
@@ -172,7 +180,7 @@ def test_nothing_is_learnt_of_what_is_not_sure():
 
 
 def test_without_objects_there_is_nothing_to_say():
-    tokens = describe(scene([])[0], OPTIONS)
+    tokens = describe(scene([])[0])
     model = TargetModel.empty(OPTIONS)
     soft = torch.ones(12, 16, 1)
     scores = model.scores(tokens, [])
@@ -185,7 +193,7 @@ def test_without_objects_there_is_nothing_to_say():
 
 def test_weights_are_solved_every_few_frames():
     features, masks = scene([(1, 2, 2)])
-    tokens, soft = describe(features, OPTIONS), soft_of(masks)
+    tokens, soft = describe(features), soft_of(masks)
     options = dataclasses.replace(OPTIONS, every=3)
     model = TargetModel.empty(options).seeded(tokens, masks, [1])
     changed = []
@@ -198,7 +206,7 @@ def test_weights_are_solved_every_few_frames():
 
 def test_memory_is_bounded():
     features, masks = scene([(1, 2, 2), (2, 6, 9)])
-    tokens = describe(features, OPTIONS)
+    tokens = describe(features)
     model = TargetModel.empty(OPTIONS).seeded(tokens, masks, [1, 2])
     held = model.nbytes
     for _ in range(30):
@@ -210,7 +218,7 @@ def test_memory_is_bounded():
 
 def test_it_is_deterministic_and_changes_nothing_in_place():
     features, masks = scene([(1, 2, 2), (2, 6, 9)])
-    tokens = describe(features, OPTIONS)
+    tokens = describe(features)
     model = TargetModel.empty(OPTIONS).seeded(tokens, masks, [1, 2])
     held, looked = snapshot(model), tokens.clone()
     soft = soft_of(masks)
@@ -229,17 +237,15 @@ def test_it_is_deterministic_and_changes_nothing_in_place():
     assert torch.equal(tokens, looked) and torch.equal(soft, given)
 
 
-@pytest.mark.parametrize('context', [(), (1, 2)])
-def test_layers_of_several_grids_and_heads_are_joined(context):
+def test_layers_of_several_grids_and_heads_are_joined():
     fine, coarse = torch.randn(2, 12, 16, 4), torch.randn(3, 6, 8, 5)
     features = FrameFeatures((LayerFeatures(coarse, coarse), LayerFeatures(fine, fine)))
-    options = dataclasses.replace(OPTIONS, context=context)
-    tokens = describe(features, options)
-    assert tokens.shape == (12, 16, (8 + 15) * (1 + len(context)))
+    tokens = describe(features)
+    assert tokens.shape == (12, 16, 8 + 15)
     torch.testing.assert_close(tokens.norm(dim=-1), torch.ones(12, 16))
     masks = torch.zeros(12, 16, 1)
     masks[2:6, 2:6] = 1.0
-    model = TargetModel.empty(options).seeded(tokens, masks, [1])
+    model = TargetModel.empty(OPTIONS).seeded(tokens, masks, [1])
     where = torch.zeros(12, 16, dtype=torch.bool)
     where[:5, :5] = True
     everywhere, some = model.scores(tokens, [1]), model.scores(tokens, [1], where)
@@ -249,7 +255,7 @@ def test_layers_of_several_grids_and_heads_are_joined(context):
 
 def test_what_is_marked_is_learnt_again_and_nothing_else():
     features, masks = scene([(1, 2, 2), (2, 6, 9)])
-    tokens = describe(features, OPTIONS)
+    tokens = describe(features)
     model = TargetModel.empty(OPTIONS).seeded(tokens, masks, [1, 2])
     later = model.learnt(tokens, judged_of(soft_of(masks)), [1, 2], [True, True])
     seed = Reference(features, soft_of(masks), frozenset({1, 2}))

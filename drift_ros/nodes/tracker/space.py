@@ -16,13 +16,13 @@ import threading
 import time
 import traceback
 from typing import Any, TYPE_CHECKING
-import zlib
 
 import numpy as np
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
-from drift_ros.nodes.tracker.frames import FrameBuffer, ReceivedImage
+from drift_ros.nodes.tracker.depths import Depths, half_period
+from drift_ros.nodes.tracker.frames import ReceivedImage
 from drift_ros.ros import messages, qos, space_messages, stamp
 from drift_ros.space.camera import Camera
 from drift_ros.space.locate import locate, Place
@@ -32,12 +32,8 @@ from drift_ros.space.target import Target
 if TYPE_CHECKING:
     from drift_ros.engine.estimates import ObjectEstimate, TrackResult
 
-_FROZEN = 5  # depth images in a row with the same content
-_CHANGE, _CHANGED = 40, 0.03  # of a colour, and share of pixels: a picture that is another one
 _EXPECTED = 1.0  # seconds since the last depth image within which another one is waited for
 _PERIODS = 20  # intervals between images of which the median is their period
-_DEPTHS = 60  # depth images kept
-_DEPTH_BYTES = 96 << 20
 _RECENT = 10.0  # seconds for which a cause is told
 
 
@@ -81,23 +77,19 @@ class Space:
         self._node, self._publish = node, publish
         self._group = MutuallyExclusiveCallbackGroup()
         self._lock = threading.Lock()
-        self._depths = FrameBuffer(_DEPTHS, _DEPTH_BYTES)
         self._subscriptions: list[Any] = []
         self._target = Target()
         self._forget()
 
     def _forget(self) -> None:
-        self._depths.clear()
+        self._depths = Depths()
         self._info: CameraInfo | None = None
         self._camera: Camera | None = None
         self._stamps: deque[int] = deque(maxlen=_PERIODS)
         self._pending: Look | None = None
         self._causes: dict[str, tuple[float, str]] = {}
-        self._counts = {'depth images': 0, 'places by depth': 0, 'places without': 0}
+        self._counts = {'places by depth': 0, 'places without': 0}
         self._last_depth = -1e9
-        self._checksum, self._repeats = 0, 0  # of the last depth image, and how often it came
-        self._before: np.ndarray | None = None  # the picture when it had come often
-        self._frozen = False
         self._number: int | None = None
 
     def activate(self, options: SpaceOptions, replay: bool) -> None:
@@ -150,16 +142,9 @@ class Space:
             self._node.get_logger().warning(str(error), throttle_duration_sec=5.0)
 
     def _receive_depth(self, message: Image | CompressedImage) -> None:
-        when = stamp.nanoseconds(message.header.stamp)
-        frame = ReceivedImage(0, when, message, len(message.data), time.monotonic())
-        checksum = zlib.crc32(memoryview(message.data))
         with self._lock:
-            self._counts['depth images'] += 1
-            self._last_depth = frame.received
-            same = checksum == self._checksum
-            self._checksum, self._repeats = checksum, self._repeats + 1 if same else 0
-            self._frozen = self._frozen and same
-            if self._depths.add(frame):
+            self._last_depth = time.monotonic()
+            if self._depths.add(stamp.nanoseconds(message.header.stamp), message):
                 self._cause('depth jumped', 'the stamps of depth images jumped back')
             look = self._pending
             if look is None or not self._match(look.frame)[1]:
@@ -183,7 +168,7 @@ class Space:
         """
         look = Look(frame, result.labels, result.objects)
         with self._lock:
-            self._check_frozen(image)
+            self._depths.compare(image)
             passed, look.waits = self._pending, not self._match(frame)[1]
             self._pending = None
         if passed is not None:  # its depth did not come in time
@@ -215,39 +200,20 @@ class Space:
             self._cause('failed', f'{type(error).__name__}: {error}')
             self._node.get_logger().error(traceback.format_exc(), throttle_duration_sec=5.0)
 
-    def _match(self, frame: ReceivedImage) -> tuple[ReceivedImage | None, bool]:
+    def _match(self, frame: ReceivedImage) -> tuple[Any, bool]:
         """Find the depth that belongs to an image, and whether no better one can come."""
-        if self._camera is None or not self._counts['depth images']:
+        near = self._depths.nearest(frame.stamp)
+        if self._camera is None or near is None:
             return None, True
-        near, newest = self._depths.nearest(frame.stamp), self._depths.newest
-        if near is None or newest is None:
-            return None, True
-        off = abs(near.stamp - frame.stamp)
+        off = abs(near[0] - frame.stamp)
         late = time.monotonic() - self._last_depth > _EXPECTED
-        settled = off == 0 or late or newest.stamp > frame.stamp
-        return near if off <= self._tolerance() else None, settled
+        settled = off == 0 or late or self._depths.newest > frame.stamp
+        return near[1] if off <= self._tolerance() else None, settled
 
     def _tolerance(self) -> float:
         if self.options.depth_tolerance:
             return self.options.depth_tolerance * 1e9
-        if len(self._stamps) < 2:
-            return 20e6
-        return float(np.median(np.diff(np.array(self._stamps)))) / 2
-
-    def _check_frozen(self, image: np.ndarray) -> None:
-        """
-        Depth that stays the same to the bit while the picture changes is frozen.
-
-        Noise is no change: simulators have cameras whose depth is exact and whose colours are not.
-        """
-        if self._repeats < _FROZEN:
-            self._before = None
-            return
-        now = image[::8, ::8].astype(np.int16)
-        if self._before is None or self._before.shape != now.shape:
-            self._before = now
-        changed = (np.abs(now - self._before).max(-1) > _CHANGE).mean()
-        self._frozen = self._frozen or changed > _CHANGED
+        return half_period(self._stamps)
 
     def _find(self, look: Look) -> None:
         """Find the places of a frame's objects."""
@@ -295,21 +261,21 @@ class Space:
         """Read the depth of a frame; None, and the cause is noted, where it cannot be used."""
         with self._lock:
             found, _ = self._match(look.frame)
-        if not self._counts['depth images']:
+        if not self._depths.count:
             return None
-        if self._frozen:
+        if self._depths.frozen:
             self._cause('depth', 'depth is frozen: it stays the same while the camera moves')
             return None
         if found is None:
             near = self._depths.nearest(look.frame.stamp)
-            off = 'none' if near is None else f'{(near.stamp - look.frame.stamp) / 1e9:+.3f} s off'
+            off = 'none' if near is None else f'{(near[0] - look.frame.stamp) / 1e9:+.3f} s off'
             self._cause(
                 'pairing',
                 f'no depth within {self._tolerance() / 1e9:.3f} s of an image (the nearest: '
                 f'{off}): check its rate and its clock, or raise space.depth_tolerance',
             )
             return None
-        ours, theirs = look.frame.message.header.frame_id, found.message.header.frame_id
+        ours, theirs = look.frame.message.header.frame_id, found.header.frame_id
         if ours != theirs:
             self._cause(
                 'depth',
@@ -318,7 +284,7 @@ class Space:
             )
             return None
         try:
-            depth = space_messages.read_depth(found.message, self.options.depth_scale)
+            depth = space_messages.read_depth(found, self.options.depth_scale)
         except ValueError as error:
             self._cause('depth', str(error))
             return None
@@ -372,7 +338,7 @@ class Space:
         now, info = time.monotonic(), self._node.resolve_topic_name('camera_info')
         causes = [why for when, why in list(self._causes.values()) if now - when < _RECENT]
         level, message = 0, 'places are computed'
-        depths = self._counts['depth images']
+        depths = self._depths.count
         if not self._subscriptions:
             message = 'not active'
         elif self._info is None:
@@ -389,6 +355,7 @@ class Space:
             level, message = 1, causes[-1]
         values: Mapping[str, object] = {
             'camera_info': 'none' if self._info is None else self._info.header.frame_id,
+            'depth images': depths,
             **self._counts,
             'depth tolerance (s)': self._tolerance() / 1e9,
             'depth transport': self.options.depth_transport,
