@@ -113,11 +113,12 @@ def start_tracker(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         if (value := LaunchConfiguration(name).perform(context))
     }
     if target := LaunchConfiguration('target').perform(context):
-        overrides['space.target'] = target
+        overrides['space.target'] = ParameterValue(target, value_type=str)
     image = LaunchConfiguration('image').perform(context)
     depth = LaunchConfiguration('depth').perform(context)
     info = LaunchConfiguration('camera_info').perform(context)
-    info = info or image.rpartition('/')[0] + '/' * ('/' in image) + 'camera_info'
+    folder, slash, _ = image.removesuffix('/compressed').rpartition('/')
+    info = info or f'{folder}{slash}camera_info'
     use_sim_time = LaunchConfiguration('use_sim_time').perform(context).lower() == 'true'
     tracker = LifecycleNode(
         package='drift_ros',
