@@ -16,6 +16,8 @@ import math
 from drift_ros.engine.options import option
 
 _SMOOTH = 0.6  # seconds over which the object's speed is smoothed
+_AT_ONCE = 0.15  # seconds: what it may have come in a jump
+_BELIEF = 0.5  # seconds after which a place is believed that the object has jumped to
 _STANDS = 0.05  # metres a second: what is slower stands
 
 
@@ -84,6 +86,14 @@ class FollowOptions:
         applies='now',
         low=0.0,
         high=1.0,
+    )
+    jump: float = option(
+        3.0,
+        'Metres a second: a distance that changes faster is not believed, and the robot brakes, '
+        'until it has been so for half a second.',
+        applies='now',
+        low=0.5,
+        high=100.0,
     )
     turn_gain: float = option(
         1.5,
@@ -258,11 +268,14 @@ class Follower:
         options, wanted = self.options, Command()
         if self._began is None or now < self._began:  # or time jumped back
             self._began, self._seen = now, -math.inf
+            self._forget()
         if sighting is not None and not (
             math.isfinite(sighting.bearing) and math.isfinite(sighting.distance or 0.0)
         ):
             sighting = None
-        if sighting is not None and fresh <= options.timeout:
+        news = sighting is not None and fresh <= options.timeout
+        jumps = news and self._jumps(sighting, now - fresh)
+        if sighting is not None and news and not jumps:
             self._seen = now - fresh
             if abs(sighting.bearing) > 0.02:
                 self._side = math.copysign(1.0, sighting.bearing)
@@ -270,11 +283,21 @@ class Follower:
             wanted = self._approach(sighting)
             self.mode = Mode.FOLLOWING if sighting.distance is not None else Mode.TURNING
         else:
+            if not jumps:
+                self._forget()
             wanted = self._miss(now)
         if self.enabled:
             self.command = self._limit(wanted, 1 / options.rate)
             self._driven += self.command.speed / options.rate
         return self.command
+
+    def _jumps(self, sighting: Sighting | None, seen: float) -> bool:
+        """Tell whether the object cannot have come to where it is seen: it is something else."""
+        if sighting is None or sighting.distance is None or self._last is None:
+            return False
+        span = seen - self._last[0]
+        way = abs(sighting.distance - self._last[1] + self._driven)
+        return span < _BELIEF and way > 0.1 + self.options.jump * min(span, _AT_ONCE)
 
     def _watch(self, sighting: Sighting, seen: float) -> None:
         """Estimate how fast the object moves away, from distances and what was driven between."""
@@ -306,7 +329,6 @@ class Follower:
     def _miss(self, now: float) -> Command:
         """Stand; after a while turn towards where the object was, or give up."""
         options = self.options
-        self._forget()
         assert self._began is not None
         since = now - max(self._seen, self._began)
         if options.give_up and since > options.give_up:

@@ -186,6 +186,21 @@ class TestFollower:
         follower.disable()
         assert follower.command.zero and follower.step(0.2, Sighting(0.5, 3.0), 0.0).zero
 
+    def test_what_jumps_is_something_else_until_it_stays(self):
+        world = World(FollowOptions(), 1.2, 0.0)
+        world.run(6)
+        stood, place = len(world.commands), world.at.copy()
+        world.object = world.object - (0.6, 0.0)  # something passes before it
+        world.run(0.3)
+        world.object = world.object + (0.6, 0.0)
+        world.run(1.0)
+        assert all(item.speed == 0 for item in world.commands[stood:])
+        assert (world.at == place).all()
+        world.object = world.object - (0.6, 0.0)
+        world.run(1.5)
+        assert world.commands[-1].speed < 0  # it stays there: it is too near
+        self.check_limits(world)
+
     def test_time_may_jump(self):
         follower = Follower(FollowOptions(give_up=5.0))
         follower.enable()  # before the first /clock
