@@ -37,7 +37,7 @@ endif
 help:
 	@echo 'make setup   create $(VENV) with everything needed (PYTHON=python3.X picks the Python)'
 	@echo 'make demo    follow two objects through a real clip in ROS 2: video, bag, contact sheet'
-	@echo '             (VIDEO=file-or-folder MASK=label-image.png: your own)'
+	@echo '             (VIDEO=file-or-folder MASK=label-image.png: your own; UI=1: mark in a browser)'
 	@echo 'make test    run the linters and all tests'
 	@echo 'make lint    run the linters only'
 	@echo 'make train   train the embedded model (PHOTOS=folder, ARGS=...)'
@@ -75,7 +75,7 @@ $(VENV)/.stamp-clip: tools/get_clip.py $(VENV)/.stamp-create
 .PHONY: demo
 demo: setup
 	@$(ROS_LOCAL) $(BIN)/drift_ros demo $(if $(VIDEO),--video '$(VIDEO)') \
-	  $(if $(MASK),--mask '$(MASK)') $(ARGS)
+	  $(if $(MASK),--mask '$(MASK)') $(if $(UI),--ui) $(ARGS)
 
 .PHONY: test
 test: lint

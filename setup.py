@@ -36,7 +36,15 @@ setup(
     license='Apache-2.0',
     packages=find_packages(include=[package, f'{package}.*']),
     package_data={
-        package: ['checkpoints/*', 'checkpoints/**/*', '*.pyi', 'py.typed', '*/*.j2', '*/*.yaml'],
+        package: [
+            'checkpoints/*',
+            'checkpoints/**/*',
+            'nodes/web/page/*',
+            '*.pyi',
+            'py.typed',
+            '*/*.j2',
+            '*/*.yaml',
+        ],
     },
     data_files=[
         ('share/ament_index/resource_index/packages', [f'resource/{package}']),
@@ -59,10 +67,11 @@ setup(
     zip_safe=False,
     entry_points={
         'console_scripts': [
-            'drift_ros = drift_ros.commands.main:main',
-            'tracker = drift_ros.nodes.tracker.node:main',
-            'player = drift_ros.nodes.player:main',
-            'recorder = drift_ros.nodes.recorder:main',
+            'drift_ros = drift_ros.commands:run',
+            'tracker = drift_ros.nodes.programs:tracker',
+            'player = drift_ros.nodes.programs:player',
+            'recorder = drift_ros.nodes.programs:recorder',
+            'web = drift_ros.nodes.programs:web',
         ],
     },
 )

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tracker as programs use it: the engine put together with a model, a refiner and prompts."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from drift_ros.diffusion.checkpoint import Checkpoint, load_checkpoint
 from drift_ros.diffusion.features import DiffusionFeatures
+from drift_ros.diffusion.soundness import check_features
 from drift_ros.diffusion.textual_inversion import (
     join_prompt,
     MarkedImage,
@@ -19,10 +20,11 @@ from drift_ros.diffusion.textual_inversion import (
     TextualInversion,
 )
 from drift_ros.engine.config import TrackerConfig
-from drift_ros.engine.errors import OptimizeError, PromptError
+from drift_ros.engine.errors import OptimizeError, PromptError, SeedError
 from drift_ros.engine.protocols import FeatureExtractor
 from drift_ros.engine.seeds import SeedRequest
 from drift_ros.engine.tracker import OnlineTracker
+from drift_ros.media.labels import check_edges, LabelError
 from drift_ros.prompts.segmenter import (
     label_image,
     make_segmenter,
@@ -87,6 +89,26 @@ class Tracker(OnlineTracker):
         """Prompt tokens (n, width) that :meth:`optimize` learnt, by object id."""
         return dict(getattr(self.state.features, 'tokens', {}))
 
+    def prepare_seed(
+        self,
+        frame: np.ndarray,
+        label_mask: np.ndarray,
+        names: Sequence[str] | Mapping[int, str] | None = None,
+        object_ids: Mapping[int, int] | None = None,
+    ) -> SeedRequest:
+        """Check a seed and reserve its ids, without the network; from any thread. As seed()."""
+        try:
+            return super().prepare_seed(frame, label_mask, names, object_ids)
+        except SeedError as error:
+            # blurred edges are hundreds of objects, most of them too small: say that instead
+            values = np.asarray(label_mask)
+            if values.ndim == 2 and values.dtype.kind in 'iu' and (values > 0).any():
+                try:
+                    check_edges(values.clip(0), 'the mask')
+                except LabelError as cause:
+                    raise SeedError(str(cause), error.reasons) from error
+            raise
+
     def segment(self, frame: np.ndarray, prompts: Sequence[Prompt]) -> list[Segmentation]:
         """
         Make a mask of each prompt (boxes, points) and follow nothing; from any thread.
@@ -100,7 +122,9 @@ class Tracker(OnlineTracker):
 
         """
         if self._segmenter is None:
-            self._segmenter = make_segmenter(self.config, self._device)
+            self._segmenter = make_segmenter(
+                self.config, self._device, lambda image: self.state.features.extract(image)
+            )
         return self._segmenter.segment(frame, prompts)
 
     def seed_prompts(
@@ -245,11 +269,19 @@ def diffusion_features(
     config: TrackerConfig,
     device: str | torch.device,
 ) -> DiffusionFeatures:
-    """Load a checkpoint, unless it is loaded, and make the features a configuration asks for."""
+    """
+    Load a checkpoint, unless it is loaded, and make the features a configuration asks for.
+
+    Raises
+    ------
+    CheckpointError
+        It cannot be loaded, or a small picture taken through it tells that it cannot be used.
+
+    """
     options, more = config.features, config.experimental
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = load_checkpoint(checkpoint, device=device, prompt=options.prompt)
-    return DiffusionFeatures(
+    features = DiffusionFeatures(
         checkpoint,
         layers=options.layers,
         timestep=options.timestep,
@@ -261,3 +293,5 @@ def diffusion_features(
         colour_share=more.colour_share,
         precision=options.precision,
     )
+    check_features(features)
+    return features

@@ -2,7 +2,8 @@
 """
 Start the tracker node and bring it to its active state.
 
-``ros2 launch drift_ros tracker.launch.py image:=/camera/image_raw``
+``ros2 launch drift_ros tracker.launch.py image:=/camera/image_raw``, with ``ui:=true`` to mark
+objects in a browser.
 """
 
 import os
@@ -21,9 +22,10 @@ from launch.conditions import IfCondition
 from launch.event_handlers import OnProcessStart
 from launch.events import matches_action
 from launch.substitutions import EnvironmentVariable, LaunchConfiguration
-from launch_ros.actions import LifecycleNode
+from launch_ros.actions import LifecycleNode, Node
 from launch_ros.event_handlers import OnStateTransition
 from launch_ros.events.lifecycle import ChangeState
+from launch_ros.parameter_descriptions import ParameterValue
 from lifecycle_msgs.msg import Transition
 
 # Installed as share/drift_ros/launch; in a checkout the same two folders lie side by side.
@@ -32,7 +34,12 @@ CONFIG = Path(__file__).parent.parent / 'config'
 ARGUMENTS = (
     ('namespace', '', 'Namespace of the node, e.g. robot1.', None),
     ('use_sim_time', 'false', 'Take the time from /clock.', ('true', 'false')),
-    ('params_file', str(CONFIG / 'tracker.yaml'), 'Parameter file of the node.', None),
+    (
+        'params_file',
+        str(CONFIG / 'tracker.yaml'),
+        "Parameter file of the node: a path, or a name of this package's (quality.yaml).",
+        None,
+    ),
     ('autostart', 'true', 'Configure and activate the node once it runs.', ('true', 'false')),
     (
         'log_level',
@@ -40,7 +47,12 @@ ARGUMENTS = (
         'Least severe messages to log.',
         ('debug', 'info', 'warn', 'error', 'fatal'),
     ),
-    ('image', 'image', 'Topic of the camera images.', None),
+    (
+        'image',
+        'image',
+        'Topic of the camera images; one that ends in /compressed is read as such.',
+        None,
+    ),
     ('model', '', 'Folder or hub id of a diffusers checkpoint. Empty: as in params_file.', None),
     ('device', '', 'auto, cpu, cuda or cuda:N. Empty: as in params_file.', None),
     (
@@ -49,13 +61,51 @@ ARGUMENTS = (
         'raw, or compressed: images come from <image>/compressed. Empty: as in params_file.',
         ('', 'raw', 'compressed'),
     ),
+    ('ui', 'false', 'Serve a page to mark, correct and watch objects.', ('true', 'false')),
+    (
+        'ui_host',
+        '127.0.0.1',
+        'Address of that page. 0.0.0.0: the network, with a token that is printed.',
+        None,
+    ),
+    ('ui_port', '8686', 'Port of that page; 0: any that is free.', None),
 )
+
+
+def parameter_file(name: str) -> Path:
+    """
+    Find a parameter file: a path, or the name of one of this package's own.
+
+    ``quality``, ``quality.yaml`` and ``config/quality.yaml`` all mean the same file of the
+    package, unless there is one of that name where the command is given.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is none. (A node that is given a file that does not exist only warns, and runs on
+        defaults.)
+
+    """
+    given = Path(name).expanduser()
+    short = Path(*given.parts[1:]) if given.parts[:1] == ('config',) else given
+    places = [given]
+    if name and not given.is_absolute():
+        places += [CONFIG / short, CONFIG / f'{short}.yaml']
+    for place in places:
+        if place.is_file():
+            return place.absolute()
+    own = ', '.join(sorted(path.name for path in CONFIG.glob('*.yaml')))
+    raise FileNotFoundError(
+        f'params_file:={name} does not exist (looked for {", ".join(map(str, places))}). Give a '
+        f'path, or one of {own}'
+    )
 
 
 def start_tracker(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     """Return the node with what brings it up. Only arguments that are set become parameters."""
     overrides: dict[str, object] = {
-        name: value
+        # as a text whatever it looks like: a model may be called 0001, a device is no number
+        name: ParameterValue(value, value_type=str)
         for name in ('model', 'device', 'image_transport')
         if (value := LaunchConfiguration(name).perform(context))
     }
@@ -67,11 +117,31 @@ def start_tracker(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         name='tracker',
         namespace=LaunchConfiguration('namespace'),
         parameters=[
-            LaunchConfiguration('params_file'),
+            str(parameter_file(LaunchConfiguration('params_file').perform(context))),
             {**overrides, 'use_sim_time': use_sim_time},
         ],
         remappings=[('image', image), ('image/compressed', f'{image}/compressed')],
         arguments=['--ros-args', '--log-level', LaunchConfiguration('log_level')],
+        output='screen',
+        emulate_tty=True,
+    )
+
+    page = Node(
+        package='drift_ros',
+        executable='web',
+        name='web',
+        namespace=LaunchConfiguration('namespace'),
+        parameters=[
+            {
+                'tracker': 'tracker',
+                # as a text whatever it looks like
+                'host': ParameterValue(LaunchConfiguration('ui_host'), value_type=str),
+                'port': ParameterValue(LaunchConfiguration('ui_port'), value_type=int),
+                'use_sim_time': use_sim_time,
+            }
+        ],
+        arguments=['--ros-args', '--log-level', LaunchConfiguration('log_level')],
+        condition=IfCondition(LaunchConfiguration('ui')),
         output='screen',
         emulate_tty=True,
     )
@@ -103,7 +173,7 @@ def start_tracker(context: LaunchContext) -> list[LaunchDescriptionEntity]:
             ],
         ),
     )
-    return [configure, activate, tracker]
+    return [configure, activate, tracker, page]
 
 
 def generate_launch_description() -> LaunchDescription:

@@ -19,4 +19,15 @@ if sys.prefix not in _prefixes:
 
 # How long an example takes says nothing on a busy machine; runs are repeatable.
 settings.register_profile('drift_ros', deadline=None, derandomize=True)
+# "make soak": 10^5 cases, other ones each time; what fails is kept in .hypothesis and tried again.
+settings.register_profile('soak', deadline=None, max_examples=9_000, print_blob=True)
 settings.load_profile('drift_ros')
+
+
+def pytest_report_header():
+    """Say what executes the launch file."""
+    sys.path.insert(0, os.path.join(os.path.dirname(__file__), 'unit'))
+    import launch_sources
+
+    which, reason = launch_sources.find()
+    return f'launch file: executed by a stand-in and {which or f"not by ROS: {reason}"}'

@@ -1,2 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command line, one module a command."""
+
+from drift_ros import starting
+
+
+def run() -> None:
+    """Run the command line: the program ``drift_ros``."""
+    starting.end_quietly(starting.INTERRUPTED)
+    from drift_ros.commands.main import main
+
+    main()

@@ -33,7 +33,7 @@ def _bag_options(function: Callable) -> Callable:
             click.option(
                 '--rate',
                 type=click.FloatRange(0, min_open=True),
-                help='Frames per second [default: those of the video; 24 for folders].',
+                help='Frames per second [default: the times of the video; 24 for folders].',
             ),
             click.option(
                 '--max-frames',
@@ -78,12 +78,14 @@ def from_davis(
     Topics: /camera/image_raw[/compressed], /camera/camera_info, /ground_truth/mask.
     """
     from drift_ros.evaluation.bag_writing import bag_from_davis
-    from drift_ros.evaluation.datasets import find_sequences
+    from drift_ros.evaluation.datasets import find_sequences, sound
 
     with user_errors():
-        found = find_sequences(
-            root, resolution=resolution, names=[sequence], task=task, max_frames=max_frames
-        )[0]
+        (found,) = sound(
+            find_sequences(
+                root, resolution=resolution, names=[sequence], task=task, max_frames=max_frames
+            )
+        )
         with click.progressbar(length=len(found), label=f'{sequence} to {out}') as bar:
             bag_from_davis(
                 found,
@@ -124,13 +126,15 @@ def from_video(
 
     with user_errors():
         reader = VideoReader(video, count=max_frames)
+        for note in reader.notes:
+            click.echo(note, err=True)
         with click.progressbar(length=len(reader), label=f'{video} to {out}') as bar:
             bag_from_video(
                 reader,
                 out,
                 storage=storage,
                 compressed=compressed,
-                rate=rate or reader.rate,
+                rate=rate,
                 masks=masks,
                 progress=bar.update,
             )

@@ -67,7 +67,7 @@ def sd15(size: int, references: int, run: bool) -> None:
 )
 def step(root: str, sequences: str, frames: int, engines: tuple[str, ...]) -> None:
     """Time a step of the tracker on the DAVIS-layout folder ROOT, stage by stage."""
-    from drift_ros.evaluation.datasets import find_sequences
+    from drift_ros.evaluation.datasets import find_sequences, sound
     from drift_ros.evaluation.engines import parse_engine
     from drift_ros.experiments.benchmarks import STAGES, time_steps
 
@@ -77,7 +77,7 @@ def step(root: str, sequences: str, frames: int, engines: tuple[str, ...]) -> No
             root, names=tuple(filter(None, sequences.split(','))), max_frames=frames
         )
         for engine in [parse_engine(text) for text in engines]:
-            for sequence in found:
+            for sequence in sound(found):
                 row = time_steps(engine, sequence)
                 table.add_row(
                     engine.label, sequence.name, *(f'{row[stage]:.0f}' for stage in STAGES)

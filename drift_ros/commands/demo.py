@@ -20,13 +20,12 @@ import click
 import numpy as np
 
 from drift_ros.commands.recorded import draw_results
+from drift_ros.evaluation.run import exclusive
 from drift_ros.media.labels import read_labels
-from drift_ros.media.video import (
-    VideoError,
-    VideoReader,
-)
+from drift_ros.media.video import VideoReader
 from drift_ros.ros.client_errors import ClientError
 from drift_ros.ros.processes import Children, prepare_environment, ProcessError, shared_file
+from drift_ros.ros.signals import interruptible
 
 if TYPE_CHECKING:
     from drift_ros.ros.client import TrackerClient
@@ -147,15 +146,25 @@ def _run(
     )
     from rich.table import Table
 
+    console = Console()
     reader = VideoReader(video, start, frames)
-    total = len(reader)
+    for note in reader.notes:
+        console.print(note, soft_wrap=True)
     holds = [seed.index - start for seed in seeds]
+    readable, damage = reader.survey()
+    total = len(readable)
+    if damage:
+        console.print(f'{damage}. What can be decoded is tracked: {total} frames', soft_wrap=True)
+    if readable[: max(holds, default=0) + 1] != list(range(max(holds, default=0) + 1)) and damage:
+        raise ProcessError(
+            f'{damage}; so the masks, for frames {[seed.index for seed in seeds]}, cannot be '
+            'matched with frames: give a sound copy of the video'
+        )
     if not total or any(not 0 <= hold < total for hold in holds):
         raise ProcessError(
             f'{video} has {total} frames from frame {start} on; the masks belong '
             f'to frames {[seed.index for seed in seeds]}'
         )
-    out.mkdir(parents=True, exist_ok=True)
     bag = out / 'bag'
     if (bag / 'metadata.yaml').exists() or list(bag.glob('*.mcap')):
         shutil.rmtree(bag)
@@ -163,7 +172,6 @@ def _run(
     from drift_ros.ros.client import TrackerClient
 
     began = time.monotonic()
-    console = Console()
     progress = Progress(
         TextColumn('{task.description:<28}'),
         BarColumn(),
@@ -187,7 +195,7 @@ def _run(
         setup = progress.add_task('loading the model', total=4)
 
         def watch() -> None:
-            children.check()
+            children.check(tolerated=('player',) if damage else ())
             progress.refresh()
 
         client.watch = watch
@@ -206,7 +214,7 @@ def _run(
             {
                 'source': video,
                 'start': start,
-                'count': total,
+                'count': len(reader),
                 'lockstep': True,
                 'stamps': 'now',
                 'hold_at': sorted(set(holds)),
@@ -295,6 +303,8 @@ def _run(
     console.print(table)
     if done < total:
         raise ProcessError(f'only {done} of {total} frames were tracked; see {out / "logs"}')
+    if damage:
+        raise ProcessError(f'{damage}. The results are of the {total} frames that were decoded')
 
 
 @click.command()
@@ -339,6 +349,18 @@ def _run(
     help='Any parameter of the tracker node.',
 )
 @click.option('--record-images', is_flag=True, help='Record the frames in the bag too.')
+@click.option(
+    '--ui',
+    is_flag=True,
+    help='Play the video over and over, without masks: mark objects in a browser. Ends at Ctrl-C.',
+)
+@click.option(
+    '--port',
+    type=click.IntRange(0, 65535),
+    default=8686,
+    show_default=True,
+    help='With --ui, where the page is; 0: any that is free.',
+)
 def demo(
     video: Path | None,
     mask: Path | None,
@@ -349,10 +371,24 @@ def demo(
     device: str,
     extra: tuple[str, ...],
     record_images: bool,
+    ui: bool,
+    port: int,
 ) -> None:
     """Follow objects through a video, with player, tracker and recorder as ROS 2 processes."""
     try:
         clip = video or default_clip()
+        parameters: dict[str, object] = {'model': model, 'device': device}
+        for item in extra:
+            name, separator, value = item.partition(':=')
+            if not separator:
+                raise ProcessError(f'{item!r} is not of the form NAME:=VALUE')
+            parameters[name] = value
+        parameters = {key: value for key, value in parameters.items() if value != ''}
+        if ui:
+            from drift_ros.commands.demo_ui import run_page
+
+            run_page(clip, start or 0, out / 'logs', parameters, port)
+            return
         if mask is not None:
             labels = read_labels(mask)
             count = len(np.unique(labels[labels > 0]))
@@ -360,24 +396,12 @@ def demo(
         else:
             seeds = clip_seeds(clip)
         first = seeds[0].index if start is None else start
-        parameters: dict[str, object] = {'model': model, 'device': device}
-        for item in extra:
-            name, separator, value = item.partition(':=')
-            if not separator:
-                raise ProcessError(f'{item!r} is not of the form NAME:=VALUE')
-            parameters[name] = value
-        _run(
-            clip,
-            seeds,
-            first,
-            frames,
-            out,
-            {k: v for k, v in parameters.items() if v != ''},
-            record_images,
-        )
-    except (ClientError, ProcessError, VideoError) as error:
+        with exclusive(out):
+            _run(clip, seeds, first, frames, out, parameters, record_images)
+    except (ClientError, ProcessError, ValueError, OSError) as error:
         raise click.ClickException(str(error)) from error
 
 
 if __name__ == '__main__':
-    demo()
+    with interruptible():
+        demo()

@@ -75,7 +75,7 @@ def davis(
     The first annotation of each sequence seeds the engine. Prints J and F; writes masks the
     official tools can score, CSV, JSON, a chart and an HTML report.
     """
-    from drift_ros.evaluation.datasets import find_sequences, SequenceSource
+    from drift_ros.evaluation.datasets import BrokenSequence, find_sequences, SequenceSource
     from drift_ros.evaluation.splice import spliced
 
     with user_errors():
@@ -88,8 +88,10 @@ def davis(
             names=[name for name in (sequences or '').split(',') if name],
             max_frames=max_frames,
         )
-        made: Sequence[SequenceSource] = composed(found, compose) if compose else found
-        made = spliced(made) if splice else made
+        broken = [item for item in found if isinstance(item, BrokenSequence)]
+        made: Sequence[SequenceSource] = [item for item in found if item not in broken]
+        made = composed(made, compose) if compose else made
+        made = [*(spliced(made) if splice else made), *broken]
         data = {
             'kind': 'davis',
             'root': str(root),
@@ -110,9 +112,7 @@ def davis(
 
 
 @evaluate.command('bag', epilog=tracker_options())
-@click.argument(
-    'bags', nargs=-1, required=True, type=click.Path(exists=True, file_okay=False, path_type=Path)
-)
+@click.argument('bags', nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
 @click.option(
     '--offline/--live',
     default=True,
@@ -199,6 +199,7 @@ def evaluate_bag(
     on the same frames, digit for digit. Without ground truth (then give seeds), stability,
     survival and the agreement of engines are reported instead of accuracy.
     """
+    from drift_ros.evaluation.bags import BagSequence
     from drift_ros.evaluation.live import parse_rates
 
     with user_errors():
@@ -210,19 +211,25 @@ def evaluate_bag(
         }
         found = _open_bags(bags, images, truths, max_frames, single)
         rates = [] if offline else parse_rates(rate)
+        notes = [note for item in found for note in getattr(item, 'notes', ())]
         data = {
             'kind': 'bag',
             'bags': [str(path) for path in bags],
             'mode': 'offline' if offline else 'live',
             'rates': rates,
             'topics': {
-                item.name: [item.image_topic, item.truth_topic, item.seed_topic] for item in found
+                item.name: [item.image_topic, item.truth_topic, item.seed_topic]
+                for item in found
+                if isinstance(item, BagSequence)
             },
+            'notes': notes,
             **{key: value and str(value) for key, value in single.items()},
             'compare': compare_run and str(compare_run),
             'max_frames': max_frames,
             'sequences': [item.name for item in found],
         }
+        for note in notes:
+            click.echo(f'note: {note}', err=True)
         folder = options['out'] or Path('out', 'eval', f'bag-{found[0].name}')
         failed = run_and_show(
             found, data, folder, options, rates=rates, compare=compare_run, write_bags=write_bags
@@ -238,8 +245,13 @@ def _open_bags(
     max_frames: int,
     single: dict[str, Any],
 ) -> list[Any]:
-    """Open every camera of every bag; ``single`` are options that fit one sequence only."""
-    from drift_ros.evaluation.bags import open_sequence
+    """
+    Open every camera of every bag; ``single`` are options that fit one sequence only.
+
+    One that cannot be opened does not keep the others from being evaluated.
+    """
+    from drift_ros.evaluation.bags import BagError, open_sequence
+    from drift_ros.evaluation.datasets import BrokenSequence
 
     if len(truths) > 1 and len(truths) != len(images):
         raise ValueError(
@@ -255,22 +267,28 @@ def _open_bags(
             f'--{files[0].replace("_", "-")} belongs to one camera of one bag, but '
             f'{len(bags) * len(cameras)} are given: evaluate them one by one'
         )
-    found = []
+    found: list[Any] = []
     for path in bags:
         for image, truth in zip(cameras, topics, strict=True):
             name = path.resolve().name
             if len(cameras) > 1:
                 name += (image or '').replace('/', '-')
-            found.append(
-                open_sequence(
-                    path,
-                    image_topic=image,
-                    truth_topic=truth,
-                    name=name,
-                    max_frames=max_frames,
-                    **single,
+            try:
+                found.append(
+                    open_sequence(
+                        path,
+                        image_topic=image,
+                        truth_topic=truth,
+                        name=name,
+                        max_frames=max_frames,
+                        **single,
+                    )
                 )
-            )
+            except BagError as error:
+                found.append(BrokenSequence(name, str(error)))
+    broken = [item for item in found if isinstance(item, BrokenSequence)]
+    if len(broken) == len(found):
+        raise ValueError(broken[0].reason)
     names = [item.name for item in found]
     for name in names:
         if names.count(name) > 1:

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 import drift_ros
+from drift_ros.ros import signals
 
 _COMMANDS = {
     'ablate': (
@@ -33,6 +34,10 @@ _COMMANDS = {
         'drift_ros.commands.seed:seed',
         'Ask a running tracker node to follow what a box or a point marks.',
     ),
+    'ui': (
+        'drift_ros.commands.ui:ui',
+        'Mark, correct and watch the objects of a running tracker node in a browser.',
+    ),
     'demo': (
         'drift_ros.commands.demo:demo',
         'Track real video through real ROS 2 nodes, end to end.',
@@ -46,6 +51,11 @@ class LazyGroup(click.Group):
     def __init__(self, *args: Any, lazy: Mapping[str, tuple[str, str]], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._lazy = lazy
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """Run the command line; once interrupted, the exit code is 130 however it ends."""
+        with signals.interruptible():
+            return super().main(*args, **extra)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Name all subcommands."""

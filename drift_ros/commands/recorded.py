@@ -106,7 +106,8 @@ def draw_results(
     shown, captions = [], []
     video, sheet = out / 'annotated.mp4', out / 'contact_sheet.png'
     with VideoWriter(video, reader.rate) as writer:
-        for index, (frame, (labels, objects)) in enumerate(zip(reader, read_results(bag))):
+        # results first: once they end, the reader is not asked for what it may lack
+        for index, ((labels, objects), frame) in enumerate(zip(read_results(bag), reader)):
             picture = overlay.draw(frame, labels, objects)
             writer.write(picture)
             if index in chosen:

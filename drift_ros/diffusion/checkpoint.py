@@ -4,7 +4,6 @@
 from collections.abc import Iterator
 import contextlib
 from dataclasses import dataclass, field
-import json
 from pathlib import Path
 import threading
 from typing import Any
@@ -12,13 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from drift_ros.diffusion.checkpoint_folder import check_folder, locate
 from drift_ros.engine.device import resolve_device
 from drift_ros.engine.errors import CheckpointError
+from drift_ros.weights import read_settings
 
 EMBEDDED = Path(__file__).resolve().parent.parent / 'checkpoints'
 
 _DIFT_TIMESTEP = 51
 _AUTOENCODERS = ('AutoencoderKL', 'AutoencoderTiny')
+_TEXT_ENCODERS = ('CLIPTextModel', 'CLIPTextModelWithProjection')
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class Checkpoint:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of the weights."""
+        """Type of the U-Net's weights."""
         return next(self.unet.parameters()).dtype
 
     @property
@@ -78,6 +80,7 @@ def load_checkpoint(
     *,
     device: str | torch.device = 'auto',
     prompt: str = '',
+    dtype: torch.dtype | None = None,
 ) -> Checkpoint:
     """
     Load a checkpoint from a local folder, or from the hub's local cache.
@@ -89,9 +92,13 @@ def load_checkpoint(
         a hub id ``owner/name`` that is in the local cache: nothing is ever fetched. None or '':
         the embedded model.
     device : str or torch.device
-        'auto' is the first GPU, else the CPU. Weights are float16 on a GPU, float32 on a CPU.
+        'auto' is the first GPU, else the CPU.
     prompt : str
         Text that conditions the U-Net.
+    dtype : torch.dtype, optional
+        Of the weights. None: float16 on a GPU, float32 on a CPU. An autoencoder whose
+        ``config.json`` says ``force_upcast`` overflows in half precision (SDXL's does) and is
+        float32 in any case.
 
     Raises
     ------
@@ -102,13 +109,19 @@ def load_checkpoint(
     """
     from diffusers import DDIMScheduler, UNet2DConditionModel
 
-    folder = _locate(checkpoint)
-    components = _check_components(folder)
+    folder = EMBEDDED if checkpoint is None or str(checkpoint) == '' else locate(checkpoint)
+    components = check_folder(folder)
     target = resolve_device(device)
-    dtype = torch.float16 if target.type == 'cuda' else torch.float32
-    unet = _load_weights(UNet2DConditionModel, folder, 'unet', dtype)
-    vae = _load_weights(_autoencoder_class(components), folder, 'vae', dtype)
-    states, added = _encode_prompt(folder, components, prompt, unet)
+    dtype = dtype or (torch.float16 if target.type == 'cuda' else torch.float32)
+    vae_dtype = torch.float32 if _needs_upcast(folder) else dtype
+    with _offline():
+        unet = _load_weights(UNet2DConditionModel, folder, 'unet', dtype)
+        vae = _load_weights(_autoencoder_class(components), folder, 'vae', vae_dtype)
+        states, added = _encode_prompt(folder, components, prompt, unet)
+        with _complaint(folder / 'scheduler'):
+            scheduler = DDIMScheduler.from_pretrained(
+                folder, subfolder='scheduler', local_files_only=True
+            )
     for model in (unet, vae):
         # Convolutions on CPUs are about three times faster with channels last.
         model.eval().requires_grad_(False).to(target, memory_format=torch.channels_last)
@@ -116,67 +129,42 @@ def load_checkpoint(
         name=str(checkpoint or 'embedded'),
         unet=unet,
         vae=vae,
-        scheduler=DDIMScheduler.from_pretrained(folder, subfolder='scheduler'),
+        scheduler=scheduler,
         prompt=states.to(target, dtype),
         added_conditions={key: value.to(target, dtype) for key, value in added.items()},
         **_recommendations(folder),
     )
 
 
-def _locate(checkpoint: str | Path | None) -> Path:
-    if checkpoint is None or str(checkpoint) == '':
-        checkpoint = EMBEDDED
-    folder = Path(checkpoint).expanduser()
-    if folder.is_dir():
-        return folder
-    name = str(checkpoint)
-    if folder.is_absolute() or name.startswith(('.', '~')) or name.count('/') != 1:
-        raise CheckpointError(
-            f'checkpoint folder {name} does not exist; give a local diffusers folder, a hub id '
-            "'owner/name', or nothing for the embedded model"
-        )
-    from huggingface_hub import snapshot_download
+@contextlib.contextmanager
+def _offline() -> Iterator[None]:
+    """Forbid the hub's client the network, for whatever a library makes of a file."""
+    from huggingface_hub import constants
 
+    with _offline_lock:
+        before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+        try:
+            yield
+        finally:
+            constants.HF_HUB_OFFLINE = before
+
+
+_offline_lock = threading.Lock()
+
+
+@contextlib.contextmanager
+def _complaint(part: Path) -> Iterator[None]:
+    """Say which part of a checkpoint a library stumbled over, whatever it raises."""
     try:
-        return Path(
-            snapshot_download(
-                name,
-                local_files_only=True,
-                allow_patterns=['*.json', '*.txt', '*/*.safetensors', '*/*.model'],
-            )
-        )
-    except Exception as error:  # the hub client raises many kinds; the remedy is the same
+        yield
+    except CheckpointError:
+        raise
+    except Exception as error:
+        text = ' '.join(str(error).split())[:300]
         raise CheckpointError(
-            f'checkpoint {name} is neither a local folder nor in the local hub cache; download it '
-            f'once (hf download {name}) or give a local diffusers folder'
+            f'{part} cannot be used ({type(error).__name__}: {text}): its settings do not fit, or '
+            'are of another model; copy or download the whole checkpoint again'
         ) from error
-
-
-def _check_components(folder: Path) -> dict[str, str]:
-    """Map each component's name to its class name; raise when one is missing."""
-    try:
-        index = json.loads((folder / 'model_index.json').read_text())
-    except FileNotFoundError:
-        raise CheckpointError(
-            f'{folder} has no model_index.json: it is not a diffusers checkpoint folder; save the '
-            "model with a pipeline's save_pretrained"
-        ) from None
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f'{folder / "model_index.json"} is not JSON: {error}') from error
-    required = ['unet', 'vae', 'scheduler', 'tokenizer', 'text_encoder']
-    if index.get('text_encoder_2', [None])[0]:
-        required += ['tokenizer_2', 'text_encoder_2']
-    files = {'scheduler': 'scheduler_config.json', 'tokenizer': 'tokenizer_config.json'}
-    files['tokenizer_2'] = files['tokenizer']
-    missing = [
-        name for name in required if not (folder / name / files.get(name, 'config.json')).is_file()
-    ]
-    if missing:
-        raise CheckpointError(
-            f'{folder} lacks {", ".join(missing)}; a Stable-Diffusion-style checkpoint has '
-            f'{", ".join(required)}: copy or download the whole folder'
-        )
-    return {name: entry[1] for name, entry in index.items() if isinstance(entry, list)}
 
 
 def _recommendations(folder: Path) -> dict[str, Any]:
@@ -184,8 +172,10 @@ def _recommendations(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        notes = json.loads(path.read_text())
+        notes = read_settings(path)
         return {'layers': (str(notes['attention_layer']),), 'timestep': int(notes['timestep'])}
+    except CheckpointError:
+        raise
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f'{path} must name attention_layer and timestep ({error!r}); mend or remove it'
@@ -201,6 +191,12 @@ def _autoencoder_class(components: dict[str, str]) -> type:
             f'the autoencoder {name} is not supported; use one of {", ".join(_AUTOENCODERS)}'
         )
     return getattr(diffusers, name)
+
+
+def _needs_upcast(folder: Path) -> bool:
+    """Whether the autoencoder says itself that half precision is too narrow for it."""
+    # not the loaded config: there diffusers' own default stands for what the file leaves out
+    return read_settings(folder / 'vae' / 'config.json').get('force_upcast') is True
 
 
 def _load_weights(cls: Any, folder: Path, component: str, dtype: torch.dtype) -> torch.nn.Module:
@@ -256,27 +252,35 @@ def _encode_prompt(
     states, pooled = [], None
     suffixes = ('', '_2') if 'text_encoder_2' in components else ('',)
     for suffix in suffixes:
-        tokenizer = transformers.CLIPTokenizer.from_pretrained(
-            folder, subfolder=f'tokenizer{suffix}', local_files_only=True
-        )
-        cls = getattr(transformers, components.get(f'text_encoder{suffix}', 'CLIPTextModel'))
+        with _complaint(folder / f'tokenizer{suffix}'):
+            tokenizer = transformers.CLIPTokenizer.from_pretrained(
+                folder, subfolder=f'tokenizer{suffix}', local_files_only=True
+            )
+        name = components.get(f'text_encoder{suffix}', 'CLIPTextModel')
+        if name not in _TEXT_ENCODERS:
+            raise CheckpointError(
+                f'the text encoder {name} of {folder} is not supported; use a checkpoint with one '
+                f'of {", ".join(_TEXT_ENCODERS)}'
+            )
+        cls = getattr(transformers, name)
         with _no_progress_bar():
             encoder = _load_weights(cls, folder, f'text_encoder{suffix}', torch.float32).eval()
-        tokens = tokenizer(
-            prompt,
-            padding='max_length',
-            max_length=min(tokenizer.model_max_length, encoder.config.max_position_embeddings),
-            truncation=True,
-            return_tensors='pt',
-        ).input_ids
-        with torch.inference_mode():
+        with _complaint(folder / f'tokenizer{suffix}'), torch.inference_mode():
+            tokens = tokenizer(
+                prompt,
+                padding='max_length',
+                max_length=min(tokenizer.model_max_length, encoder.config.max_position_embeddings),
+                truncation=True,
+                return_tensors='pt',
+            ).input_ids
             output = encoder(tokens, output_hidden_states=True)
         # SDXL takes the last but one layer of both encoders, without the final norm.
         states.append(output.hidden_states[-2] if len(suffixes) > 1 else output[0])
         pooled = output[0]
     added = {}
     if unet.config.addition_embed_type == 'text_time':
-        size = float(unet.config.sample_size * 8)
+        with _complaint(folder / 'unet'):
+            size = float(unet.config.sample_size * 8)
         added = {
             'text_embeds': pooled,
             # Original size, crop corner and target size, as SDXL was trained.

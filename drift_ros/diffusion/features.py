@@ -223,12 +223,13 @@ class DiffusionFeatures:
     def _encode(self, pixels: Tensor) -> Tensor:
         vae = self.checkpoint.vae
         pixels = pixels.to(self.checkpoint.device)
-        pixels = pixels.permute(2, 0, 1)[None].to(self.checkpoint.dtype) / 127.5 - 1.0
+        # the autoencoder may need a wider type than the U-Net
+        pixels = pixels.permute(2, 0, 1)[None].to(next(vae.parameters()).dtype) / 127.5 - 1.0
         encoded = vae.encode(pixels.contiguous(memory_format=torch.channels_last))
         # A KL autoencoder gives a distribution, whose mode is taken; a tiny one gives latents.
         latents = encoded.latent_dist.mode() if 'latent_dist' in encoded else encoded.latents
         shift = getattr(vae.config, 'shift_factor', None) or 0.0
-        return (latents - shift) * vae.config.scaling_factor
+        return ((latents - shift) * vae.config.scaling_factor).to(self.checkpoint.dtype)
 
     def noisy(self, latents: Tensor) -> Tensor:
         """Take clean latents (1, channels, h, w) to the noise level: (samples, channels, h, w)."""
@@ -245,16 +246,21 @@ class DiffusionFeatures:
         return scaled + (1.0 - alpha) ** 0.5 * noise.to(latents)
 
     def working_size(self, height: int, width: int) -> tuple[int, int]:
-        """Size in pixels that a frame is resized to: multiples of the network's total stride."""
-        vae, unet = self.checkpoint.vae, self.checkpoint.unet
-        stride = 2 ** (len(vae.config.block_out_channels) - 1)
-        stride *= 2 ** (len(unet.config.block_out_channels) - 1)
+        """Size in pixels that a frame is resized to: multiples of :attr:`stride`."""
+        stride = self.stride
         ratio = working_scale(height, width, self._resolution) / stride
         rows, columns = max(round(height * ratio), 1), max(round(width * ratio), 1)
         if 1 in (rows, columns):  # a strip may be too thin for the network, but not too long
             most = max(round(height * width * ratio**2), 1)
             rows, columns = min(rows, most), min(columns, most)
         return rows * stride, columns * stride
+
+    @property
+    def stride(self) -> int:
+        """The network's total stride in pixels."""
+        vae, unet = self.checkpoint.vae, self.checkpoint.unet
+        halvings = len(vae.config.block_out_channels) + len(unet.config.block_out_channels) - 2
+        return 2**halvings
 
     @property
     def inverts(self) -> bool:

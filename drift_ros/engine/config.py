@@ -103,6 +103,19 @@ class TargetOptions:
 
 
 @dataclass(frozen=True)
+class MotionVoteOptions:
+    """What moves with an object, and what stays with the background."""
+
+    gain: float = option(
+        1.0,
+        'Weight of the evidence that something moves with an object rather than with the '
+        'background, or the other way round. 0: motion has no vote on masks.',
+        low=0.0,
+        high=20.0,
+    )
+
+
+@dataclass(frozen=True)
 class MemoryOptions:
     """Which frames are remembered."""
 
@@ -253,6 +266,7 @@ class TrackerConfig:
     features: FeatureOptions = field(default_factory=FeatureOptions)
     kernel: KernelOptions = field(default_factory=KernelOptions)
     target: TargetOptions = field(default_factory=TargetOptions)
+    motion: MotionVoteOptions = field(default_factory=MotionVoteOptions)
     memory: MemoryOptions = field(default_factory=MemoryOptions)
     states: StateOptions = field(default_factory=StateOptions)
     refinement: RefinementOptions = field(default_factory=RefinementOptions)

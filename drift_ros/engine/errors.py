@@ -14,6 +14,24 @@ def listed(texts: Collection[str], separator: str = '; ') -> str:
     return separator.join([*shown, f'and {more} more'] if more else shown)
 
 
+_NO_MEMORY = (
+    'allocate memory',
+    'out of memory',
+    'insufficient memory',
+    "can't start new thread",
+    'bad_alloc',
+    'bad allocation',
+    'unable to convert call argument',  # pybind11, of a message there is no room for
+)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Tell whether a library means by an error that there was no memory, however it says so."""
+    return isinstance(error, MemoryError) or any(
+        words in str(error).lower() for words in _NO_MEMORY
+    )
+
+
 class DriftRosError(ValueError):
     """Base of all errors raised for bad input; the tracker's state is as it was before."""
 

@@ -37,12 +37,17 @@ class ObjectInfo:
     """
     Identity of a live object: ``id`` from 1 up, never reused; ``name`` as given.
 
-    An object keeps one and the same ``ObjectInfo`` from its reservation on: a reservation that was
-    given up and a later one that got its id are told apart by it.
+    ``origin`` is made with the reservation and stays, whatever the object is called later: a
+    reservation that was given up and a later one that got its id are told apart by it.
     """
 
     id: int
     name: str
+    origin: object = dataclasses.field(default_factory=object, repr=False, compare=False)
+
+    def same(self, other: 'ObjectInfo') -> bool:
+        """Say whether both are this very object, under whatever names."""
+        return self.origin is other.origin
 
 
 @dataclass(frozen=True)
@@ -181,7 +186,7 @@ class ObjectTable:
 
     def holds(self, info: ObjectInfo) -> bool:
         """Say whether this very object, not another that has its id, is followed or reserved."""
-        return any(info is known for known in self.infos)
+        return any(info.same(known) for known in self.infos)
 
     def cancel(self, infos: Collection[ObjectInfo], *, reuse: bool) -> 'ObjectTable':
         """
@@ -190,7 +195,7 @@ class ObjectTable:
         With ``reuse``, their ids are given again if they are the last ones: nobody has been told
         of them.
         """
-        gone = {info.id for info in self.reserved if any(info is own for own in infos)}
+        gone = {info.id for info in self.reserved if any(info.same(own) for own in infos)}
         next_id = self.next_id
         while reuse and next_id - 1 in gone:
             next_id -= 1
@@ -233,6 +238,29 @@ class ObjectTable:
         tracked = tuple(entry for entry in self.tracked if entry.info.id != object_id)
         reserved = tuple(info for info in self.reserved if info.id != object_id)
         return dataclasses.replace(self, tracked=tracked, reserved=reserved)._settled()
+
+    def rename(self, object_id: int, name: str) -> 'ObjectTable':
+        """
+        Call an object otherwise; without a name, after its id.
+
+        Raises
+        ------
+        UnknownObjectError
+
+        """
+        self.check(object_id)
+        chosen = name or f'object {object_id}'
+
+        def named(info: ObjectInfo) -> ObjectInfo:
+            return dataclasses.replace(info, name=chosen) if info.id == object_id else info
+
+        return dataclasses.replace(
+            self,
+            tracked=tuple(
+                dataclasses.replace(entry, info=named(entry.info)) for entry in self.tracked
+            ),
+            reserved=tuple(named(info) for info in self.reserved),
+        )
 
     def clear(self) -> 'ObjectTable':
         """Forget all objects; their ids are not given again."""

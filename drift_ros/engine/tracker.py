@@ -40,8 +40,8 @@ class OnlineTracker:
     Follow objects through frames, one frame at a time, in bounded time and memory.
 
     One thread may call :meth:`seed`, :meth:`correct`, :meth:`step`, :meth:`remove` and
-    :meth:`reset`; :meth:`prepare_seed`, :meth:`cancel_seed`, :meth:`check_object` and
-    :attr:`objects` may be used from others. Trackers may share a checkpoint and a refiner.
+    :meth:`reset`; :meth:`prepare_seed`, :meth:`cancel_seed`, :meth:`rename`, :meth:`check_object`
+    and :attr:`objects` may be used from others. Trackers may share a checkpoint and a refiner.
     """
 
     def __init__(
@@ -259,6 +259,20 @@ class OnlineTracker:
             target=state.target.without(object_id),
             looks={key: look for key, look in state.looks.items() if key != object_id},
         )
+
+    def rename(self, object_id: int, name: str) -> None:
+        """
+        Call a live object otherwise; without a name, after its id. From any thread.
+
+        Raises
+        ------
+        UnknownObjectError
+        SeedError
+            The name is no text.
+
+        """
+        (chosen,) = names_of([object_id], {object_id: name}).values()
+        self._commit(lambda table: table.rename(object_id, chosen))
 
     def reset(self) -> None:
         """Forget all objects and frames; a new frame size may follow."""

@@ -18,8 +18,10 @@ from rosbags.rosbag2 import Reader
 from rosbags.typesys import get_typestore, Stores
 from rosbags.typesys.store import Typestore
 
+from drift_ros.evaluation.bag_check import fault_of, settle
 from drift_ros.evaluation.datasets import DatasetError
 from drift_ros.evaluation.digests import combine, digest_of_path
+from drift_ros.media.greys import GreyRange
 from drift_ros.ros.conversions import compressed_to_rgb, ConversionError, image_to_rgb
 from drift_ros.ros.stamp import nanoseconds
 from drift_ros.ros.stamp import text as stamp_text
@@ -38,9 +40,9 @@ class BagError(DatasetError):
 
 
 def topics_of(path: Path) -> dict[str, str]:
-    """Return the type of every topic of a bag."""
+    """Return the type of every topic of a bag that holds messages."""
     with open_bag(path) as reader:
-        return {connection.topic: connection.msgtype for connection in reader.connections}
+        return {item.topic: item.msgtype for item in reader.connections if item.msgcount}
 
 
 @contextlib.contextmanager
@@ -54,19 +56,26 @@ def open_bag(path: Path) -> Iterator[Reader]:
         That is not possible.
 
     """
-    if not path.exists():
-        raise BagError(f'{path} does not exist')
-    if not (path / 'metadata.yaml').is_file():
-        raise BagError(
-            f'{path} is not a rosbag2 folder: it has no metadata.yaml. If recording '
-            'was interrupted, "ros2 bag reindex" writes it'
-        )
-    reader = Reader(path)
+    source = path
+    if path.is_dir() and not (path / 'metadata.yaml').is_file():
+        found = [item for item in sorted(path.glob('*')) if item.suffix in ('.mcap', '.db3')]
+        source = found[0] if len(found) == 1 else path
+    if source == path and (fault := fault_of(path)):
+        raise BagError(fault)
     try:
+        reader = Reader(source)
         reader.open()
     except Exception as error:  # the library's own, sqlite's, zstandard's, file system's
+        if source != path:
+            raise BagError(
+                f'{path} has no metadata.yaml, and {source.name} has no end: recording was '
+                f'interrupted ({error}). "mcap recover" or "ros2 bag reindex" may save what is '
+                'in it'
+            ) from error
         raise _unreadable(path, error) from error
     try:
+        if fault := settle(reader):
+            raise BagError(fault)
         yield reader
     finally:
         reader.close()
@@ -154,9 +163,9 @@ def digest_of_messages(path: Path, topics: Iterable[str]) -> str:
     return _DIGESTS[key]
 
 
-def frame_of(message: Any) -> np.ndarray:
-    """Decode an image message of either kind: (H, W, 3) uint8 RGB."""
-    return (compressed_to_rgb if hasattr(message, 'format') else image_to_rgb)(message)
+def frame_of(message: Any, greys: GreyRange | None = None) -> np.ndarray:
+    """Decode an image message of either kind, of a stream's range: (H, W, 3) uint8 RGB."""
+    return (compressed_to_rgb if hasattr(message, 'format') else image_to_rgb)(message, greys)
 
 
 def make_header(store: Typestore, stamp: int) -> Any:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 import shutil
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -27,6 +27,7 @@ from drift_ros.evaluation.bag_files import (
 )
 from drift_ros.evaluation.datasets import as_truth, DavisSequence
 from drift_ros.media.labels import LabelRule
+from drift_ros.media.video import VideoDamage, VideoReader
 
 _START = 1_600_000_000 * 10**9
 """Stamp of the first frame of a converted bag: fixed, so that conversion is reproducible."""
@@ -67,39 +68,41 @@ def bag_from_davis(
         Of the bag. True masks are mono8.
 
     """
+    if not rate > 0:
+        raise BagError(f'the rate is {rate} Hz; it must be above 0')
 
-    def items() -> Iterator[tuple[np.ndarray, bytes | None, str, np.ndarray | None]]:
-        for frame, file in zip(sequence, sequence.images, strict=True):
+    def items() -> Iterator[_Item]:
+        for number, (frame, file) in enumerate(zip(sequence, sequence.images, strict=True)):
             kind = {'.jpg': 'jpeg', '.jpeg': 'jpeg', '.png': 'png'}.get(file.suffix.lower())
             data = file.read_bytes() if compressed and kind else None
-            yield frame.image, data, kind or 'png', frame.truth
+            yield _Item(number / rate, frame.image, data, kind or 'png', frame.truth)
 
-    return _write_bag(path, items(), storage, compressed, rate, progress)
+    return _write_bag(path, items(), storage, compressed, progress)
 
 
 def bag_from_video(
-    frames: Iterable[np.ndarray],
+    reader: VideoReader,
     path: str | Path,
     *,
     storage: str = 'mcap',
     compressed: bool = False,
-    rate: float = 24.0,
+    rate: float | None = None,
     masks: Path | None = None,
     progress: Callable[[int], None] = lambda count: None,
 ) -> Path:
     """
-    Make a bag of video frames (H, W, 3) uint8 RGB: images and camera_info.
+    Make a bag of a video: images and camera_info.
 
     Parameters
     ----------
-    frames : iterable of np.ndarray
+    reader : VideoReader
     path : str or Path
     storage : str
         Of :data:`STORAGES`.
     compressed : bool
         Write PNG, which loses nothing.
-    rate : float
-        Hz.
+    rate : float, optional
+        Hz. None: stamps are the video's own times.
     masks : Path, optional
         Folder of label PNG files named by frame number (00000.png), put on the ground-truth
         topic; a single file is the mask of frame 0.
@@ -109,8 +112,14 @@ def bag_from_video(
     -------
     Path
 
+    Raises
+    ------
+    VideoDamage
+        The video is damaged; the bag holds what could be decoded.
+
     """
     rule = LabelRule()
+    damage: list[VideoDamage] = []
 
     def truth_of(number: int) -> np.ndarray | None:
         if masks is None:
@@ -120,46 +129,60 @@ def bag_from_video(
             return None
         return as_truth(rule.read(file), str(file))
 
-    def items() -> Iterator[tuple[np.ndarray, bytes | None, str, np.ndarray | None]]:
-        for number, frame in enumerate(frames):
-            yield frame, None, 'png', truth_of(number)
+    def items() -> Iterator[_Item]:
+        try:
+            for number, frame in reader.numbered():
+                seconds = number / rate if rate else float(reader.times[number])
+                yield _Item(seconds, frame, None, 'png', truth_of(number))
+        except VideoDamage as error:  # what there is of the video is kept
+            damage.append(error)
 
-    return _write_bag(path, items(), storage, compressed, rate, progress)
+    made = _write_bag(path, items(), storage, compressed, progress)
+    if damage:
+        raise damage[0]
+    return made
+
+
+class _Item(NamedTuple):
+    """One frame of a bag to be."""
+
+    seconds: float
+    image: np.ndarray
+    data: bytes | None
+    """The compressed picture, where it is there already."""
+    kind: str
+    truth: np.ndarray | None
 
 
 def _write_bag(
     path: str | Path,
-    items: Iterable[tuple[np.ndarray, bytes | None, str, np.ndarray | None]],
+    items: Iterable[_Item],
     storage: str,
     compressed: bool,
-    rate: float,
     progress: Callable[[int], None],
 ) -> Path:
     path = Path(path)
     if path.exists():
         raise BagError(f'{path} exists already: choose another output or remove it')
-    if not rate > 0:
-        raise BagError(f'the rate is {rate} Hz; it must be above 0')
     path.parent.mkdir(parents=True, exist_ok=True)
     store = get_typestore(Stores.ROS2_KILTED)
     image_topic = f'{IMAGE_TOPIC}/compressed' if compressed else IMAGE_TOPIC
     try:
         with Writer(path, version=9, storage_plugin=STORAGES[storage]) as writer:
-            topics = {
-                topic: (writer.add_connection(topic, kind, typestore=store), kind)
-                for topic, kind in (
-                    (image_topic, COMPRESSED if compressed else IMAGE),
-                    (INFO_TOPIC, CAMERA_INFO),
-                    (TRUTH_TOPIC, IMAGE),
-                )
+            kinds = {
+                image_topic: COMPRESSED if compressed else IMAGE,
+                INFO_TOPIC: CAMERA_INFO,
+                TRUTH_TOPIC: IMAGE,
             }
+            topics: dict[str, Any] = {}
 
             def write(topic: str, stamp: int, message: Any) -> None:
-                connection, kind = topics[topic]
-                writer.write(connection, stamp, store.serialize_cdr(message, kind))
+                if topic not in topics:  # none without a message: it would be taken for the truth
+                    topics[topic] = writer.add_connection(topic, kinds[topic], typestore=store)
+                writer.write(topics[topic], stamp, store.serialize_cdr(message, kinds[topic]))
 
-            for number, (image, data, kind, truth) in enumerate(items):
-                stamp = _START + round(number * 1e9 / rate)
+            for seconds, image, data, kind, truth in items:
+                stamp = _START + round(seconds * 1e9)
                 header = make_header(store, stamp)
                 if compressed:
                     if data is None:

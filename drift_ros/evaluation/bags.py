@@ -8,15 +8,24 @@ digit for digit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-import re
 from typing import Any
 
 import numpy as np
 from rosbags.typesys import get_typestore, Stores
 
+from drift_ros.evaluation.bag_choice import (
+    choose,
+    choose_images,
+    files_by_stamp,
+    in_order,
+    listing,
+    outputs_of_trackers,
+    parse_stamp,
+)
 from drift_ros.evaluation.bag_files import (
     BagError,
     COMPRESSED,
@@ -30,6 +39,7 @@ from drift_ros.evaluation.bag_files import (
 )
 from drift_ros.evaluation.datasets import as_truth, DatasetError, SequenceFrame
 from drift_ros.evaluation.digests import combine, digest_of_file
+from drift_ros.media.greys import GreyRange
 from drift_ros.media.labels import LabelError, LabelRule, read_values
 from drift_ros.ros.conversions import image_to_labels
 from drift_ros.ros.stamp import nanoseconds
@@ -45,7 +55,8 @@ class BagSequence:
     from ``truth_topic`` or from ``truth_files`` (by stamp), or there is none. Seeds come from
     ``seed_topic`` or ``seed_files``; without either, the first true mask is the seed. The
     sequence starts at its first seed. Frames are named by their number, 00000 onwards. Truth and
-    seeds are read by the rule of :mod:`drift_ros.media.labels`.
+    seeds are read by the rule of :mod:`drift_ros.media.labels`. ``notes`` say for people what
+    about the bag is not as it should be, and what was done about it.
     """
 
     name: str
@@ -59,6 +70,8 @@ class BagSequence:
     seed_files: Mapping[int, Path] = field(default_factory=dict)
     seed_stamps: frozenset[int] = frozenset()
     compressed: bool = False
+    numbered_seeds: bool = False
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.stamps)
@@ -79,13 +92,16 @@ class BagSequence:
             yield SequenceFrame(f'{number:05d}', image, truth, seed)
 
     def _seeds(self) -> dict[int, np.ndarray]:
-        rule = LabelRule()
+        # what a tracker published are ids of objects: 255 is none of white and void
+        rule = LabelRule(False if self.numbered_seeds else None)
         found = {
             stamp: self._labels(rule, _values_of_file(file), 'seed', stamp)
             for stamp, file in self.seed_files.items()
         }
         topics = {self.seed_topic: image_to_labels} if self.seed_topic else {}
         for _, stamp, values in read_messages(self.path, topics) if topics else ():
+            if stamp not in self.seed_stamps:
+                continue
             labels = self._labels(rule, values, 'seed', stamp)
             # one frame may have been seeded twice, with different objects
             found[stamp] = np.where(labels > 0, labels, found[stamp]) if stamp in found else labels
@@ -103,16 +119,18 @@ class BagSequence:
         # Images wait until the true mask of their stamp has come by; masks for their image.
         images: dict[int, np.ndarray] = {}
         truths: dict[int, np.ndarray] = {}
-        wanted = set(self.stamps)
+        wanted = {(self.image_topic, stamp) for stamp in self.stamps}
+        wanted |= {(self.truth_topic or '', stamp) for stamp in self.stamps}
         expected = self.truth_stamps if self.truth_topic else frozenset()
         following = iter(self.stamps)
         current = next(following, None)
-        topics: dict[str, Any] = {self.image_topic: frame_of}
+        topics: dict[str, Any] = {self.image_topic: partial(frame_of, greys=GreyRange())}
         if self.truth_topic:
             topics[self.truth_topic] = image_to_labels
         for topic, stamp, array in read_messages(self.path, topics):
-            if stamp not in wanted:
+            if (topic, stamp) not in wanted:
                 continue
+            wanted.remove((topic, stamp))  # the first of a stamp counts
             (images if topic == self.image_topic else truths)[stamp] = array
             while current in images and (current in truths or current not in expected):
                 file = self.truth_files.get(current)
@@ -131,8 +149,10 @@ class BagSequence:
         return [number for number, stamp in enumerate(self.stamps) if stamp in self.seed_stamps]
 
     def serialized(self) -> Iterator[tuple[int, bytes]]:
-        """Give stamp in nanoseconds and serialised message (CDR) of every image."""
-        wanted = set(self.stamps)
+        """Give stamp in nanoseconds and serialised message (CDR) of every image, in order."""
+        following = iter(self.stamps)
+        current = next(following, None)
+        wanted, waiting = set(self.stamps), dict[int, bytes]()
         store = get_typestore(Stores.ROS2_KILTED)
         with open_bag(self.path) as reader:
             connections = [item for item in reader.connections if item.topic == self.image_topic]
@@ -140,7 +160,11 @@ class BagSequence:
                 header = store.deserialize_cdr(data, connection.msgtype).header
                 stamp = nanoseconds(header.stamp)
                 if stamp in wanted:
-                    yield stamp, bytes(data)
+                    wanted.remove(stamp)
+                    waiting[stamp] = bytes(data)
+                while current in waiting:
+                    yield current, waiting.pop(current)
+                    current = next(following, None)
 
     def digest(self) -> str:
         """Digest the messages and files that are read, and the choice of topics and stamps."""
@@ -154,6 +178,7 @@ class BagSequence:
             sorted(self.truth_stamps),
             sorted(self.seed_stamps),
             sorted(self.seed_files),
+            self.numbered_seeds,
         )
         return combine(
             repr(choice),
@@ -208,8 +233,8 @@ def open_sequence(
     Raises
     ------
     BagError
-        The bag cannot be read or is truncated, a topic is missing or of another type, stamps are
-        not strictly increasing, too few frames, nothing to seed with.
+        The bag cannot be read or is truncated, a topic is missing or of another type, stamps go
+        back further than neighbours that were swapped, too few frames, nothing to seed with.
 
     """
     path = Path(path)
@@ -226,38 +251,34 @@ def open_sequence(
     if truth_topic == 'none' or truth_folder is not None:
         truth_topic = None
     elif truth_topic is not None or TRUTH_TOPIC in topics:
-        truth_topic = _choose(
+        truth_topic = choose(
             path, topics, truth_topic, (IMAGE,), 'ground truth', lambda topic: topic == TRUTH_TOPIC
         )
     if seed_topic is not None or (
         truth_topic is None and seed_mask is None and truth_folder is None
     ):
         if seed_topic is None and not any(topic.endswith('/seeds') for topic in topics):
-            listing = ', '.join(f'{topic} ({kind})' for topic, kind in sorted(topics.items()))
             raise BagError(
                 f'{path} has no ground truth topic {TRUTH_TOPIC} and no seeds to '
-                f'start from; there are {listing}. Name a topic of label images with '
+                f'start from; there are {listing(topics)}. Name a topic of label images with '
                 '--truth or --seeds, or give files with --truth-folder or --seed-mask'
             )
-        seed_topic = _choose(
+        seed_topic = choose(
             path, topics, seed_topic, (IMAGE,), 'seeds', lambda topic: topic.endswith('/seeds')
         )
-    image_topic = _choose(
-        path,
-        topics,
-        image_topic,
-        (IMAGE, COMPRESSED),
-        'image',
-        lambda topic: topic not in (truth_topic, seed_topic),
-    )
+    image_topic = choose_images(path, topics, image_topic, (truth_topic, seed_topic))
     stamps: dict[str, list[int]] = {
         topic: [] for topic in (image_topic, truth_topic, seed_topic) if topic is not None
     }
     for topic, stamp, _ in read_messages(path, dict.fromkeys(stamps)):
         stamps[topic].append(stamp)
-    for topic, values in stamps.items():
+    notes = []
+    if not (path / 'metadata.yaml').is_file():
+        notes.append(f'{path} has no metadata.yaml: what its file of messages holds is used')
+    for topic in stamps:
         if topic != seed_topic:  # a seed may be of an older frame than the seed before it
-            _check_stamps(path, topic, values)
+            stamps[topic], said = in_order(path, topic, stamps[topic])
+            notes += said
     images = stamps[image_topic]
     truth_files = files_by_stamp(truth_folder) if truth_folder else {}
     truths = frozenset(stamps.get(truth_topic or '', truth_files))
@@ -287,6 +308,17 @@ def open_sequence(
             f'{"seed" if seeds else "true mask"} on; 3 or more are needed, since the '
             'first and the last do not count'
         )
+    truth_files = {stamp: file for stamp, file in truth_files.items() if stamp in set(images)}
+    if truths and not truths & set(images[1:-1]):
+        # the first frame and the last are not scored: such a truth can only be a seed
+        notes.append(
+            f'{path}: {what} has no mask between the first frame and the last: nothing can be '
+            'scored, and its first mask is only the seed'
+        )
+        if not seeds:
+            seeds, seed_topic = frozenset(images[:1]), truth_topic
+            seed_files = {stamp: file for stamp, file in truth_files.items() if stamp in seeds}
+        truth_topic, truth_files, truths = None, {}, frozenset()
     return BagSequence(
         name or path.resolve().name,
         path,
@@ -294,105 +326,11 @@ def open_sequence(
         truth_topic,
         tuple(images),
         truths & frozenset(images),
-        {stamp: file for stamp, file in truth_files.items() if stamp in set(images)},
+        truth_files,
         seed_topic,
         seed_files,
         seeds & frozenset(images),
         topics[image_topic] == COMPRESSED,
+        seed_topic in outputs_of_trackers(topics),
+        tuple(notes),
     )
-
-
-def parse_stamp(text: str) -> int:
-    """
-    Read a stamp: nanoseconds (digits only), or seconds, a point and nine digits of nanoseconds.
-
-    >>> parse_stamp('1600000000.041666667') == parse_stamp('1600000000041666667')
-    True
-
-    Raises
-    ------
-    BagError
-
-    """
-    found = re.fullmatch(r'(?:(\d+)[._])?(\d+)', text)
-    if not found or (found[1] is not None and len(found[2]) != 9):
-        raise BagError(
-            f'{text!r} is not a stamp: expected nanoseconds (1600000000041666667) or '
-            'seconds and nine digits of nanoseconds (1600000000.041666667)'
-        )
-    return int(found[1] or 0) * 10**9 + int(found[2])
-
-
-def files_by_stamp(folder: Path) -> dict[int, Path]:
-    """
-    List the PNG files of a folder by the stamp they are named by.
-
-    Raises
-    ------
-    BagError
-
-    """
-    files = sorted(folder.glob('*.png'))
-    if not files:
-        raise BagError(
-            f'{folder} holds no PNG files; ground truth files are label images named '
-            'by the stamp of their image, such as 1600000000.041666667.png'
-        )
-    found: dict[int, Path] = {}
-    for file in files:
-        try:
-            stamp = parse_stamp(file.stem)
-        except BagError as error:
-            raise BagError(f'{file}: {error}') from None
-        if stamp in found:
-            raise BagError(f'{file} and {found[stamp].name} are of one stamp; remove one')
-        found[stamp] = file
-    return found
-
-
-def _choose(
-    path: Path,
-    topics: dict[str, str],
-    wanted: str | None,
-    types: Sequence[str],
-    what: str,
-    candidate: Callable[[str], bool],
-) -> str:
-    listing = ', '.join(f'{topic} ({kind})' for topic, kind in sorted(topics.items())) or 'none'
-    if wanted is not None:
-        if wanted not in topics:
-            raise BagError(f'{path} has no topic {wanted} ({what}); there are {listing}')
-        if topics[wanted] not in types:
-            raise BagError(
-                f'{path}: the {what} topic {wanted} is of type {topics[wanted]}; '
-                f'{" or ".join(types)} is needed'
-            )
-        return wanted
-    found = [topic for topic, kind in topics.items() if kind in types and candidate(topic)]
-    if len(found) == 1:
-        return found[0]
-    if not found:
-        raise BagError(
-            f'{path} has no {what} topic ({" or ".join(types)}); there are {listing}. '
-            'Name it if it is one of them'
-        )
-    raise BagError(
-        f'{path} has several topics that could be the {what}: {", ".join(sorted(found))}; name one'
-    )
-
-
-def _check_stamps(path: Path, topic: str, stamps: Sequence[int]) -> None:
-    if not stamps:
-        raise BagError(f'{path}: the topic {topic} holds no message')
-    for number, (before, after) in enumerate(zip(stamps, stamps[1:], strict=False), start=1):
-        if after <= before:
-            what = (
-                'repeats the stamp of the one before'
-                if after == before
-                else f'is {(before - after) / 1e9:.3f} s older than the one before'
-            )
-            raise BagError(
-                f'{path}: message {number} of {topic} {what} (stamp {stamp_text(after)} after '
-                f'{stamp_text(before)}). Stamps must increase: cut the bag where its clock was '
-                'reset (ros2 bag convert), or record it again with one time source'
-            )

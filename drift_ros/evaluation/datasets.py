@@ -14,11 +14,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import cast, Protocol
 
 import numpy as np
 
 from drift_ros.evaluation.digests import combine, digest_of_file
+from drift_ros.media.greys import GreyRange
 from drift_ros.media.labels import LabelError, LabelRule, read_labels
 from drift_ros.media.video import IMAGE_SUFFIXES, natural_key, read_image, VideoError
 
@@ -70,6 +71,33 @@ class SequenceSource(Protocol):
 
 
 @dataclass(frozen=True)
+class BrokenSequence:
+    """
+    What stands in a run for a sequence that cannot be read: its jobs fail, with the reason.
+
+    Attributes
+    ----------
+    name : str
+    reason : str
+        Cause and remedy.
+
+    """
+
+    name: str
+    reason: str
+
+    def __len__(self) -> int:
+        return 0
+
+    def __iter__(self) -> Iterator[SequenceFrame]:
+        raise DatasetError(self.reason)
+
+    def digest(self) -> str:
+        """Raise the reason."""
+        raise DatasetError(self.reason)
+
+
+@dataclass(frozen=True)
 class DavisSequence:
     """
     One sequence on disk; iterate it for its frames.
@@ -95,9 +123,10 @@ class DavisSequence:
         return len(self.images)
 
     def __iter__(self) -> Iterator[SequenceFrame]:
+        greys = GreyRange()
         for image_path, annotation in zip(self.images, self.annotations, strict=True):
             try:
-                image = read_image(image_path)
+                image = read_image(image_path, greys)
             except VideoError as error:
                 raise DatasetError(str(error)) from None
             truth = None
@@ -175,9 +204,12 @@ def find_sequences(
     names: Sequence[str] = (),
     task: str = 'auto',
     max_frames: int = 0,
-) -> list[DavisSequence]:
+) -> list[DavisSequence | BrokenSequence]:
     """
     Find the sequences of a DAVIS-layout folder, by name.
+
+    A sequence that cannot be evaluated does not keep the others from it: it is found as a
+    :class:`BrokenSequence`. Hidden files and folders are not looked at.
 
     Parameters
     ----------
@@ -199,6 +231,7 @@ def find_sequences(
     Raises
     ------
     DatasetError
+        This is no such folder, what was asked for is not in it, or no sequence can be evaluated.
 
     """
     root = Path(root)
@@ -213,16 +246,10 @@ def find_sequences(
     images, annotations = images / level, annotations / level
     if not annotations.is_dir():
         raise DatasetError(f'{annotations} does not exist, although {images} does')
-    available = [path.name for path in _folders(images) if (annotations / path.name).is_dir()]
+    both = {path.name for path in (*_folders(images), *_folders(annotations))}
+    available = sorted(both, key=natural_key)
     if subset:
-        listed = read_list(_list_file(root, subset, year))
-        missing = sorted(set(listed) - set(available))
-        if missing:
-            raise DatasetError(
-                f'the list {subset} names sequences that are not in {images} and '
-                f'{annotations}: {", ".join(missing[:5])}'
-            )
-        available = listed
+        available = read_list(_list_file(root, subset, year))
     if names:
         unknown = sorted(set(names) - set(available))
         if unknown:
@@ -231,8 +258,34 @@ def find_sequences(
             )
         available = [name for name in available if name in set(names)]
     if not available:
-        raise DatasetError(f'no sequence has both a folder in {images} and one in {annotations}')
-    return [_sequence(images / name, annotations / name, task, max_frames) for name in available]
+        raise DatasetError(f'there is no sequence, a folder in both {images} and {annotations}')
+    found: list[DavisSequence | BrokenSequence] = []
+    for name in available:
+        try:
+            found.append(_sequence(images / name, annotations / name, task, max_frames))
+        except (DatasetError, OSError) as error:
+            found.append(BrokenSequence(name, str(error)))
+    broken = [item.reason for item in found if isinstance(item, BrokenSequence)]
+    if len(broken) == len(found):
+        raise DatasetError(broken[0] + (f' (and {len(broken) - 1} more)' if broken[1:] else ''))
+    return found
+
+
+def sound(found: Iterable[DavisSequence | BrokenSequence]) -> list[DavisSequence]:
+    """
+    Give sequences that are all needed.
+
+    Raises
+    ------
+    DatasetError
+        One of them is broken.
+
+    """
+    items = list(found)
+    for item in items:
+        if isinstance(item, BrokenSequence):
+            raise DatasetError(item.reason)
+    return cast(list[DavisSequence], items)
 
 
 def read_list(path: Path) -> list[str]:
@@ -251,14 +304,28 @@ def read_list(path: Path) -> list[str]:
     return list(names)
 
 
+def _visible(folder: Path) -> Iterator[Path]:
+    """List a folder without what tools hide in it: .DS_Store, ._00000.jpg, .ipynb_checkpoints."""
+    return (path for path in folder.iterdir() if not path.name.startswith('.'))
+
+
 def _folders(folder: Path) -> list[Path]:
-    return sorted((path for path in folder.iterdir() if path.is_dir()), key=natural_key)
+    return sorted((path for path in _visible(folder) if path.is_dir()), key=natural_key)
+
+
+def _is_level(folder: Path) -> bool:
+    """Say whether a folder holds sequences, and no pictures of its own."""
+    return bool(_folders(folder)) and not any(map(_is_picture, _visible(folder)))
+
+
+def _is_picture(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
 
 
 def _resolution(images: Path, wanted: str | None) -> str:
     """Name of the resolution level, '' where there is none."""
     folders = _folders(images)
-    levels = [path.name for path in folders if _folders(path)]
+    levels = [path.name for path in folders if _is_level(path)]
     if wanted is not None:
         if not (images / wanted).is_dir():
             raise DatasetError(
@@ -292,11 +359,15 @@ def _list_file(root: Path, subset: str, year: str | None) -> Path:
 
 
 def _sequence(images: Path, annotations: Path, task: str, max_frames: int) -> DavisSequence:
-    frames = sorted(
-        (path for path in images.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES),
-        key=natural_key,
-    )
-    masks = {path.stem: path for path in annotations.glob('*.png')}
+    for folder, what in ((images, 'images'), (annotations, 'annotations')):
+        if not folder.is_dir():
+            raise DatasetError(f'the sequence {images.name} has no {what}: there is no {folder}')
+    frames = sorted(filter(_is_picture, _visible(images)), key=natural_key)
+    stems = [path.stem for path in frames]
+    if len(set(stems)) < len(stems):
+        twice = next(stem for stem in stems if stems.count(stem) > 1)
+        raise DatasetError(f'{images} holds two frames named {twice}: remove one')
+    masks = {path.stem: path for path in _visible(annotations) if path.suffix.lower() == '.png'}
     orphans = sorted(set(masks) - {path.stem for path in frames})
     if orphans:
         raise DatasetError(f'{annotations / orphans[0]}.png has no frame in {images}')

@@ -13,20 +13,20 @@ first mask is there, the seed is the prediction.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+import functools
 from pathlib import Path
+import time
 from typing import Any, TYPE_CHECKING
 
 import numpy as np
 
 from drift_ros.engine.config import OPTIONS
-from drift_ros.engine.errors import DriftRosError
 from drift_ros.evaluation.bags import BagSequence
-from drift_ros.evaluation.datasets import DatasetError
+from drift_ros.evaluation.datasets import BrokenSequence, DatasetError
 from drift_ros.evaluation.engines import EngineSpec
-from drift_ros.evaluation.metric import MetricError
 from drift_ros.evaluation.protocol import relabel, seed_mask, Track
 from drift_ros.evaluation.results import Collector, JobResult
-from drift_ros.evaluation.run import Progress, RunOptions
+from drift_ros.evaluation.run import outcome, Progress, RunOptions
 from drift_ros.media.labels import write_labels
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def find_seeds(sequence: BagSequence, late_objects: bool) -> list[Seed]:
 
 def run_live_job(
     spec: EngineSpec,
-    sequence: BagSequence,
+    sequence: BagSequence | BrokenSequence,
     rate: float | None,
     folder: Path,
     options: RunOptions,
@@ -114,6 +114,8 @@ def run_live_job(
     """
     from drift_ros.ros.replay import replay
 
+    if isinstance(sequence, BrokenSequence):
+        raise DatasetError(sequence.reason)
     label = live_label(spec.label, rate)
     parameters = {name: spec.options[name] for name in OPTIONS if spec.options[name] != ''}
     parameters['device'] = spec.device
@@ -187,7 +189,7 @@ def _score(
         'memory': recording.memory,
         'on_arrival': on_arrival.summary(),
     }
-    return streaming.finish(latencies, 'live runs are never taken over', live)
+    return streaming.finish(latencies, f'live {time.time_ns()}', live)
 
 
 def _tracks(message: Any, table: Mapping[int, int]) -> tuple[Track, ...]:
@@ -263,7 +265,7 @@ def live_rows(results: Sequence[JobResult]) -> list[dict[str, Any]]:
 
 def run_live(
     specs: Sequence[EngineSpec],
-    sequences: Sequence[BagSequence],
+    sequences: Sequence[BagSequence | BrokenSequence],
     rates: Sequence[float | None],
     folder: Path,
     options: RunOptions,
@@ -286,14 +288,14 @@ def run_live(
     for spec in specs:
         for rate in rates:
             for sequence in sequences:
+                key = live_label(spec.label, rate), sequence.name
                 try:
-                    results.append(run_live_job(spec, sequence, rate, folder, options, progress))
-                except (
-                    ProcessError,
-                    DriftRosError,
-                    DatasetError,
-                    MetricError,
-                    OSError,
-                ) as error:
-                    errors[live_label(spec.label, rate), sequence.name] = str(error)
+                    job = functools.partial(run_live_job, spec, sequence, rate, folder, options)
+                    done = outcome(functools.partial(job, progress), key, folder)
+                except ProcessError as error:
+                    done = str(error)
+                if isinstance(done, str):
+                    errors[key] = done
+                else:
+                    results.append(done)
     return results, errors

@@ -27,6 +27,7 @@ from drift_ros.evaluation.bag_files import (
 from drift_ros.evaluation.bags import BagSequence
 from drift_ros.evaluation.protocol import Track
 from drift_ros.evaluation.results import JobResult
+from drift_ros.media.greys import GreyRange
 from drift_ros.media.labels import read_labels
 from drift_ros.media.overlay import draw
 from drift_ros.ros.messages import register_type
@@ -110,7 +111,8 @@ def write_result_bag(
                 time, _, connection, data = heapq.heappop(waiting)
                 writer.write(connection, time, data)
 
-        count = 0
+        count, done = 0, set[int]()
+        greys = GreyRange()
         for connection, time, data in reader.messages(connections=connections):
             message = store.deserialize_cdr(data, connection.msgtype)
             number = numbers.get(nanoseconds(message.header.stamp))
@@ -118,9 +120,10 @@ def write_result_bag(
                 continue
             flush(time)
             writer.write(copies[connection.topic], time, data)
-            if connection.topic != sequence.image_topic:
+            if connection.topic != sequence.image_topic or number in done:
                 continue
-            image = frame_of(message)
+            done.add(number)
+            image = frame_of(message, greys)
             for item in said:
                 for name, delay, output in item.messages(store, message.header, number, image):
                     count += 1

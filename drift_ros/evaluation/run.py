@@ -8,22 +8,17 @@ so that an interrupted run goes on where it stopped (:mod:`drift_ros.evaluation.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import as_completed, Future, ProcessPoolExecutor
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 import contextlib
 from dataclasses import dataclass
 import fcntl
 import functools
 import itertools
-import multiprocessing
 import os
 from pathlib import Path
-import queue
-import sys
 import tempfile
-import threading
-from typing import Any
+import traceback
 
 from drift_ros.engine.errors import DriftRosError
 from drift_ros.evaluation import cluster
@@ -33,13 +28,13 @@ from drift_ros.evaluation.metric import MetricError
 from drift_ros.evaluation.protocol import Engine, Step, track
 from drift_ros.evaluation.provenance import fingerprint
 from drift_ros.evaluation.results import Collector, JobResult, read_result
+from drift_ros.evaluation.workers import in_processes, limit_threads, Progress, WORKER_DIED
+from drift_ros.ros import signals
 
-Progress = Callable[[str, str, int], None]
-"""Called with engine, sequence and the number of frames done since the last call."""
 Key = tuple[str, str]
 """Engine and sequence of a job."""
 _EXPECTED = (DriftRosError, DatasetError, MetricError, OSError)
-"""Errors of a job that do not end the others."""
+"""Errors of a job that say themselves what is wrong."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +85,7 @@ def exclusive(folder: Path) -> Iterator[None]:
     with (folder / '.lock').open('a+') as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             file.seek(0)
             raise FolderInUse(
                 f'another run (process {file.read().strip() or "unknown"}) is writing to '
@@ -162,6 +157,7 @@ def run_together(
             if step.milliseconds is not None:
                 milliseconds.append(step.milliseconds + elsewhere)
             progress(spec.label, sequence.name, 1)
+            signals.check()
     return [
         collector.finish(milliseconds, print_)
         for (_, _, collector, milliseconds), print_ in zip(runs, prints, strict=True)
@@ -174,7 +170,7 @@ def finished(
     """Return the kept result of a job, or None if there is none or it is of another state."""
     try:
         state = fingerprint(spec, sequence, options.late_objects)
-    except _EXPECTED:  # a file is gone or damaged: the job will say so
+    except Exception:  # a file is gone or damaged: the job will say so
         return None
     return read_result(folder, spec.label, sequence.name, state, with_masks=options.save_masks)
 
@@ -235,27 +231,34 @@ def run(
             found = _here(waiting, folder, options, threads, progress)
         else:
             found = _in_processes(waiting, folder, options, workers, threads, progress)
-        for key, outcome in found:
-            if isinstance(outcome, str):
-                errors[key] = outcome
-            else:
-                results[key] = outcome
+        with contextlib.closing(found):  # at once, when interrupted: it may hold processes
+            for key, what in found:
+                if isinstance(what, str):
+                    errors[key] = what
+                else:
+                    results[key] = what
         keys = ((spec.label, sequence.name) for spec in specs for sequence in sequences)
         return [results[key] for key in keys if key in results], errors
 
 
 Waiting = Mapping[Key, tuple[EngineSpec, SequenceSource]]
-Outcomes = Iterator[tuple[Key, JobResult | str]]
+Outcomes = Generator[tuple[Key, JobResult | str], None, None]
 """Keys of jobs with their results, or what went wrong."""
 
 
-def _outcome(call: Callable[[], JobResult]) -> JobResult | str:
+def outcome(call: Callable[[], JobResult], key: Key, folder: Path) -> JobResult | str:
+    """Do a job, or say what went wrong; whatever it is does not end the others."""
     try:
         return call()
     except BrokenProcessPool:
         return WORKER_DIED
     except _EXPECTED as error:
         return f'{type(error).__name__}: {error}'
+    except Exception as error:
+        log = folder / 'logs' / key[0] / f'{key[1]}.txt'
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text(''.join(traceback.format_exception(error)))
+        return f'{type(error).__name__}: {error} (unforeseen; {log} has a traceback)'
 
 
 def _here(
@@ -263,7 +266,8 @@ def _here(
 ) -> Outcomes:
     limit_threads(threads)
     for key, job in waiting.items():
-        yield key, _outcome(functools.partial(run_job, *job, folder, options, progress))
+        call = functools.partial(run_job, *job, folder, options, progress)
+        yield key, outcome(call, key, folder)
 
 
 def _in_processes(
@@ -276,7 +280,7 @@ def _in_processes(
 ) -> Outcomes:
     calls = {key: (*job, folder, options) for key, job in waiting.items()}
     for key, future in in_processes(run_job, calls, min(workers, len(calls)), threads, progress):
-        yield key, _outcome(future.result)
+        yield key, outcome(future.result, key, folder)
 
 
 def _on_ray(
@@ -289,11 +293,11 @@ def _on_ray(
     progress: Progress,
 ) -> Outcomes:
     calls = {key: (*job, options, threads) for key, job in waiting.items()}
-    for key, outcome in cluster.run_on_ray(run_away, calls, address, workers):
-        if isinstance(outcome, str):
-            yield key, outcome
+    for key, found in cluster.run_on_ray(run_away, calls, address, workers):
+        if isinstance(found, str):
+            yield key, found
             continue
-        result, files = outcome
+        result, files = found
         cluster.write_files(folder, files)
         progress(*key, len(waiting[key][1]))
         yield key, result
@@ -312,67 +316,3 @@ def run_away(
             for path in folder.rglob('*')
             if path.is_file()
         }
-
-
-WORKER_DIED = (
-    'a worker process died (out of memory?); run the same command again to go on, with '
-    'fewer --workers'
-)
-"""What to say of a BrokenProcessPool."""
-
-
-def in_processes(
-    function: Callable, calls: Mapping[Any, tuple], workers: int, threads: int, progress: Progress
-) -> Iterator[tuple[Any, Future]]:
-    """
-    Call a function in worker processes; give the keys of ``calls`` with futures as they finish.
-
-    ``calls`` holds its arguments but for the last, which is a ``progress``.
-    """
-    context = multiprocessing.get_context('spawn')
-    with context.Manager() as manager:
-        channel = manager.Queue()
-        done = threading.Event()
-
-        def forward() -> None:
-            while not done.is_set() or not channel.empty():
-                with contextlib.suppress(queue.Empty):
-                    progress(*channel.get(timeout=0.1))
-
-        thread = threading.Thread(target=forward, daemon=True)
-        thread.start()
-        try:
-            with ProcessPoolExecutor(workers, context, limit_threads, (threads,)) as pool:
-                futures = {
-                    pool.submit(_call, function, arguments, channel): key
-                    for key, arguments in calls.items()
-                }
-                for future in _completed(pool, futures):
-                    yield futures[future], future
-        finally:
-            done.set()
-            thread.join()
-
-
-def _completed(pool: ProcessPoolExecutor, futures: Mapping[Future, Any]) -> Iterator[Future]:
-    """Give futures as they finish; on an interrupt, start none of those that still wait."""
-    try:
-        yield from as_completed(futures)
-    except KeyboardInterrupt:
-        pool.shutdown(wait=False, cancel_futures=True)
-        raise
-
-
-def _call(function: Callable, arguments: tuple, channel: Any) -> Any:
-    return function(*arguments, lambda engine, name, count: channel.put((engine, name, count)))
-
-
-def limit_threads(threads: int) -> None:
-    """Bound the threads of this process's libraries."""
-    import cv2
-
-    cv2.setNumThreads(threads)
-    # Engines without a network need no torch; where it comes later, it reads the environment.
-    os.environ['OMP_NUM_THREADS'] = str(threads)
-    if 'torch' in sys.modules:
-        sys.modules['torch'].set_num_threads(threads)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
+import contextlib
 from importlib import util
 import itertools
 import os
@@ -27,9 +28,10 @@ from rich.progress import (
 )
 
 from drift_ros.evaluation import run as runner
-from drift_ros.evaluation.datasets import find_sequences, SequenceSource
+from drift_ros.evaluation.datasets import find_sequences, SequenceSource, sound
 from drift_ros.evaluation.provenance import versions
 from drift_ros.evaluation.results import JobResult, write_json
+from drift_ros.evaluation.workers import in_processes, limit_threads, WORKER_DIED
 from drift_ros.experiments.ablation_report import Results, write
 from drift_ros.experiments.rows import LearningTracker, make_rows, Row, RowSpec, SharedFeatures
 
@@ -87,7 +89,7 @@ def run_ablation(
         )
     base = dict(base or {})
     found = {
-        limit: find_sequences(root, names=names, max_frames=limit)
+        limit: sound(find_sequences(root, names=names, max_frames=limit))
         for limit in set(limits.values())
     }
     used, late, reached = _choose_layers(model, base, device)
@@ -184,18 +186,19 @@ def _run(
         )
         calls = {key: (*groups[key], out) for key in order}
         if workers == 1:
-            runner.limit_threads(threads)
+            limit_threads(threads)
             found = (run_group(*arguments, progress) for arguments in calls.values())
         else:
             found = (
                 future.result()
-                for _, future in runner.in_processes(run_group, calls, workers, threads, progress)
+                for _, future in in_processes(run_group, calls, workers, threads, progress)
             )
         try:
-            for result in itertools.chain.from_iterable(found):
-                done[result.engine, result.sequence] = result
+            with contextlib.closing(found):
+                for result in itertools.chain.from_iterable(found):
+                    done[result.engine, result.sequence] = result
         except BrokenProcessPool:
-            raise ValueError(runner.WORKER_DIED) from None
+            raise ValueError(WORKER_DIED) from None
         bar.update(task, description='done')
     results: dict[tuple[str, str], list[JobResult]] = {}
     for spec, sequence in jobs:

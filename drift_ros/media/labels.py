@@ -5,9 +5,10 @@ Label images: the one place where pixels become labels.
 People's masks come from many tools. One rule reads them all, for files (:func:`read_labels`) and
 for arrays that came another way, such as topics (:class:`LabelRule`):
 
-1. A pixel's *value* is its sample, whatever the depth. Of an indexed picture it is the index; if
-   index 0 is not black (tools that sort palettes), the colour says it, as in an RGB picture:
-   grey is its level, a colour of the VOC/DAVIS palette its index there, others are refused.
+1. A pixel's *value* is its sample as it is stored, whatever the depth (15 is white in 4 bits, and
+   stays 15). Of an indexed picture it is the index; if index 0 is not black (tools that sort
+   palettes), the colour says it, as in an RGB picture: grey is its level, a colour of the
+   VOC/DAVIS palette its index there, others are refused. Labels are 0 to 65535.
 2. A *sequence* is **plain** when the first of its pictures that is not all 0 holds 0 and full
    white only (255, in 16 bits 65535). Every pixel that is not 0 is then object 1, in all of its
    pictures.
@@ -20,12 +21,16 @@ with interpolation, saved as JPEG) are refused: their edges would be hundreds of
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+import io
 import os
 from pathlib import Path
 
 import cv2
 import numpy as np
 from PIL import Image
+
+from drift_ros.media.pictures import check_size, stored
 
 VOID_LABEL = 255
 """Label of void pixels in 8-bit label images."""
@@ -86,7 +91,7 @@ class LabelRule:
         narrow = values.dtype.itemsize == 1
         values = values.astype(np.uint8 if narrow else np.uint16, copy=False)
         if self.plain is None and values.any():
-            _check_edges(values, what)
+            check_edges(values, what)
             self.plain = _holds_white_only(values)
         if self.plain:
             return (values > 0).astype(np.uint8)
@@ -151,27 +156,33 @@ def read_values(path: str | Path) -> np.ndarray:
 
     """
     try:
-        with Image.open(path) as image:
-            if image.format == 'JPEG':
+        # not by its path: Pillow maps some TIFF files into memory and then turns them wrongly
+        with Image.open(io.BytesIO(Path(path).read_bytes())) as opened:
+            if opened.format in ('JPEG', 'MPO'):
                 raise LabelError(
                     f'{path} is a JPEG, whose edges are not crisp: save the mask as PNG'
                 )
-            image.load()
+            check_size(*opened.size, 'it')
+            samples = _Stored.of(opened)
+            image = stored(opened)
             if image.mode == 'P' and _begins_with_black(image):
                 return np.array(image)
             if image.mode in ('1', 'L'):
-                return np.array(image.convert('L'))
+                return samples.undo(np.array(image.convert('L')))
             if image.mode in ('I', 'F') or image.mode.startswith('I;16'):
-                return _whole(np.array(image), path)
+                return samples.undo(_whole(np.array(image), path))
             if image.mode in ('P', 'RGB', 'RGBA', 'LA', 'PA'):
+                if samples.deep:
+                    return _deep_grey(path)
                 return _values_of_colours(np.array(image.convert('RGBA')), path)
             raise LabelError(f'{path} is a picture of mode {image.mode}, no label image')
     except FileNotFoundError:
         raise LabelError(f'cannot read the mask {path}: there is no such file') from None
-    except (OSError, SyntaxError, ValueError) as error:
-        if isinstance(error, LabelError):
-            raise
-        raise LabelError(f'cannot read the mask {path}: {error}') from None
+    except LabelError:
+        raise
+    except Exception as error:  # Pillow's own, of its plugins, of the file system
+        why = str(error) or type(error).__name__
+        raise LabelError(f'cannot read the mask {path}: {why}') from None
 
 
 def write_labels(path: Path, labels: np.ndarray) -> None:
@@ -225,13 +236,60 @@ def palette(count: int = 256) -> np.ndarray:
     return np.concatenate([colours, colours[repeat]])
 
 
+@dataclass(frozen=True)
+class _Stored:
+    """What Pillow does to samples when it reads them, to be undone."""
+
+    white: int = 0
+    """It stretches samples from 0 .. white to 8 or 16 bits; 0: it does not."""
+    deep: bool = False
+    """It drops the lower half of 16 bits."""
+
+    @classmethod
+    def of(cls, image: Image.Image) -> _Stored:
+        """Look at a picture that is not yet loaded."""
+        tiles = getattr(image, 'tile', ())
+        words = tiles[0][-1] if tiles else ()
+        words = words if isinstance(words, tuple) else (words,)
+        if image.format == 'PPM':
+            white = words[-1] if isinstance(words[-1], int) else 0
+            return cls(white if white not in (255, 65535) else 0)
+        modes = [word for word in words if isinstance(word, str)]
+        shallow = {'L;2': 3, 'L;4': 15}
+        return cls(
+            next((shallow[word] for word in modes if word in shallow), 0),
+            any(';16' in word for word in modes),
+        )
+
+    def undo(self, values: np.ndarray) -> np.ndarray:
+        if not self.white:
+            return values
+        full = 255 if values.dtype == np.uint8 else 65535
+        return ((values.astype(np.int64) * self.white + full // 2) // full).astype(values.dtype)
+
+
+def _deep_grey(path: str | Path) -> np.ndarray:
+    """Read a grey picture of 16 bits that was saved as RGB: (H, W) int32."""
+    image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    if image is None or image.dtype != np.uint16:
+        raise LabelError(f'{path} has colours of 16 bits: save the mask with one channel')
+    colours = image.reshape(*image.shape[:2], -1)
+    if colours.shape[2] == 4 and (colours[..., 3] < 65535).any():
+        raise LabelError(f'{path} is partly transparent: flatten it onto black (background)')
+    if (colours[..., :3] != colours[..., :1]).any():
+        raise LabelError(f'{path} has colours of 16 bits: save the mask with one channel')
+    return colours[..., 0].astype(np.int32)
+
+
 def _begins_with_black(image: Image.Image) -> bool:
     return not any((image.getpalette('RGB') or [0, 0, 0])[:3])
 
 
 def _whole(values: np.ndarray, path: str | Path) -> np.ndarray:
-    if values.dtype.kind == 'f' and not (np.isfinite(values) & (values % 1 == 0)).all():
-        raise LabelError(f'{path} holds fractions; labels are whole numbers')
+    if values.dtype.kind == 'f':
+        if not np.isfinite(values).all() or (values % 1 != 0).any():
+            raise LabelError(f'{path} holds fractions; labels are whole numbers')
+        values = values.clip(-1, 2**24)  # beyond, which no type of whole numbers holds, is refused
     return values.astype(np.int32)
 
 
@@ -262,13 +320,30 @@ def _holds_white_only(values: np.ndarray) -> bool:
     return int(found[0]) in _WHITE and bool((found == found[0]).all())
 
 
-def _check_edges(values: np.ndarray, what: str) -> None:
-    """Refuse values most of which only lie on slopes between others, as blurred edges do."""
-    found, index = np.unique(values, return_inverse=True)
+def check_edges(values: np.ndarray, what: str) -> None:
+    """
+    Refuse a mask whose edges are blurred: most of its values only lie on slopes between others.
+
+    Parameters
+    ----------
+    values : np.ndarray
+        (H, W) integer, not negative.
+    what : str
+        Names the picture in messages.
+
+    Raises
+    ------
+    LabelError
+
+    """
+    if values.dtype.itemsize <= 2:  # sorting the pixels takes ten times as long
+        found = np.flatnonzero(np.bincount(values.ravel()))
+    else:
+        found = np.unique(values)
     objects = len(found) - int(found[0] == 0)
     if objects < 3:
         return
-    index = index.reshape(values.shape).astype(np.uint16)
+    index = np.searchsorted(found, values).astype(np.uint16)
     square = np.ones((3, 3), np.uint8)
     low, high = cv2.erode(index, square), cv2.dilate(index, square)
     count = np.bincount(index.ravel())

@@ -17,6 +17,10 @@ from typing import Any
 import cv2
 import numpy as np
 
+from drift_ros.engine.errors import listed
+from drift_ros.media.greys import GreyRange
+from drift_ros.media.pictures import PictureError, read_picture
+
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp', '.ppm', '.pgm')
 DEFAULT_RATE = 24.0
 """Frames per second of sources that have no rate of their own (folders); DAVIS is 24 Hz."""
@@ -58,20 +62,43 @@ def list_images(folder: str | Path) -> list[Path]:
     return files
 
 
-def read_image(path: str | Path) -> np.ndarray:
+def read_image(path: str | Path, greys: GreyRange | None = None) -> np.ndarray:
     """
-    Read one picture as (H, W, 3) uint8 RGB.
+    Read one picture as (H, W, 3) uint8 RGB; see :mod:`drift_ros.media.pictures`.
+
+    Parameters
+    ----------
+    path : str or Path
+    greys : GreyRange, optional
+        That of the sequence, for pictures of 16 bits. None: found from this picture alone.
 
     Raises
     ------
     VideoError
-        Not there, or not a picture.
+        Not there, not a picture, damaged, or too large.
 
     """
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
-    if image is None:
-        raise VideoError(f'{path} is missing or is not a picture OpenCV can read')
-    return image
+    try:
+        values = read_picture(path).values
+    except PictureError as error:
+        raise VideoError(str(error)) from None
+    if values.dtype == np.uint16:
+        values = (greys or GreyRange()).narrow(values, grey=values.ndim == 2)
+    return values if values.ndim == 3 else np.repeat(values[..., None], 3, axis=2)
+
+
+def _look(path: Path) -> tuple[str, ...]:
+    """Give what is worth knowing of the first picture of a folder."""
+    try:
+        turned = read_picture(path).orientation
+    except PictureError as error:
+        raise VideoError(str(error)) from None
+    if turned == 1:
+        return ()
+    return (
+        f'{path} is marked as turned (EXIF orientation {turned}): pictures are taken as they are '
+        'stored, and masks have to be drawn on them so',
+    )
 
 
 def write_image(path: str | Path, frame: np.ndarray) -> None:
@@ -92,6 +119,10 @@ def write_image(path: str | Path, frame: np.ndarray) -> None:
         raise VideoError(f'cannot write {path}: does its folder exist?')
 
 
+class VideoDamage(VideoError):
+    """All that could be read of a source was given, and it is less than, or not, what it says."""
+
+
 class VideoReader:
     """
     Frames of a video file, a folder of images or one DAVIS sequence, in order.
@@ -101,6 +132,9 @@ class VideoReader:
         for frame in VideoReader('cup.mp4'):
             tracker.step(frame)
 
+    A loop that comes upon damage gives all that can be decoded, and raises :class:`VideoDamage`
+    at its end. Frames are as they are stored, without a rotation that their metadata ask for.
+
     Parameters
     ----------
     source : str or Path
@@ -109,6 +143,17 @@ class VideoReader:
         Frames to leave out at the beginning.
     count : int
         Frames to give at most; 0 = all.
+
+    Attributes
+    ----------
+    rate : float
+        Mean frames per second.
+    length : int
+        Frames a loop gives, if all can be decoded; counted, not what a header says.
+    times : np.ndarray
+        (length,) float64: seconds at which they are shown, the first at 0.
+    notes : tuple of str
+        What is worth knowing of the source and no fault.
 
     Raises
     ------
@@ -120,55 +165,121 @@ class VideoReader:
     def __init__(self, source: str | Path, start: int = 0, count: int = 0) -> None:
         self.source = Path(source)
         self._start = start
-        self._count = count
-        self._files: list[Path] | None = None
+        self._stop = start + count if count else None
+        self._files: list[Path] = []
+        self._container: Any = None  # PyAV is imported where a video is read
+        self.notes: tuple[str, ...] = ()
         self.rate = DEFAULT_RATE
-        """Frames per second."""
         if self.source.is_dir():
             self._files = list_images(self.source)
-            length = len(self._files)
+            times = np.arange(len(self._files)) / DEFAULT_RATE
+            self.notes = _look(self._files[0])
         elif self.source.is_file():
-            capture = self._open()
-            rate = capture.get(cv2.CAP_PROP_FPS)
-            length = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
-            capture.release()
-            if 0.1 <= rate <= 1000.0:
-                self.rate = float(rate)
+            from drift_ros.media.containers import Container, ContainerError
+
+            try:
+                self._container = Container(self.source)
+            except ContainerError as error:
+                raise VideoError(str(error)) from None
+            times, self.notes = self._container.times, self._container.notes
+            self.rate = self._container.rate or DEFAULT_RATE
         else:
             raise VideoError(
                 f'{self.source} does not exist: give a video file or a folder of images'
             )
-        length = max(0, length - start)
-        self.length = min(length, count) if count else length
-        """Frames to expect; containers do not always tell the truth."""
-
-    def _open(self) -> cv2.VideoCapture:
-        capture = cv2.VideoCapture(str(self.source), cv2.CAP_FFMPEG)
-        if not capture.isOpened():
-            raise VideoError(f'{self.source} is not a video this OpenCV build can read')
-        return capture
+        self._whole = len(times)
+        times = times[start : self._stop]
+        self.times = times - times[0] if len(times) else times
+        self.length = len(times)
 
     def __len__(self) -> int:
         return self.length
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        stop = self._start + self._count if self._count else None
-        if self._files is not None:
-            for path in self._files[self._start : stop]:
-                yield read_image(path)
-            return
-        capture = self._open()
+        for _, frame in self.numbered():
+            yield frame
+
+    def numbered(self) -> Iterator[tuple[int, np.ndarray]]:
+        """
+        Give each frame with its number, 0 for the first: one that cannot be decoded leaves a gap.
+
+        Raises
+        ------
+        VideoDamage
+            After the last frame: something was wrong with them, or there were too few.
+        VideoError
+            The source cannot be read on.
+
+        """
+        problems: dict[int, str] = {}
+        size: tuple[int, ...] = ()
+        given = 0
+        for number, frame, problem in self._decoded():
+            if frame is not None:
+                if size and frame.shape[:2] != size:
+                    problem = (
+                        f'the size changes from {size[1]}x{size[0]} to '
+                        f'{frame.shape[1]}x{frame.shape[0]}'
+                    )
+                size = frame.shape[:2]
+                given += 1
+                yield number, frame
+            if problem and 0 <= number < self.length:
+                problems.setdefault(number, problem)
+        said = [f'frame {self._start + n}: {problems[n]}' for n in sorted(problems)]
+        if given < self.length:
+            said.append(f'{given} of {self.length} frames can be decoded')
+        missing = '' if self._container is None else self._container.missing
+        if missing and (self._stop is None or self._stop > self._whole):
+            said.append(missing)
+        if said:
+            raise VideoDamage(f'{self.source} is damaged: {listed(said)}')
+
+    def survey(self) -> tuple[list[int], str]:
+        """
+        Decode all frames once, to know of damage before any work is done.
+
+        Returns
+        -------
+        tuple
+            The numbers of the frames that can be decoded, and what is wrong; '': nothing.
+
+        Raises
+        ------
+        VideoError
+            The source cannot be read on.
+
+        """
+        numbers: list[int] = []
         try:
-            for index in range(stop if stop is not None else 2**62):
-                if not capture.grab():
+            numbers.extend(number for number, _ in self.numbered())
+        except VideoDamage as damage:
+            return numbers, str(damage)
+        return numbers, ''
+
+    def _decoded(self) -> Iterator[tuple[int, np.ndarray | None, str]]:
+        """Give the frames that are wanted, and what is wrong with any."""
+        if self._container is None:
+            greys = GreyRange()
+            for number, path in enumerate(self._files[self._start : self._stop]):
+                yield number, read_image(path, greys), ''
+            return
+        from drift_ros.media.containers import ContainerError
+
+        source = self._container.decode()
+        try:
+            for number, frame, problem in source:
+                number -= self._start
+                if frame is None:
+                    yield number, None, problem
+                elif number >= self.length:
                     break
-                if index >= self._start:
-                    done, image = capture.retrieve()
-                    if not done:
-                        break
-                    yield cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+                elif number >= 0:
+                    yield number, frame.to_ndarray(format='rgb24'), ''
+        except ContainerError as error:
+            raise VideoError(str(error)) from None
         finally:
-            capture.release()
+            source.close()
 
 
 class VideoWriter:

@@ -2,8 +2,10 @@
 """
 The player node: publish a video or a folder of images as a camera would.
 
-Regular stamps start at the node's clock and advance by one frame period a frame, whatever the
-actual pace, and go on ascending when the source is looped.
+Regular stamps start at the node's clock and advance as the source's frames are spaced (or by one
+period of the rate asked for), whatever the actual pace, and go on ascending when the source is
+looped. Of a damaged source everything that can be decoded is published; the end says what is
+wrong.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 from std_srvs.srv import Trigger
 
-from drift_ros.media.video import VideoError, VideoReader
+from drift_ros.media.video import VideoDamage, VideoError, VideoReader
 from drift_ros.ros import conversions, parameters, qos, runtime, stamp
 from drift_ros.ros.parameters import PlayerConfig
 
@@ -45,6 +47,8 @@ class PlayerNode(Node):
         if not self._config.source:
             raise VideoError("nothing to play: set the parameter 'source' (-p source:=FILE)")
         self._reader = VideoReader(self._config.source, self._config.start, self._config.count)
+        for note in self._reader.notes:
+            self.get_logger().warning(note)
         self.finished = threading.Event()
         self.exit_code = 0
         self._stopping = threading.Event()
@@ -86,9 +90,24 @@ class PlayerNode(Node):
             self._condition.notify_all()
         return response
 
-    def _frames(self) -> Iterator[np.ndarray]:
-        for _ in itertools.count() if self._config.loop else range(1):
-            yield from self._reader
+    def _frames(self) -> Iterator[tuple[int, float, np.ndarray]]:
+        """Give each frame with its number and the seconds at which it is shown."""
+        reader, rate = self._reader, self._config.rate
+        times = np.arange(len(reader)) / rate if rate else reader.times
+        # a round lasts until what would be the next frame
+        length = len(reader) / rate if rate else float(times[-1:].sum()) + 1 / reader.rate
+        for turn in itertools.count() if self._config.loop else range(1):
+            try:
+                for number, frame in reader.numbered():
+                    yield (
+                        turn * len(reader) + number,
+                        turn * length + float(times[number]),
+                        frame,
+                    )
+            except VideoDamage as damage:
+                if not turn:
+                    self.exit_code = 1
+                    self.get_logger().error(str(damage))
 
     def _wait(self, condition: Any, timeout: float | None = None) -> bool:
         """Wait for a condition that callbacks change; False when time is up or at the end."""
@@ -115,17 +134,16 @@ class PlayerNode(Node):
             or (config.lockstep and not self.count_publishers(self.resolve_topic_name('answer')))
         ):
             time.sleep(0.02)
-        rate = config.rate or self._reader.rate
         start, clock = self.get_clock().now().nanoseconds, time.monotonic()
         published = 0
-        for index, frame in enumerate(self._frames()):
-            delay = clock + index / rate - time.monotonic()
+        for index, seconds, frame in self._frames():
+            delay = clock + seconds - time.monotonic()
             if self._stopping.wait(delay) if delay > 0 else self._stopping.is_set():
                 break
             when = (
                 self.get_clock().now().nanoseconds
                 if config.stamps == 'now'
-                else start + round(index * 1e9 / rate)
+                else start + round(seconds * 1e9)
             )
             if index in config.hold_at:
                 with self._condition:

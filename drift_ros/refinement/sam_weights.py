@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Segment Anything models of any size, built of the stock classes of ``segment_anything``."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 import importlib
 import json
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from segment_anything.modeling import (
     ImageEncoderViT,
@@ -21,6 +20,8 @@ import torch
 from torch import nn
 
 from drift_ros.engine.errors import CheckpointError
+from drift_ros.engine.finite import first_not_finite
+from drift_ros.weights import check_whole, read_settings, tensors, whose
 
 
 def build_sam(config: dict[str, Any]) -> Sam:
@@ -120,29 +121,45 @@ def load_sam(checkpoint: str | Path | None = None, device: str | torch.device = 
         model = _load_file(path)
     else:
         raise CheckpointError(f'there is no Segment Anything checkpoint at {path}. {_ADVICE}')
+    damaged = first_not_finite(model)
+    if damaged:
+        raise CheckpointError(
+            f'{path} has weights that are not finite numbers ({damaged}): it is damaged. {_ADVICE}'
+        )
     return model.to(resolve_device(device)).eval().requires_grad_(False)
 
 
 def _load_folder(folder: Path) -> Sam:
+    for name in ('config.json', 'model.safetensors'):
+        if not (folder / name).is_file():
+            raise CheckpointError(
+                f'{folder} has no {name}: a folder of a Segment Anything model needs '
+                f'model.safetensors and the config.json written with it. {_ADVICE}'
+            )
+    shapes = tensors(folder / 'model.safetensors')
+    config = read_settings(folder / 'config.json').get('model')
+    if not isinstance(config, dict):
+        _refuse_others(folder, shapes)
+        raise CheckpointError(
+            f'{folder / "config.json"} does not describe a model of this package (under "model"). '
+            f'{_ADVICE}'
+        )
     try:
-        config = json.loads((folder / 'config.json').read_text(encoding='utf-8'))['model']
         state = load_file(folder / 'model.safetensors')
         model = build_sam(config)
         model.load_state_dict({name: value.float() for name, value in state.items()})
-    except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # settings of any kind meet the classes of the library
         raise CheckpointError(
-            f'{folder} holds no Segment Anything model that can be used ({_brief(error)}); a '
-            f'folder needs model.safetensors and the config.json written with it. {_ADVICE}'
+            f'{folder} holds no Segment Anything model that can be used ({_brief(error)}): its '
+            f'config.json and model.safetensors do not belong together. {_ADVICE}'
         ) from error
     return model
 
 
 def _load_file(path: Path) -> Sam:
+    state = _read(path)
+    _refuse_others(path, state)
     try:
-        if path.suffix == '.safetensors':
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location='cpu', weights_only=True)
         if 'image_encoder.patch_embed.seq.0.c.weight' in state:
             model = _mobile_sam()
         else:
@@ -150,13 +167,52 @@ def _load_file(path: Path) -> Sam:
         model.load_state_dict({name: value.float() for name, value in state.items()})
     except CheckpointError:
         raise
-    except Exception as error:  # unpickling meets whatever is in the file
+    except Exception as error:
         raise CheckpointError(
-            f'{path} is not a Segment Anything checkpoint that can be used ({_brief(error)}). It '
-            'may be cut short: "drift_ros models --check FILE" compares it with the published '
-            f'hash. {_ADVICE}'
+            f'{path} is not a Segment Anything checkpoint that can be used ({_brief(error)}): '
+            f'weights are missing or of other shapes. {_ADVICE}'
         ) from error
     return model
+
+
+def _read(path: Path) -> dict[str, torch.Tensor]:
+    """Read weights by name, of either kind of file."""
+    if path.suffix == '.safetensors':
+        tensors(path)
+        return load_file(path)
+    check_whole(path)
+    try:
+        found = torch.load(path, map_location='cpu', weights_only=True)
+    except Exception as error:  # unpickling meets whatever is in the file
+        if 'weights_only' in str(error).lower():
+            cause = 'it holds other things than weights, which are never unpickled'
+        else:
+            cause = (
+                'it is cut short or no PyTorch file: "drift_ros models --check FILE" compares it '
+                'with the published hash'
+            )
+        raise CheckpointError(
+            f'{path} is not a Segment Anything checkpoint that can be used: {cause} '
+            f'({_brief(error)}). {_ADVICE}'
+        ) from error
+    for name in ('model', 'state_dict', 'model_state_dict'):  # as trainings wrap it
+        if isinstance(found, dict) and isinstance(found.get(name), dict):
+            found = found[name]
+    if not isinstance(found, dict) or not all(isinstance(v, torch.Tensor) for v in found.values()):
+        raise CheckpointError(
+            f'{path} is not a Segment Anything checkpoint: it holds no weights by name. {_ADVICE}'
+        )
+    return found
+
+
+def _refuse_others(path: Path, names: Iterable[str]) -> None:
+    """Say of a known other model what it is."""
+    family = whose(names)
+    if family and family not in ('Segment Anything', 'MobileSAM'):
+        raise CheckpointError(
+            f'{path} holds weights of another model: {family}. Those of Segment Anything as first '
+            f'published are needed. {_ADVICE}'
+        )
 
 
 def infer_config(state: Mapping[str, torch.Tensor]) -> dict[str, Any]:

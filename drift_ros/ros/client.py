@@ -21,7 +21,7 @@ from typing import Any
 
 from builtin_interfaces.msg import Time
 from drift_ros_msgs.msg import Prompt, PromptPoint
-from drift_ros_msgs.srv import RemoveObject, SeedMask, SeedPrompt, Segment
+from drift_ros_msgs.srv import RemoveObject, RenameObject, SeedMask, SeedPrompt, Segment
 from lifecycle_msgs.srv import ChangeState, GetState
 import numpy as np
 from rclpy.node import Node
@@ -142,12 +142,18 @@ class TrackerClient(Connection):
             (SeedPrompt, 'seed_prompt'),
             (Segment, 'segment'),
             (RemoveObject, 'remove_object'),
+            (RenameObject, 'rename_object'),
             (Trigger, 'reset'),
         ):
             self.prepare(kind, f'{self.tracker}/{service}')
 
     def _ask(self, kind: Any, service: str, request: Any, **more: Any) -> Any:
         return self.call(kind, f'{self.tracker}/{service}', request, **more)
+
+    @property
+    def present(self) -> bool:
+        """Whether the tracker's services are there right now; tells at once."""
+        return bool(self.prepare(Segment, f'{self.tracker}/segment').service_is_ready())
 
     def state(self) -> str:
         """Tell the lifecycle state: unconfigured, inactive, active, configuring..."""
@@ -333,6 +339,20 @@ class TrackerClient(Connection):
         """
         request = RemoveObject.Request(object_id=_id(object_id))
         _check(self._ask(RemoveObject, 'remove_object', request))
+
+    def rename(self, object_id: int, name: str) -> None:
+        """
+        Call an object otherwise; without a name, after its id.
+
+        Raises
+        ------
+        RefusedError
+            There is no such object.
+        NoAnswerError, ArgumentError
+
+        """
+        request = RenameObject.Request(object_id=_id(object_id), name=_name(name))
+        _check(self._ask(RenameObject, 'rename_object', request))
 
     def reset(self) -> None:
         """

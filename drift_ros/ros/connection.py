@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Callable
 import contextlib
 import threading
 import time
 import traceback
 from typing import Any, TypeVar
+import weakref
 
 import rclpy
 from rclpy.callback_groups import ReentrantCallbackGroup
@@ -32,8 +34,9 @@ class Connection:
     Calls services.
 
     By itself it makes a node and spins it in a thread of its own, so that it works in a plain
-    script; leave it with :meth:`close` or a ``with`` block. Given a node it uses that one, which
-    somebody else has to spin: in another thread than the one that calls, or no answer can come.
+    script; leave it with :meth:`close` or a ``with`` block, at the latest at the end of the
+    program. Given a node it uses that one, which somebody else has to spin: in another thread than
+    the one that calls, or no answer can come.
 
     Attributes
     ----------
@@ -94,6 +97,9 @@ class Connection:
         self._settled: set[str] = set()
         if self._thread is not None:
             self._thread.start()
+            # a program that ends without close(), interrupted perhaps: the middleware aborts when
+            # the interpreter ends under its threads, and its shared memory stays behind
+            atexit.register(_close, weakref.ref(self))
 
     def _spin(self) -> None:
         executor = SingleThreadedExecutor(context=self._context)
@@ -236,3 +242,10 @@ class Connection:
                     + ('' if self._thread else ': is this node spun, and in another thread?')
                 )
         return None
+
+
+def _close(reference: weakref.ref[Connection]) -> None:
+    """Close a connection that is still there."""
+    connection = reference()
+    if connection is not None:
+        connection.close()

@@ -14,11 +14,14 @@ names the cause and the remedy.
 from __future__ import annotations
 
 import array
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
+
+from drift_ros.media import pictures
+from drift_ros.media.greys import GreyRange
+from drift_ros.ros import encodings
 
 if TYPE_CHECKING:  # message packages are imported where messages are made: reading needs none
     from sensor_msgs.msg import CompressedImage, Image
@@ -29,60 +32,6 @@ class ConversionError(ValueError):
     """A message that cannot become an array, or an array that cannot become a message."""
 
 
-_Decoder = Callable[[np.ndarray], np.ndarray]
-
-
-def _narrow(image: np.ndarray) -> np.ndarray:
-    """Scale a 16-bit image of any shape to uint8, full range onto full range, rounded."""
-    return ((image.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
-
-
-def _color(code: int) -> _Decoder:
-    """Decoder that applies an OpenCV colour conversion to an 8-bit or 16-bit image."""
-
-    def decode(image: np.ndarray) -> np.ndarray:
-        if image.dtype == np.uint16:
-            image = _narrow(image)
-        return cv2.cvtColor(np.ascontiguousarray(image), code)
-
-    return decode
-
-
-def _identity(image: np.ndarray) -> np.ndarray:
-    """Return RGB as it is (8 bits) or narrowed (16 bits); contiguous rows are not copied."""
-    return np.ascontiguousarray(_narrow(image) if image.dtype == np.uint16 else image)
-
-
-# encoding -> (numpy dtype, channels, decoder to RGB). OpenCV names a Bayer pattern by the second
-# row's second and third pixel, so ROS's "rggb" is OpenCV's "BG".
-_FRAME: dict[str, tuple[type, int, _Decoder]] = {
-    'rgb8': (np.uint8, 3, _identity),
-    'rgb16': (np.uint16, 3, _identity),
-    'bgr8': (np.uint8, 3, _color(cv2.COLOR_BGR2RGB)),
-    'bgr16': (np.uint16, 3, _color(cv2.COLOR_BGR2RGB)),
-    '8UC3': (np.uint8, 3, _color(cv2.COLOR_BGR2RGB)),
-    'rgba8': (np.uint8, 4, _color(cv2.COLOR_RGBA2RGB)),
-    'rgba16': (np.uint16, 4, _color(cv2.COLOR_RGBA2RGB)),
-    'bgra8': (np.uint8, 4, _color(cv2.COLOR_BGRA2RGB)),
-    'bgra16': (np.uint16, 4, _color(cv2.COLOR_BGRA2RGB)),
-    '8UC4': (np.uint8, 4, _color(cv2.COLOR_BGRA2RGB)),
-    'mono8': (np.uint8, 1, _color(cv2.COLOR_GRAY2RGB)),
-    'mono16': (np.uint16, 1, _color(cv2.COLOR_GRAY2RGB)),
-    '8UC1': (np.uint8, 1, _color(cv2.COLOR_GRAY2RGB)),
-    'yuv422': (np.uint8, 2, _color(cv2.COLOR_YUV2RGB_UYVY)),
-    'uyvy': (np.uint8, 2, _color(cv2.COLOR_YUV2RGB_UYVY)),
-    'yuv422_yuy2': (np.uint8, 2, _color(cv2.COLOR_YUV2RGB_YUYV)),
-    'yuyv': (np.uint8, 2, _color(cv2.COLOR_YUV2RGB_YUYV)),
-}
-for _pattern, _code in (
-    ('rggb', cv2.COLOR_BayerBG2RGB),
-    ('bggr', cv2.COLOR_BayerRG2RGB),
-    ('gbrg', cv2.COLOR_BayerGR2RGB),
-    ('grbg', cv2.COLOR_BayerGB2RGB),
-):
-    _FRAME[f'bayer_{_pattern}8'] = (np.uint8, 1, _color(_code))
-    _FRAME[f'bayer_{_pattern}16'] = (np.uint16, 1, _color(_code))
-
 _LABELS: dict[str, type] = {
     'mono8': np.uint8,
     '8UC1': np.uint8,
@@ -91,7 +40,7 @@ _LABELS: dict[str, type] = {
     '32SC1': np.int32,
 }
 
-FRAME_ENCODINGS: tuple[str, ...] = tuple(_FRAME)
+FRAME_ENCODINGS: tuple[str, ...] = (*encodings.PACKED, *encodings.PLANAR)
 """Encodings :func:`image_to_rgb` reads."""
 LABEL_ENCODINGS: tuple[str, ...] = tuple(_LABELS)
 """Encodings :func:`image_to_labels` reads."""
@@ -140,16 +89,16 @@ def _pixels(msg: Image, dtype: type, channels: int, what: str) -> np.ndarray:
     )
 
 
-def image_to_rgb(msg: Image) -> np.ndarray:
+def image_to_rgb(msg: Image, greys: GreyRange | None = None) -> np.ndarray:
     """
     Read a camera frame.
 
     Parameters
     ----------
     msg : sensor_msgs/Image
-        In one of :data:`FRAME_ENCODINGS`. 16-bit images are scaled to 8 bits over their full
-        range; ``8UC3``/``8UC4`` are taken in OpenCV's order, blue first; YUV is ITU-R BT.601,
-        limited range; Bayer is demosaiced bilinearly.
+        In one of :data:`FRAME_ENCODINGS`; see :mod:`drift_ros.ros.encodings`.
+    greys : GreyRange, optional
+        That of the stream, for 16-bit images. None: found from this image alone.
 
     Returns
     -------
@@ -159,28 +108,56 @@ def image_to_rgb(msg: Image) -> np.ndarray:
     Raises
     ------
     ConversionError
-        Unknown encoding, truncated or oversized data, impossible step, no pixels, odd width of a
-        4:2:2 image.
+        Unknown encoding, truncated or oversized data, impossible step, no pixels, odd size of an
+        image whose pixels share their colour.
 
     """
-    try:
-        dtype, channels, decode = _FRAME[msg.encoding]
-    except KeyError:
+    if msg.encoding in encodings.PLANAR:
+        return _planar_to_rgb(msg)
+    layout = encodings.PACKED.get(msg.encoding)
+    if layout is None:
         raise ConversionError(
             f'encoding {msg.encoding!r} is not supported for camera frames: convert to one of '
             f'{", ".join(FRAME_ENCODINGS)}'
-        ) from None
-    if channels == 2 and msg.width % 2:
+        )
+    if layout.channels == 2 and msg.width % 2:
         raise ConversionError(
             f'encoding {msg.encoding!r} stores pixels in pairs, but the width '
             f'is {msg.width}: publish an even width'
         )
-    if msg.encoding.startswith('bayer') and (msg.width < 3 or msg.height < 3):
+    pixels = _pixels(msg, layout.dtype, layout.channels, 'image')
+    try:
+        return encodings.packed_to_rgb(pixels, msg.encoding, greys or GreyRange())
+    except ValueError as error:
+        raise ConversionError(str(error)) from None
+
+
+def _planar_to_rgb(msg: Image) -> np.ndarray:
+    """Read an image of two planes: luma, then chroma in rows of the same step (nv24: of two)."""
+    height, width, step = int(msg.height), int(msg.width), int(msg.step)
+    whole = msg.encoding == 'nv24'
+    if height == 0 or width == 0:
         raise ConversionError(
-            f'a {msg.width}x{msg.height} Bayer image cannot be demosaiced: '
-            '3x3 pixels at least are needed'
+            f'the image is empty ({width}x{height}): publish an image with its width and height '
+            'set'
         )
-    return decode(_pixels(msg, dtype, channels, 'image'))
+    if not whole and (width % 2 or height % 2):
+        raise ConversionError(
+            f'encoding {msg.encoding!r} gives four pixels one colour, but the image is '
+            f'{width}x{height}: publish an even width and height'
+        )
+    needed = step * height * 3 if whole else step * height * 3 // 2
+    if step < width or len(msg.data) != needed:
+        raise ConversionError(
+            f'encoding {msg.encoding!r} needs rows of {width} bytes at least and, with step '
+            f'{step}, {needed} bytes of data for {height} rows and their colours; the image has '
+            f'{len(msg.data)}: step is that of the luma, height that of the picture'
+        )
+    data = np.frombuffer(msg.data, dtype=np.uint8)
+    luma = data[: step * height].reshape(height, step)[:, :width]
+    rows = height if whole else height // 2
+    chroma = data[step * height :].reshape(rows, -1)[:, : 2 * width if whole else width]
+    return encodings.planar_to_rgb(luma, chroma, msg.encoding)
 
 
 def image_to_labels(msg: Image) -> np.ndarray:
@@ -219,53 +196,58 @@ def image_to_labels(msg: Image) -> np.ndarray:
     return labels
 
 
-def compressed_to_rgb(msg: CompressedImage) -> np.ndarray:
+def compressed_to_rgb(msg: CompressedImage, greys: GreyRange | None = None) -> np.ndarray:
     """
-    Decode a JPEG or PNG frame.
+    Decode a compressed frame.
+
+    ``format`` is read as image_transport writes it, ``ENCODING; CODEC compressed TARGET``: a
+    mosaic that was compressed as it is (ENCODING is bayer_*, the picture is grey) is demosaiced,
+    and the colours of a picture that was compressed red first (TARGET is rgb*, rgba*) are put
+    right. Which codec it is the data say themselves.
 
     Parameters
     ----------
     msg : sensor_msgs/CompressedImage
-        ``format`` is only used in messages to people, the data say themselves what they are.
+        Its data in one of the formats of :data:`drift_ros.media.pictures.FORMATS`.
+    greys : GreyRange, optional
+        That of the stream, for 16-bit images. None: found from this image alone.
 
     Returns
     -------
     np.ndarray
-        (H, W, 3) uint8 RGB, C-contiguous.
+        (H, W, 3) uint8 RGB, C-contiguous, pixels as they are stored.
 
     Raises
     ------
     ConversionError
-        No data, or data OpenCV cannot decode (truncated, another codec).
+        No data, not an image, damaged, truncated, or too large.
 
     """
-    data = np.frombuffer(msg.data, dtype=np.uint8)
-    if not data.size:
-        raise ConversionError('the compressed image holds no data: check the publisher')
-    # a truncated JPEG decodes into a picture with a grey end: its end marker tells
-    if data[:2].tobytes() == b'\xff\xd8' and b'\xff\xd9' not in data[-1024:].tobytes():
+    source, _, rest = (part.strip() for part in msg.format.partition(';'))
+    if 'compressedDepth' in msg.format:
         raise ConversionError(
-            f'the JPEG image is truncated ({data.size} bytes, no end marker): '
-            'look for a link that loses parts of messages'
-        )
-    if data[:4].tobytes() == b'\x89PNG' and b'IEND' not in data[-64:].tobytes():
-        raise ConversionError(
-            f'the PNG image is truncated ({data.size} bytes, no end chunk): '
-            'look for a link that loses parts of messages'
+            f'format {msg.format!r} is a depth image with a header of its own: subscribe to the '
+            "camera's images, raw or compressed"
         )
     try:
-        image = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB)
-    except cv2.error:
-        image = None
-    if image is None:
-        raise ConversionError(
-            f'the compressed image (format {msg.format!r}, {data.size} bytes) cannot be decoded: '
-            'it is damaged or neither JPEG nor PNG; set the publisher to jpeg or png'
+        picture = pictures.decode(
+            memoryview(msg.data), f'the compressed image (format {msg.format!r})'
         )
-    return image
+        values = picture.values
+        if values.ndim == 2:
+            bits = 8 * values.dtype.itemsize
+            bayer = f'{source.rstrip("0123456789")}{bits}'
+            known = source.startswith('bayer_') and bayer in encodings.PACKED
+            encoding = bayer if known else f'mono{bits}'
+        else:
+            order = 'bgr' if 'compressed rgb' in rest else 'rgb'
+            encoding = f'{order}{8 * values.dtype.itemsize}'
+        return encodings.packed_to_rgb(values, encoding, greys or GreyRange())
+    except ValueError as error:
+        raise ConversionError(str(error)) from None
 
 
-def to_rgb(msg: Image | CompressedImage) -> np.ndarray:
+def to_rgb(msg: Image | CompressedImage, greys: GreyRange | None = None) -> np.ndarray:
     """
     Read a camera frame, raw or compressed: (H, W, 3) uint8 RGB.
 
@@ -275,8 +257,9 @@ def to_rgb(msg: Image | CompressedImage) -> np.ndarray:
         As :func:`image_to_rgb` and :func:`compressed_to_rgb`.
 
     """
-    read: Callable = image_to_rgb if hasattr(msg, 'encoding') else compressed_to_rgb
-    return read(msg)
+    if hasattr(msg, 'encoding'):
+        return image_to_rgb(msg, greys)
+    return compressed_to_rgb(msg, greys)
 
 
 def _fill(msg: Image, pixels: np.ndarray, encoding: str, header: Header) -> Image:
@@ -340,7 +323,7 @@ def labels_to_image(labels: np.ndarray, header: Header) -> Image:
     Make a sensor_msgs/Image of an ``(H, W)`` label image.
 
     uint8 becomes mono8, uint16 becomes mono16 (little-endian), other integers and booleans the
-    narrower of the two that holds them.
+    one that holds them: mono8 up to 254, as 255 means white or void in 8 bits.
 
     Raises
     ------
@@ -358,5 +341,5 @@ def labels_to_image(labels: np.ndarray, header: Header) -> Image:
         low, high = (int(labels.min()), int(labels.max())) if labels.size else (0, 0)
         if low < 0 or high > 65535:
             raise ConversionError(f'labels from {low} to {high} do not fit into 0 to 65535')
-        labels = labels.astype(np.uint16 if high > 255 else np.uint8)
+        labels = labels.astype(np.uint16 if high > 254 else np.uint8)
     return _fill(Image(), labels, 'mono8' if labels.dtype == np.uint8 else 'mono16', header)

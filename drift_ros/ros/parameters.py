@@ -66,6 +66,12 @@ class NodeConfig:
         low=1,
         high=65536,
     )
+    grey_range: tuple[int, ...] = option(
+        (),
+        'Values of 16-bit images that become black and white, [0, 4095] for 12 bits. Empty: found '
+        'from the images, with a warning where that is not all 16 bits.',
+        applies='activate',
+    )
     overlay_opacity: float = option(
         0.5,
         'Opacity of the masks in the overlay; 0 draws outlines only.',
@@ -84,6 +90,20 @@ class NodeConfig:
         high=3600.0,
     )
 
+    def __post_init__(self) -> None:
+        """Check what ranges cannot say; raises ValueError."""
+        values = self.grey_range
+        if values and (len(values) != 2 or not 0 <= values[0] < values[1] <= 65535):
+            raise ValueError(
+                f'grey_range is {list(values)}; it must be two numbers from 0 to 65535, black and '
+                'a larger white, or empty'
+            )
+
+    @property
+    def greys(self) -> tuple[int, int] | None:
+        """The range of 16-bit images; None: automatic."""
+        return (self.grey_range[0], self.grey_range[1]) if self.grey_range else None
+
 
 @dataclass(frozen=True)
 class PlayerConfig:
@@ -99,7 +119,11 @@ class PlayerConfig:
         0, 'Frames to publish at most; 0: all.', applies='start', low=0, high=10**9
     )
     rate: float = option(
-        0.0, "Frames per second; 0: the source's own rate.", applies='start', low=0.0, high=1000.0
+        0.0,
+        "Frames per second; 0: as the source's own times say.",
+        applies='start',
+        low=0.0,
+        high=1000.0,
     )
     loop: bool = option(False, 'Start again at the end; stamps go on ascending.', applies='start')
     frame_id: str = option('camera', 'frame_id of the headers.', applies='start')
@@ -127,7 +151,8 @@ class PlayerConfig:
     )
     stamps: str = option(
         'regular',
-        'regular: one frame period apart, whatever the pace; now: the time of publication.',
+        'regular: as far apart as the frames are, whatever the pace; now: the time of '
+        'publication.',
         applies='start',
         choices=('regular', 'now'),
     )
@@ -150,10 +175,51 @@ class RecorderConfig:
     )
 
 
+@dataclass(frozen=True)
+class WebConfig:
+    """Parameters of the web node."""
+
+    tracker: str = option(
+        'tracker',
+        'Name of the tracker node, absolute or relative to the namespace.',
+        applies='start',
+    )
+    host: str = option(
+        '127.0.0.1',
+        'Address to serve at. 127.0.0.1: this machine only; 0.0.0.0: every network it is in, '
+        'with a token.',
+        applies='start',
+    )
+    port: int = option(
+        8686, 'Port to serve at; 0: any that is free.', applies='start', low=0, high=65535
+    )
+    token: str = option(
+        '',
+        'What pages have to know, at least 8 letters, digits, "-" or "_". Empty: none on '
+        '127.0.0.1, one that is made up and printed elsewhere.',
+        applies='start',
+    )
+    clients: int = option(8, 'Pages at once, at most.', applies='start', low=1, high=64)
+    rate: float = option(
+        20.0, 'Pictures a second at most, for each page.', applies='start', low=0.2, high=60.0
+    )
+    buffer_mb: int = option(
+        128,
+        'Megabytes of frames kept, so that one that is looked at can still be marked.',
+        applies='start',
+        low=1,
+        high=65536,
+    )
+    timeout: float = option(
+        15.0, 'Seconds to wait for an answer of the tracker.', applies='start', low=0.5, high=600.0
+    )
+
+
 NODES: dict[str, tuple[type, ...]] = {
     'tracker': (NodeConfig, TrackerConfig),
     'player': (PlayerConfig,),
     'recorder': (RecorderConfig,),
+    'web': (WebConfig,),
 }
 """The dataclasses that make up each node's parameters."""
 
@@ -185,7 +251,13 @@ class Parameter(Option):
             ):
                 return f'{self.name} is {value!r}; it must be a {self.kind}'
             value = tuple(value)
-        return super().check(value)
+        reason = super().check(value)
+        if reason and self.kind == 'str' and isinstance(value, (bool, int, float)):
+            reason += (
+                f'. YAML takes a text that looks like a number or a truth value for one: quote it '
+                f'(-p \'{self.name}:="..."\' on the command line, "..." in a file)'
+            )
+        return reason
 
 
 def parameters(*configs: type) -> tuple[Parameter, ...]:

@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 import contextlib
+import json
 import os
 from pathlib import Path
 import signal
 import subprocess
 import sys
 import time
+
+from drift_ros.ros import signals
 
 
 class ProcessError(RuntimeError):
@@ -34,8 +37,31 @@ def shared_file(relative: str) -> Path | None:
     return None
 
 
+def parameter_text(value: object) -> str:
+    """
+    Write the value of a parameter for the command line, where it is read as YAML.
+
+    Texts are quoted: ``0001``, ``on`` and ``take #2`` would else be a number, a truth value and
+    ``take``.
+
+    >>> parameter_text('0001'), parameter_text(True), parameter_text(['a', 'b'])
+    ('"0001"', 'true', '["a", "b"]')
+    """
+    if isinstance(value, float):
+        return repr(value)  # never shortened to a whole number, which is another type
+    if isinstance(value, (bool, int)):
+        return json.dumps(value)
+    if isinstance(value, (tuple, list)):
+        return f'[{", ".join(map(parameter_text, value))}]'
+    return json.dumps(str(value), ensure_ascii=False)
+
+
 class Children:
-    """Processes that always end: SIGINT first, then SIGTERM, then SIGKILL, each by its id."""
+    """
+    Processes that always end: SIGINT first, then SIGTERM, then SIGKILL, each by its id.
+
+    When this process ends before it stopped them, by SIGKILL for instance, they end by themselves.
+    """
 
     def __init__(self, logs: Path, namespace: str) -> None:
         self._logs, self._namespace = logs, namespace
@@ -79,13 +105,10 @@ class Children:
         for rule in remap:
             command += ['-r', rule]
         for key, value in parameters.items():
-            if isinstance(value, tuple):
-                if not value:
-                    continue  # an empty list has no type in ROS; it is the default of all lists
-                value = list(value)
-            text = str(value).lower() if isinstance(value, bool) else str(value)
-            command += ['-p', f'{key}:={text}']
-        environment = dict(os.environ)
+            if isinstance(value, (tuple, list)) and not value:
+                continue  # an empty list has no type in ROS; it is the default of all lists
+            command += ['-p', f'{key}:={parameter_text(value)}']
+        environment = {**os.environ, signals.WATCHED_PARENT: '1'}
         if threads:
             environment['OMP_NUM_THREADS'] = str(threads)
         root = str(Path(__file__).resolve().parents[2])
@@ -97,7 +120,7 @@ class Children:
                 command,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,  # nothing is written: its end is that of this process
                 env=environment,
             )
         return self._running[name].pid
@@ -111,18 +134,26 @@ class Children:
         """Give a process's exit code, None while it runs."""
         return self._running[name].poll()
 
-    def check(self) -> None:
+    def check(self, tolerated: Collection[str] = ()) -> None:
         """
         Look whether a process has failed.
+
+        Parameters
+        ----------
+        tolerated : collection of str
+            Processes that may.
 
         Raises
         ------
         ProcessError
             With the end of its log.
+        KeyboardInterrupt
+            This process was interrupted.
 
         """
+        signals.check()
         for name, process in self._running.items():
-            if process.poll() not in (None, 0):
+            if name not in tolerated and process.poll() not in (None, 0):
                 raise ProcessError(
                     f'the {name} process ended with code {process.returncode}:\n{self.tail(name)}'
                 )

@@ -11,6 +11,8 @@ returned after :data:`GRACE` seconds the process ends without waiting for it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+import contextlib
+from functools import partial
 import gc
 import os
 import signal
@@ -20,8 +22,14 @@ import time
 import traceback
 from typing import Any, NoReturn
 
+from drift_ros.ros.processes import shared_file
+from drift_ros.ros.signals import on_end_of_parent
+
 GRACE = 0.7
 """Seconds work in progress may take to end after a signal. Shutdown as a whole stays below 2 s."""
+
+_PAUSE = 0.1
+"""Seconds to wait after a callback failed: what fails always must not take all the time."""
 
 
 def run(
@@ -30,8 +38,10 @@ def run(
     """
     Spin a node until SIGINT, SIGTERM or until it sets its ``finished`` event; then exit.
 
-    Exit codes: 0 after a signal or when done, 1 when the node could not be made (the reason is
-    printed) or a callback raised.
+    Exit codes: 0 after a signal, whenever it comes, or when done; 1 when the node could not be
+    made (the reason is printed). A callback that raises is reported, to the node's own
+    ``endure`` where it has one, else in its log, and ends nothing. A process that a command
+    started ends with that command, however the command ended.
 
     Parameters
     ----------
@@ -39,7 +49,8 @@ def run(
         Makes the node. It may have ``finished`` (threading.Event), ``exit_code`` (int), and
         ``stop()``, called first at the end: it makes the node's own threads return and blocking
         callbacks give way, without waiting for them; ``join(timeout) -> bool`` waits for them and
-        releases what they used.
+        releases what they used; ``endure(error)``: told what a callback raised, after which the
+        node goes on; without it, its log is told.
     args : sequence of str, optional
         Command line, with ROS arguments; default ``sys.argv``.
     threads : int
@@ -52,6 +63,7 @@ def run(
     import rclpy
     from rclpy.signals import SignalHandlerOptions
 
+    on_end_of_parent(stop)
     try:
         rclpy.init(
             args=list(sys.argv if args is None else args),
@@ -69,32 +81,47 @@ def run(
     _exit(code)
 
 
+def loss_remedy() -> str:
+    """Say what helps against large messages that the middleware loses."""
+    from rclpy.utilities import get_rmw_implementation_identifier
+
+    if 'fastrtps' not in get_rmw_implementation_identifier():
+        return (
+            "raise the system's socket buffers (net.core.rmem_max), the middleware's limits for "
+            'large messages, where the camera runs and here, or use compressed images'
+        )
+    profile = shared_file('config/fastdds_large_images.xml') or 'config/fastdds_large_images.xml'
+    return (
+        "start the *camera's* process (not this node) with the environment variable "
+        'FASTDDS_DEFAULT_PROFILES_FILE (on Jazzy FASTRTPS_DEFAULT_PROFILES_FILE) set to '
+        f'{profile}, or use compressed images'
+    )
+
+
 def _live(factory: Callable[[], Any], stop: threading.Event, threads: int) -> int:
     """Make a node, spin it until the end, take it down; return the exit code."""
     from rclpy.exceptions import ParameterException
-    from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
+    from rclpy.executors import ExternalShutdownException
 
     try:
         node = factory()
-    except (ParameterException, ValueError) as error:
+    except (ParameterException, ValueError, OSError) as error:
         _complain(str(error))
         return 1
-    executor = MultiThreadedExecutor(threads)
+    endure = getattr(node, 'endure', None) or partial(_log, node)
+    executor = _make_executor(threads, endure)
     executor.add_node(node)
     finished = getattr(node, 'finished', threading.Event())
-    failed = threading.Event()
 
     def spin() -> None:
-        try:
-            while not stop.is_set():
+        while not stop.is_set():
+            try:
                 executor.spin_once(timeout_sec=0.2)
-        except ExternalShutdownException:
-            stop.set()
-        except Exception:  # a callback's error: say it, end with 1
-            if not stop.is_set():
-                traceback.print_exc()
-                failed.set()
+            except ExternalShutdownException:
                 stop.set()
+            except Exception as error:  # of a callback: others must go on
+                if not stop.is_set():
+                    _report(endure, error)
 
     spinner = threading.Thread(target=spin, name='executor', daemon=True)
     spinner.start()
@@ -109,19 +136,79 @@ def _live(factory: Callable[[], Any], stop: threading.Event, threads: int) -> in
     idle = (
         getattr(node, 'join', lambda timeout: True)(max(0.1, deadline - time.monotonic())) and idle
     )
-    code = 1 if failed.is_set() else getattr(node, 'exit_code', 0)
+    code = getattr(node, 'exit_code', 0)
     if idle:
-        # Callbacks that are still running (a model being loaded) keep the node alive. The
-        # executor's own timeout is none: it either waits for its threads for ever or not at all.
-        closing = threading.Thread(target=executor.shutdown, daemon=True)
-        closing.start()
-        closing.join(max(0.05, deadline - time.monotonic()))
-        idle = not closing.is_alive()
-    if idle:
-        for waitable in list(node.waitables):  # actions: destroy_node leaves them
-            getattr(waitable, 'destroy', lambda: None)()
-        node.destroy_node()
+        # The executor's own timeout is none: it either waits for its threads for ever or not at
+        # all, and callbacks may still be running (a model is being loaded).
+        _within(max(0.05, deadline - time.monotonic()), executor.shutdown)
+    _within(GRACE, lambda: _destroy(node))
     return code
+
+
+def _destroy(node: Any) -> None:
+    """
+    Take a node out of the graph, and its shared memory out of the machine.
+
+    A callback that is still running holds the node, and the node its parts, each of which holds
+    the middleware's participant. They are taken from it one by one; such a callback finds that
+    out when it ends, if the process lives so long.
+    """
+    for waitable in list(node.waitables):  # actions: destroy_node leaves them
+        getattr(waitable, 'destroy', lambda: None)()
+    node.destroy_node()
+    if hasattr(node, '_state_machine'):  # of a lifecycle node
+        node._state_machine = None
+
+
+def _within(seconds: float, work: Callable[[], Any]) -> None:
+    """Do something that may hang; wait for it only so long."""
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(seconds)
+
+
+def _make_executor(threads: int, endure: Callable[[Exception], None]) -> Any:
+    """
+    Make the executor; its threads are started at once: later there may be no memory for them.
+
+    A message that cannot be taken is reported like a callback's error: without memory it cannot be
+    taken from the middleware, after which rclpy's executor would never look at that one again.
+    """
+    from rclpy.executors import MultiThreadedExecutor
+
+    class Executor(MultiThreadedExecutor):
+        def _make_handler(self, entity: Any, node: Any, take: Callable, *more: Any) -> Any:
+            def take_or_report(entity: Any) -> Any:
+                try:
+                    return take(entity)
+                except Exception as error:
+                    _report(endure, error)
+                    return _nothing
+
+            return super()._make_handler(entity, node, take_or_report, *more)
+
+    executor = Executor(threads)
+    barrier = threading.Barrier(threads)
+    for _ in range(threads):
+        executor._executor.submit(barrier.wait)
+    return executor
+
+
+async def _nothing(*_: object) -> None:
+    """Stand in for the callback of what could not be taken."""
+
+
+def _log(node: Any, error: Exception) -> None:
+    """Say in a node's log what failed."""
+    text = ''.join(traceback.format_exception(error))
+    node.get_logger().error(f'a callback failed:\n{text}')
+
+
+def _report(endure: Callable[[Exception], None], error: Exception) -> None:
+    """Have an error reported, and wait a moment; to report takes memory, too."""
+    with contextlib.suppress(Exception):
+        endure(error)
+    time.sleep(_PAUSE)
 
 
 def _complain(reason: str) -> None:

@@ -5,7 +5,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from drift_ros.evaluation.datasets import DatasetError, find_sequences
+from drift_ros.evaluation.datasets import DatasetError, find_sequences, sound
 from drift_ros.media.labels import write_labels
 
 from .conftest import scene, write_sequence
@@ -110,7 +110,7 @@ def test_broken_folders(davis, break_it, message):
     """What is wrong is said, with the file."""
     break_it(davis)
     with pytest.raises(DatasetError, match=message):
-        find_sequences(davis)
+        sound(find_sequences(davis))
 
 
 def test_unknown_names(davis):
@@ -130,7 +130,7 @@ def test_colour_annotation_and_wrong_size(davis):
     path = davis / 'Annotations' / 'one' / '00000.png'
     Image.new('RGB', (96, 64), (12, 200, 77)).save(path)
     with pytest.raises(DatasetError, match='colour picture'):
-        find_sequences(davis)
+        sound(find_sequences(davis))
     Image.fromarray(np.ones((32, 48), np.uint8)).save(path)
     (found, _) = find_sequences(davis)
     with pytest.raises(DatasetError, match='48x32.*96x64'):

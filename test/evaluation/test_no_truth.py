@@ -11,8 +11,9 @@ from rosbags.typesys import get_typestore, Stores
 
 from drift_ros.commands.evaluate import evaluate
 from drift_ros.evaluation import bag_files, stability
+from drift_ros.evaluation.bag_choice import parse_stamp
 from drift_ros.evaluation.bag_files import BagError
-from drift_ros.evaluation.bags import open_sequence, parse_stamp
+from drift_ros.evaluation.bags import open_sequence
 from drift_ros.media.labels import read_labels, write_labels
 
 from .conftest import scene
@@ -120,6 +121,10 @@ def test_report_without_truth(bare, mask, tmp_path):
     assert float(row['warped_iou']) == flow['warped_iou']
     page = (out / 'report.html').read_text()
     assert 'id="stability"' in page and 'scores.png' not in page
+    assert 'bare - drift_ros evaluation' in page and str(bare) in page
+    summary = page.split('id="summary"')[1].split('</table>')[0]
+    assert '<td>-</td>' not in summary and 'J mean' not in summary
+    assert data['engines']['flow']['objects'] == 1
     again = run(
         bare,
         '--seed-mask',

@@ -96,11 +96,17 @@ def test_seeds_results_and_removal(client):
         assert result.header.frame_id == 'test_camera'
         assert result.stamp == (result.header.stamp.sec * 10**9 + result.header.stamp.nanosec)
         assert [item.name for item in result.tracks.tracks] == ['cup', 'hand']
+        client.rename(hand.id, 'my <hand>')
+        for result in results:
+            if result.tracks.tracks[1].name == 'my <hand>':
+                break
         client.remove(cup.id)
         result = _until(results, 1)
         assert {item.id for item in result.tracks.tracks} == {hand.id}
     with pytest.raises(RefusedError, match=f'no object {cup.id}'):
         client.remove(cup.id)
+    with pytest.raises(RefusedError, match=f'no object {cup.id}'):
+        client.rename(cup.id, 'cup')
 
 
 def _until(results, count):

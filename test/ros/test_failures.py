@@ -1,15 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """A live node whose engine fails goes on: every later frame is answered, and seeds are taken."""
 
+import array
 from pathlib import Path
 
+import cv2
 from drift_ros_msgs.msg import Prompt
-from drift_ros_msgs.srv import SeedPrompt
+from drift_ros_msgs.srv import SeedMask, SeedPrompt
+from geometry_msgs.msg import PointStamped
 from harness import Client, NodeProcess, wait_for
 import numpy as np
 import pytest
 from scenes import GREEN, RED, scene, square_mask
-from weightless_tracker import mark, NOT_A_NUMBER, OTHER_GRID
+from std_msgs.msg import Header
+from weightless_tracker import mark, NO_PICTURE, NOT_A_NUMBER, OTHER_GRID
+
+from drift_ros.ros import conversions
 
 DOMAIN = 71
 FRAME = scene((16, 16, 24, RED), (80, 40, 30, GREEN))
@@ -127,3 +133,46 @@ def test_a_prompt_that_fails_is_answered_with_the_reason(tracker, what, name):
     assert answer.success, answer.message
     every_frame_is_answered(tracker, ['cup'])
     assert np.count_nonzero(conversions.image_to_labels(answer.mask))
+
+
+def test_a_click_on_a_picture_that_opencv_refuses(tracker):
+    """What is raised in the callback is reported, and the node goes on."""
+    clicks = tracker.node.create_publisher(PointStamped, '/tracker/seed_point', 1)
+    wait_for(clicks.get_subscription_count, 'the tracker')
+    header = tracker.publish(mark(FRAME, NO_PICTURE))
+    reported(tracker)
+    for when in (header, tracker.publish(mark(FRAME, NO_PICTURE))):
+        click = PointStamped(header=when)
+        click.point.x, click.point.y = 20.0, 20.0
+        clicks.publish(click)
+    tracker.seed(CUP, names=['cup'], frame=FRAME)
+    every_frame_is_answered(tracker, ['cup'])
+    answer = tracker.ask_seed(CUP, header)  # the same in a service
+    assert not answer.success and 'refused as the mark asks' in answer.message
+    every_frame_is_answered(tracker, ['cup'])
+
+
+def test_masks_are_read_by_the_rule_for_all_label_images(tracker):
+    """White is an object, 255 beside other values is void, blurred edges are refused."""
+    answer = tracker.ask_seed(CUP * 255, frame=FRAME)
+    assert answer.success and list(answer.labels) == [255], answer.message
+    both = np.where(CAN > 0, 7, CUP * 255).astype(np.uint8)
+    answer = tracker.ask_seed(both, frame=FRAME)
+    assert answer.success and list(answer.labels) == [7], answer.message
+    for blurred in (
+        cv2.GaussianBlur(CUP * 255, (0, 0), 2),
+        cv2.imdecode(cv2.imencode('.jpg', cv2.GaussianBlur(CUP * 255, (0, 0), 1))[1], 0),
+    ):
+        answer = tracker.ask_seed(blurred, frame=FRAME)
+        assert not answer.success and 'not crisp' in answer.message, answer.message
+    huge = CUP.astype(np.int32) * (2**31 - 1)
+    request = SeedMask.Request(mask=conversions.labels_to_image(CUP.astype(np.uint8), Header()))
+    request.mask.encoding, request.mask.step = '32SC1', 4 * huge.shape[1]
+    request.mask.data = array.array('B', huge.tobytes())
+    answer = tracker.ask(SeedMask, 'seed_mask', request)
+    assert not answer.success and 'labels are 0' in answer.message, answer.message
+    every_frame_is_answered(tracker, [f'object {number}' for number in sorted(ids(tracker))])
+
+
+def ids(tracker):
+    return [item.id for item in tracker.track(FRAME).tracks]

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 
+import av
 import cv2
 from harness import Client, environment, NodeProcess, ROOT, TIMEOUT, wait_for
 import numpy as np
@@ -125,6 +126,37 @@ def test_lockstep_waits_for_the_answer_and_holds(client, clip, tmp_path):
     finally:
         node.close()
     assert len(received) == 12
+
+
+@pytest.fixture(scope='module')
+def cut_clip(tmp_path_factory):
+    """AVI of 12 frames that was cut off in the 8th; its header still promises 12."""
+    path = tmp_path_factory.mktemp('cut') / 'clip.avi'
+    with av.open(str(path), 'w') as container:
+        stream = container.add_stream('mjpeg', rate=25)
+        stream.width, stream.height, stream.pix_fmt = 128, 96, 'yuvj420p'
+        for index in range(12):
+            frame = av.VideoFrame.from_ndarray(scene((8 + 4 * index, 30, 24, RED)), 'rgb24')
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    with av.open(str(path)) as container:
+        places = [(packet.pos, packet.size) for packet in container.demux(video=0)]
+    path.write_bytes(path.read_bytes()[: places[7][0] + places[7][1] // 2])
+    return path
+
+
+def test_player_publishes_what_a_cut_video_has_and_says_what_it_lacks(client, cut_clip, tmp_path):
+    received = images(client)
+    node = NodeProcess('player', DOMAIN, tmp_path / 'log', parameters={'source': cut_clip})
+    try:
+        assert node.process.wait(TIMEOUT) == 1, node.output
+    finally:
+        node.close()
+    wait_for(lambda: len(received) >= 7, '7 frames')
+    assert [position(conversions.image_to_rgb(m)) // 4 for m in received[:7]] == [
+        (8 + 4 * index) // 4 for index in range(7)
+    ]
+    assert 'its header promises 12 frames' in node.output and 'Traceback' not in node.output
 
 
 @pytest.mark.parametrize(
@@ -274,6 +306,20 @@ def test_demo_on_a_video_of_ones_own(checkpoint, clip, tmp_path):
     assert counts['label_info'] >= 1
     for log in (out / 'logs').iterdir():
         assert 'Traceback' not in log.read_text(), log.read_text()
+
+
+def test_demo_tracks_what_a_cut_video_has_and_fails_with_what_it_lacks(
+    checkpoint, cut_clip, tmp_path
+):
+    mask = tmp_path / 'mask.png'
+    cv2.imwrite(str(mask), square_mask((8, 30, 24), (90, 60, 20)))
+    out = tmp_path / 'out'
+    result = run_demo(checkpoint, cut_clip, mask, out)
+    assert result.returncode == 1 and 'Traceback' not in result.stderr, result.stderr
+    assert result.stdout.index('its header promises 12 frames') < result.stdout.index('seeded')
+    assert 'its header promises 12 frames' in result.stderr
+    found = len(list(VideoReader(out / 'annotated.mp4')))
+    assert found in (7, 8) and f'the {found} frames that were decoded' in result.stderr
 
 
 def test_demo_says_why_a_mask_is_refused_and_leaves_nothing_behind(checkpoint, clip, tmp_path):

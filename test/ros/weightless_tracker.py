@@ -6,15 +6,16 @@ import sys
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'unit'))
 
+import cv2  # noqa: E402
 from scenes import ColourFeatures  # noqa: E402
 
 from drift_ros import Tracker  # noqa: E402
 from drift_ros.engine.frame_features import FrameFeatures, LayerFeatures  # noqa: E402
 from drift_ros.nodes.tracker.node import TrackerNode  # noqa: E402
-from drift_ros.ros import runtime  # noqa: E402
+from drift_ros.ros import conversions, runtime  # noqa: E402
 
 RAISED = {1: RuntimeError, 2: MemoryError, 3: KeyboardInterrupt}
-NOT_A_NUMBER, OTHER_GRID = 4, 5
+NOT_A_NUMBER, OTHER_GRID, NO_PICTURE = 4, 5, 6
 
 
 def mark(frame, what):
@@ -48,6 +49,16 @@ class FailingNode(TrackerNode):
         """Make a tracker that needs no weights."""
         return Tracker(config=config, features=FailingFeatures())
 
+
+def to_rgb(message, greys=None):
+    """Decode an image; OpenCV refuses one that is marked, in a way nobody foresaw."""
+    image = decode(message, greys)
+    if image[0, 0].tolist() == [1, 2, NO_PICTURE]:
+        raise cv2.error('refused as the mark asks')
+    return image
+
+
+decode, conversions.to_rgb = conversions.to_rgb, to_rgb
 
 if __name__ == '__main__':
     runtime.run(FailingNode, threads=6)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 import numpy as np
 import pytest
 
+from drift_ros.media.greys import GreyRange
 from drift_ros.ros import conversions, messages
 from drift_ros.ros.conversions import ConversionError
 
@@ -121,6 +122,98 @@ def test_yuv_against_the_bt601_formula(encoding, luma, blue, red, padding):
     assert np.abs(conversions.image_to_rgb(message) - expected).max() <= 2
 
 
+def planes(encoding, height=6, width=8, padding=0):
+    """Make a message in two planes, and the RGB the BT.601 formula gives of it."""
+    whole = encoding == 'nv24'
+    luma = RNG.integers(16, 236, (height, width)).astype(np.uint8)
+    rows, columns = (height, width) if whole else (height // 2, width // 2)
+    chroma = RNG.integers(16, 240, (rows, columns, 2)).astype(np.uint8)
+    step = width + padding
+    data = bytearray()
+    for row in luma:
+        data += row.tobytes() + b'\xa5' * padding
+    for row in chroma:
+        data += row.tobytes() + b'\xa5' * (padding * (2 if whole else 1))
+    message = SimpleNamespace(
+        height=height,
+        width=width,
+        encoding=encoding,
+        is_bigendian=0,
+        step=step,
+        data=array.array('B', bytes(data)),
+    )
+    spread = chroma if whole else chroma.repeat(2, axis=0).repeat(2, axis=1)
+    u, v = np.moveaxis(spread - 128.0, -1, 0)[:: -1 if encoding == 'nv21' else 1]
+    y = luma - 16.0
+    return message, np.stack(
+        [1.164 * y + 1.596 * v, 1.164 * y - 0.813 * v - 0.391 * u, 1.164 * y + 2.018 * u], axis=-1
+    ).clip(0, 255)
+
+
+@pytest.mark.parametrize('padding', [0, 1, 6])
+@pytest.mark.parametrize('encoding', ['nv12', 'nv21', 'nv24'])
+def test_planes_of_luma_and_chroma_against_the_bt601_formula(encoding, padding):
+    for size in ((6, 8), (2, 2), (480, 640)):
+        message, expected = planes(encoding, *size, padding)
+        frame = conversions.image_to_rgb(message)
+        assert frame.shape == (*size, 3) and frame.dtype == np.uint8
+        assert frame.flags['C_CONTIGUOUS'] and np.abs(frame - expected).max() <= 2
+
+
+@pytest.mark.parametrize('encoding', ['nv12', 'nv21', 'nv24'])
+def test_planes_that_do_not_fit_are_refused(encoding):
+    message, _ = planes(encoding)
+    for name, value, words in (
+        ('data', message.data[:-1], 'needs rows.*bytes'),
+        ('data', message.data[:48], 'needs rows.*48'),  # the luma alone
+        ('data', message.data + array.array('B', [0]), 'needs rows'),
+        ('step', 7, 'needs rows'),
+        ('height', 0, 'empty'),
+        ('width', 0, 'empty'),
+    ):
+        broken_message = SimpleNamespace(**{**vars(message), name: value})
+        with pytest.raises(ConversionError, match=words):
+            conversions.image_to_rgb(broken_message)
+    if encoding != 'nv24':
+        for name, value in (('width', 7), ('height', 5)):
+            with pytest.raises(ConversionError, match='even'):
+                conversions.image_to_rgb(SimpleNamespace(**{**vars(message), name: value}))
+
+
+def test_nv24_of_an_odd_size():
+    message, expected = planes('nv24', 5, 7)
+    assert np.abs(conversions.image_to_rgb(message) - expected).max() <= 2
+
+
+@pytest.mark.parametrize('bigendian', [False, True])
+@pytest.mark.parametrize(
+    ('encoding', 'white'),
+    [
+        ('16UC1', 10_000),  # millimetres
+        ('16UC1', 16_383),
+        ('mono16', 4095),
+        ('mono16', 1023),
+        ('bayer_rggb16', 4095),
+        ('rgb16', 4095),
+    ],
+)
+def test_sixteen_bits_in_the_ranges_drivers_publish(encoding, white, bigendian):
+    ramp = np.linspace(0, white, 48 * 64).reshape(48, 64).astype(np.uint16)
+    pixels = np.dstack([ramp] * 3) if encoding == 'rgb16' else ramp
+    greys = GreyRange()
+    rgb = conversions.image_to_rgb(image(pixels, encoding, 2, bigendian), greys)
+    assert rgb.max() > 150 and rgb.min() < 8 and greys.white >= white
+    assert 'grey_range' in greys.warning
+    fixed = GreyRange((0, white))
+    rgb = conversions.image_to_rgb(image(pixels, encoding, 2, bigendian), fixed)
+    assert np.abs(rgb[1:-1, 1:-1, 1] - ramp[1:-1, 1:-1] * (255 / white)).max() <= 3
+    # of one image alone, the same as of a stream's first
+    alone = conversions.image_to_rgb(image(pixels, encoding, 2, bigendian))
+    np.testing.assert_array_equal(
+        alone, conversions.image_to_rgb(image(pixels, encoding, 2, bigendian), GreyRange())
+    )
+
+
 @pytest.mark.parametrize('bits', [8, 16])
 @pytest.mark.parametrize('pattern', ['rggb', 'bggr', 'gbrg', 'grbg'])
 def test_bayer_gives_a_flat_colour_back(pattern, bits):
@@ -172,8 +265,8 @@ def test_unpadded_rgb8_is_not_copied():
 
 @pytest.mark.parametrize('read', [conversions.image_to_rgb, conversions.image_to_labels])
 def test_unknown_encodings_are_refused_by_name(read):
-    with pytest.raises(ConversionError, match="'nv21'.*mono8") as caught:
-        read(image(noise(4, 4), 'nv21'))
+    with pytest.raises(ConversionError, match="'yuv411'.*mono8") as caught:
+        read(image(noise(4, 4), 'yuv411'))
     supported = (
         conversions.FRAME_ENCODINGS
         if read is conversions.image_to_rgb

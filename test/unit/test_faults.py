@@ -55,7 +55,10 @@ COLLABORATORS = [
     *((HeadWeighting, name) for name in ('add', 'remove')),
     *((TargetModel, name) for name in ('seeded', 'learnt', 'without', 'judge', 'again')),
     *((ColourSolver, name) for name in ('remember', 'refine')),
-    *((ObjectTable, n) for n in ('reserve', 'follow', 'recover', 'observe', 'remove', 'clear')),
+    *(
+        (ObjectTable, n)
+        for n in ('reserve', 'follow', 'recover', 'observe', 'remove', 'rename', 'clear')
+    ),
     *(
         (decide, n)
         for n in ('seen', 'recall', 'leave_out', 'forget', 'compete', 'assign', 'others')
@@ -151,6 +154,7 @@ OPERATIONS = {
     'seed_prompts': lambda t: t.seed_prompts(FRAMES[3], [Prompt((20, 14, 48, 42), name='box')]),
     'correct': lambda t: t.correct(FRAMES[3], LATER == 2, 2),
     'remove': lambda t: t.remove(1),
+    'rename': lambda t: t.rename(1, 'other'),
     'reset': lambda t: t.reset(),
     'step': lambda t: t.step(FRAMES[3]),
 }

@@ -1,10 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """One rule for label images, whatever tool, depth and palette wrote them."""
 
+import struct
+import zlib
+from zlib import crc32
+
 import cv2
 import numpy as np
 from PIL import Image
 import pytest
+import scenes
 
 from drift_ros.media.labels import LabelError, LabelRule, palette, read_labels, write_labels
 
@@ -149,3 +154,106 @@ def test_what_is_written_is_read_again(tmp_path):
     np.testing.assert_array_equal(read_labels(tmp_path / 'new' / 'a.png'), TWO)
     with pytest.raises(ValueError, match='does not fit'):
         write_labels(tmp_path / 'b.png', TWO.astype(np.uint16) * 200)
+
+
+def grey_png(path, values, bits):
+    """Write a grey PNG of 1 to 16 bits, or (H, W, 3) of 16 bits: libraries write 8 or 16 only."""
+
+    def chunk(kind, data):
+        return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', crc32(kind + data))
+
+    rows = []
+    for row in values.reshape(len(values), -1):
+        text = ''.join(f'{value:0{bits}b}' for value in row.tolist())
+        text += '0' * (-len(text) % 8)
+        rows.append(b'\0' + int(text, 2).to_bytes(len(text) // 8, 'big'))
+    size = struct.pack('>II', values.shape[1], values.shape[0])
+    kind = bytes([bits, 2 if values.ndim == 3 else 0, 0, 0, 0])
+    path.write_bytes(
+        b'\x89PNG\r\n\x1a\n'
+        + chunk(b'IHDR', size + kind)
+        + chunk(b'IDAT', zlib.compress(b''.join(rows)))
+        + chunk(b'IEND', b'')
+    )
+
+
+@pytest.mark.parametrize('bits', [2, 4, 8, 16])
+def test_a_value_is_the_sample_whatever_the_depth(tmp_path, bits):
+    """Pillow stretches 2 and 4 bits to 8."""
+    grey_png(tmp_path / 'a.png', TWO, bits)
+    np.testing.assert_array_equal(read_labels(tmp_path / 'a.png'), TWO)
+
+
+def test_labels_in_colours_of_16_bits(tmp_path):
+    """Pillow drops the lower half of each sample, and the labels with it."""
+    labels = TWO.astype(np.uint16) * 300
+    grey_png(tmp_path / 'a.png', np.repeat(labels[..., None], 3, -1), 16)
+    np.testing.assert_array_equal(read_labels(tmp_path / 'a.png'), labels)
+    coloured = np.repeat(labels[..., None], 3, -1)
+    coloured[..., 1] += 1
+    grey_png(tmp_path / 'b.png', coloured, 16)
+    with pytest.raises(LabelError, match='colours of 16 bits'):
+        read_labels(tmp_path / 'b.png')
+
+
+@pytest.mark.parametrize('white', [2, 9, 255, 300, 65535])
+def test_portable_grey_maps(tmp_path, white):
+    """Their samples count up to any maximum, which Pillow stretches to 8 or 16 bits."""
+    data = TWO.astype('>u2' if white > 255 else np.uint8).tobytes()
+    (tmp_path / 'a.pgm').write_bytes(b'P5 160 120 %d\n' % white + data)
+    np.testing.assert_array_equal(read_labels(tmp_path / 'a.pgm'), TWO)
+
+
+@pytest.mark.parametrize('dtype', [np.uint8, np.uint16, np.int32, np.float32])
+def test_tiff_of_any_type(tmp_path, dtype):
+    Image.fromarray(TWO.astype(dtype)).save(tmp_path / 'a.tiff')
+    np.testing.assert_array_equal(read_labels(tmp_path / 'a.tiff'), TWO)
+
+
+@pytest.mark.parametrize(
+    ('value', 'dtype', 'message'),
+    [
+        (65536, np.int32, 'to 65536'),
+        (-1, np.int32, 'from -1'),
+        (65536, np.float32, 'to 65536'),
+        (2.0**32 + 2**10, np.float32, 'labels are 0'),
+        (0.5, np.float32, 'fractions'),
+        (np.nan, np.float32, 'fractions'),
+        (np.inf, np.float32, 'fractions'),
+    ],
+)
+def test_no_value_wraps_around(tmp_path, value, dtype, message):
+    """65536 is no background, and 4294968320 is not 1024."""
+    values = np.where(disk(1) > 0, value, 0).astype(dtype)
+    Image.fromarray(values).save(tmp_path / 'a.tiff')
+    with pytest.raises(LabelError, match=message):
+        read_labels(tmp_path / 'a.tiff')
+
+
+@pytest.mark.parametrize('suffix', ['jpg', 'webp'])
+def test_formats_that_lose_something(tmp_path, suffix):
+    Image.fromarray(ROUND).convert('RGB').save(tmp_path / f'a.{suffix}', quality=40)
+    with pytest.raises(LabelError, match='not crisp|palette'):
+        read_labels(tmp_path / f'a.{suffix}')
+
+
+def test_whatever_a_library_raises_is_an_error_of_the_mask(tmp_path, monkeypatch):
+    Image.fromarray(TWO).save(tmp_path / 'a.png')
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 100)
+    with pytest.raises(LabelError, match='a.png.*decompression bomb'):
+        read_labels(tmp_path / 'a.png')
+    monkeypatch.undo()
+    whole = (tmp_path / 'a.png').read_bytes()
+    for length in range(0, len(whole) - 13, 7):
+        (tmp_path / 'b.png').write_bytes(whole[:length])
+        with pytest.raises(LabelError, match='b.png'):
+            read_labels(tmp_path / 'b.png')
+
+
+def test_a_blurred_seed_is_told_so():
+    """As an array, too: not as hundreds of objects that are too small."""
+    from drift_ros import SeedError, Tracker
+
+    frame = np.zeros((120, 160, 3), np.uint8)
+    with pytest.raises(SeedError, match='edges of the mask are not crisp'):
+        Tracker(features=scenes.ColourFeatures()).seed(frame, cv2.GaussianBlur(ROUND, (0, 0), 2))

@@ -134,7 +134,7 @@ def test_entry_points_can_be_imported():
         for item in metadata.distribution('drift_ros').entry_points
         if item.group == 'console_scripts'
     }
-    assert set(scripts) == {'drift_ros', 'tracker', 'player', 'recorder'}
+    assert set(scripts) == {'drift_ros', 'tracker', 'player', 'recorder', 'web'}
     for item in scripts.values():
         assert callable(item.load()), item.name
 
@@ -143,7 +143,7 @@ def test_ros2_finds_executables_and_files():
     """The environment's prefix is laid out as ros2 run and ros2 launch expect."""
     prefix = Path(sys.prefix)
     assert (prefix / 'share/ament_index/resource_index/packages/drift_ros').is_file()
-    for name in ('tracker', 'player', 'recorder', 'drift_ros'):
+    for name in ('tracker', 'player', 'recorder', 'web', 'drift_ros'):
         assert (prefix / 'lib/drift_ros' / name).stat().st_mode & 0o111, name
     for name in (
         'package.xml',
@@ -178,6 +178,15 @@ def test_checkpoint_files_are_packaged():
     data = {path for path in (folder / 'checkpoints').rglob('*') if path.is_file()}
     assert data, 'there is no embedded model'
     assert data <= packaged
+
+
+def test_files_of_the_page_are_packaged():
+    from drift_ros.nodes.web.server import FILES
+
+    text = (ROOT / 'setup.py').read_text()
+    assert "'nodes/web/page/*'" in text
+    for name, _ in FILES.values():
+        assert (ROOT / 'drift_ros/nodes/web/page' / name).is_file()
 
 
 def test_fast_dds_profile():

@@ -169,7 +169,7 @@ def test_statistics():
         now[0] = number / 2
         statistics.receive()
         if number % 2:
-            statistics.count('dropped')
+            statistics.drop()
         else:
             statistics.track(0.1 + number / 1000)
     statistics.refuse('bad')

@@ -151,6 +151,42 @@ def test_remove_and_ids_never_reused():
     assert tracker.seed(frame, square_mask((16, 16, 24))) == [4]
 
 
+def test_rename_keeps_everything_but_the_name():
+    tracker = make()
+    frame = scene((16, 16, 24, RED), (60, 40, 20, GREEN))
+    tracker.seed(frame, square_mask((16, 16, 24), (60, 40, 20)), ['cup', 'can'])
+    before = tracker.step(frame)
+    tracker.rename(2, '<b>tin</b>')
+    after = tracker.step(frame)
+    assert [entry.name for entry in after.objects] == ['cup', '<b>tin</b>']
+    assert (after.labels == before.labels).all()
+    tracker.rename(1, '')
+    assert [info.name for info in tracker.objects] == ['object 1', '<b>tin</b>']
+    with pytest.raises(UnknownObjectError, match='no object 3; live objects: 1, 2'):
+        tracker.rename(3, 'x')
+    with pytest.raises(SeedError, match='is no text'):
+        tracker.rename(1, 7)
+
+
+def test_a_rename_does_not_lose_seeds_that_are_on_their_way():
+    """Neither a correction that was prepared before it nor a new object it names."""
+    tracker = make()
+    frame = scene((16, 16, 24, RED), (60, 40, 20, GREEN))
+    tracker.seed(frame, square_mask((16, 16, 24)))
+    mask = square_mask((60, 40, 20), (16, 16, 24))
+    request = tracker.prepare_seed(frame, mask, object_ids={1: 1})  # one corrected, one new
+    tracker.rename(1, 'tin')
+    tracker.rename(2, 'cup')
+    tracker.apply_seed(request)
+    result = tracker.step(frame)
+    assert [entry.name for entry in result.objects] == ['tin', 'cup']
+    assert overlap(result.labels == 1, square_mask((60, 40, 20)) == 1) > 0.75
+    request = tracker.prepare_seed(frame, square_mask((90, 70, 12)))
+    tracker.rename(3, 'given up')
+    tracker.cancel_seed(request)
+    assert [info.id for info in tracker.objects] == [1, 2]
+
+
 def test_memory_does_not_grow_with_the_video():
     tracker = make(recent=2, older=2, older_interval=3)
     frame = scene((16, 16, 24, RED))

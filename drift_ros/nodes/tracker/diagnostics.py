@@ -17,6 +17,7 @@ from rclpy.callback_groups import CallbackGroup
 from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 
+from drift_ros.nodes.tracker.stream import FLAWS, LOST, several
 from drift_ros.ros import messages, qos
 
 if TYPE_CHECKING:
@@ -55,9 +56,9 @@ class StreamStatistics:
                 'tracked': 0,
                 'dropped': 0,
                 'refused': 0,
-                'lost': 0,
-                'jumps': 0,
+                **dict.fromkeys(FLAWS, 0),
             }
+            self._warnings: dict[str, tuple[float, str]] = {}
             self._arrivals: deque[float] = deque(maxlen=10_000)
             self._results: deque[tuple[float, float]] = deque(maxlen=10_000)
             self._refusals: deque[float] = deque(maxlen=10_000)
@@ -71,10 +72,16 @@ class StreamStatistics:
             self._last_arrival = self._clock()
             self._arrivals.append(self._last_arrival)
 
-    def count(self, what: str, number: int = 1) -> None:
-        """Count ``dropped`` (replaced by a newer one), ``lost`` (by the middleware), ``jumps``."""
+    def drop(self) -> None:
+        """Count a frame that was replaced by a newer one."""
         with self._lock:
-            self._counts[what] += number
+            self._counts['dropped'] += 1
+
+    def warn(self, flaw: str, text: str, number: int = 1) -> None:
+        """Count a flaw of the stream, one of FLAWS; the text is said while it is recent."""
+        with self._lock:
+            self._counts[flaw] += number
+            self._warnings[flaw] = (self._clock(), text)
 
     def track(self, latency: float) -> None:
         """Count a frame whose results were published, ``latency`` seconds after its arrival."""
@@ -94,8 +101,9 @@ class StreamStatistics:
         Sum up.
 
         Counts by name; ``rate_in`` and ``rate_out`` in Hz; ``latency_median`` and ``latency_95``
-        in milliseconds (NaN without results); ``refused_recently``; ``silence``: seconds since
-        the last frame, or since the start when there was none.
+        in milliseconds (NaN without results); ``refused_recently``; ``warnings``: what was
+        said of the stream's flaws lately; ``silence``: seconds since the last frame, or since the
+        start when there was none.
         """
         with self._lock:
             now = self._clock()
@@ -119,6 +127,9 @@ class StreamStatistics:
                 'latency_median': median,
                 'latency_95': high,
                 'refused_recently': len(self._refusals),
+                'warnings': [
+                    text for when, text in self._warnings.values() if when >= now - self._window
+                ],
                 'silence': now - last,
             }
 
@@ -138,6 +149,12 @@ class Condition:
     """Seconds."""
     topic: str
     """Where images come from."""
+    publishers: tuple[str, ...]
+    """Names of the nodes that publish there."""
+    unheard: tuple[str, bool]
+    """Which of them are not heard and why, and whether none is."""
+    grey_range: str
+    """From which 16-bit values to which."""
     waiting: int
     """Frames that wait for the worker."""
     buffered: int
@@ -146,6 +163,8 @@ class Condition:
     """Bytes."""
     live: tuple[int, ...]
     """Ids of the objects there are."""
+    remedy: str
+    """Against frames that the middleware loses."""
 
 
 class Diagnostics:
@@ -212,16 +231,22 @@ class Diagnostics:
                 f'{numbers["refused_recently"]} frames or requests failed lately: '
                 f'{self.statistics.last_error}'
             )
+        unheard, all_unheard = node.unheard
+        if all_unheard:
+            return _ERROR, unheard
         if numbers['silence'] > node.input_timeout:
             return _WARN, (
                 f'no frames for {numbers["silence"]:.0f} s on {node.topic}: check the '
-                'topic, its publisher and its QoS'
+                'topic (ros2 topic list) and its publisher'
             )
-        if node.replay and numbers['lost']:
-            return _ERROR, f'{numbers["lost"]} frames were lost before they arrived'
+        if node.replay and numbers[LOST]:
+            return _ERROR, f'{numbers[LOST]} frames were lost before they arrived: {node.remedy}'
+        warnings = [unheard, *numbers['warnings'], several(node.publishers, node.topic)]
         lost = [item.name or str(item.id) for item in objects if item.state.name == 'LOST']
         if lost:
-            return _WARN, f'lost: {", ".join(lost)}'
+            warnings.append(f'lost: {", ".join(lost)}')
+        if any(warnings):
+            return _WARN, '; '.join(filter(None, warnings))
         return _OK, f'following {len(objects)} objects'
 
     def _publish(self) -> None:
@@ -236,7 +261,9 @@ class Diagnostics:
             'frames tracked': numbers['tracked'],
             'frames dropped': numbers['dropped'],
             'frames refused': numbers['refused'],
-            'frames lost by the middleware': numbers['lost'],
+            **{name: numbers[flaw] for flaw, name in FLAWS.items()},
+            'publishers': ', '.join(sorted(node.publishers)),
+            'grey range': node.grey_range,
             'frames waiting': node.waiting,
             'frames buffered': node.buffered,
             'frame size': self.size,
@@ -244,7 +271,6 @@ class Diagnostics:
             'rate out (Hz)': numbers['rate_out'],
             'latency median (ms)': numbers['latency_median'],
             'latency 95th percentile (ms)': numbers['latency_95'],
-            'time jumps': numbers['jumps'],
             'memory (MB)': memory_in_use() / 1e6,
             'reference memory (MB)': node.reference_memory / 1e6,
             'objects': len(objects),

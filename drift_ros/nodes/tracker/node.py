@@ -11,8 +11,9 @@ answering (get_state says "configuring" meanwhile).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 import time
 import traceback
 from typing import Any, TYPE_CHECKING
@@ -25,12 +26,15 @@ from rclpy.node import Node
 from sensor_msgs.msg import CompressedImage, Image
 
 from drift_ros.engine.config import TrackerConfig
-from drift_ros.engine.errors import DriftRosError
+from drift_ros.engine.errors import DriftRosError, out_of_memory
+from drift_ros.nodes.tracker import source
 from drift_ros.nodes.tracker.diagnostics import Condition, Diagnostics
-from drift_ros.nodes.tracker.frames import FrameBuffer, ReceivedImage
+from drift_ros.nodes.tracker.frames import ReceivedImage
+from drift_ros.nodes.tracker.images import Images
 from drift_ros.nodes.tracker.optimize import OptimizeAction
 from drift_ros.nodes.tracker.outputs import Outputs
 from drift_ros.nodes.tracker.services import NotReadyError, Services
+from drift_ros.nodes.tracker.stream import LOST, StreamCheck
 from drift_ros.nodes.tracker.worker import Worker
 from drift_ros.ros import conversions, parameters, qos, runtime, stamp
 from drift_ros.ros.parameters import NodeConfig
@@ -70,6 +74,7 @@ class TrackerNode(LifecycleNodeMixin, Node):
         self._failure = ''
         self._device = ''
         self._sequence = 0
+        self._unheard: Callable[[Sequence[Any]], tuple[str, bool]] = lambda _: ('', False)
 
         parameters.declare(self, *parameters.NODES['tracker'])
         self._parameters_table = {
@@ -78,15 +83,17 @@ class TrackerNode(LifecycleNodeMixin, Node):
         self._settings = parameters.read(self, NodeConfig)
         self.add_on_set_parameters_callback(self._check_parameters)
         self.add_post_set_parameters_callback(self._parameters_changed)
-        self._buffer = FrameBuffer()
+        self._images = Images(self._warn, self._sources)
         self._outputs = Outputs(self)
         self._requests = Services(
-            self, self._running, self._buffer, self._outputs, self._refuse, group
+            self, self._running, self._images, self._outputs, self._refuse, group
         )
         self._optimize = OptimizeAction(self, self._running, lambda: self._outputs.active, group)
         self._diagnostics = Diagnostics(
             self, self._condition, self._settings.diagnostics_period, group
         )
+        self._stream = StreamCheck(self._warn)
+        self._remedy = runtime.loss_remedy()
 
     def load_tracker(self, settings: NodeConfig, config: TrackerConfig) -> Tracker:
         """
@@ -131,10 +138,25 @@ class TrackerNode(LifecycleNodeMixin, Node):
             replay=settings.replay,
             input_timeout=settings.input_timeout,
             topic='' if subscription is None else subscription.topic_name,
+            publishers=self._sources(),
+            unheard=self._unheard(self._endpoints()),
+            grey_range=self._images.greys.text,
+            remedy=self._remedy,
             waiting=0 if worker is None else worker.mailbox.waiting,
-            buffered=len(self._buffer),
+            buffered=len(self._images.buffer),
             reference_memory=0 if worker is None else worker.tracker.memory_bytes,
             live=() if worker is None else tuple(item.id for item in worker.tracker.objects),
+        )
+
+    def _endpoints(self) -> Sequence[Any]:
+        """Give what is known of the publishers of the images."""
+        topic = '' if self._subscription is None else self._subscription.topic_name
+        return self.get_publishers_info_by_topic(topic) if topic else ()
+
+    def _sources(self) -> tuple[str, ...]:
+        """Name the nodes that publish the images."""
+        return tuple(
+            f'{item.node_namespace.rstrip("/")}/{item.node_name}' for item in self._endpoints()
         )
 
     # -- parameters ---------------------------------------------------------------------------
@@ -162,6 +184,7 @@ class TrackerNode(LifecycleNodeMixin, Node):
                 continue
             return SetParametersResult(successful=False, reason=reason)
         try:
+            parameters.read(self, NodeConfig, changes)
             parameters.read(self, TrackerConfig, changes)
         except ValueError as error:
             return SetParametersResult(
@@ -213,24 +236,25 @@ class TrackerNode(LifecycleNodeMixin, Node):
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Subscribe to the images and publish."""
         worker, settings = self._running(), self._apply_settings()
-        self._buffer.configure(settings.buffer_frames, settings.buffer_mb << 20)
+        self._images.configure(settings.buffer_frames, settings.buffer_mb << 20, settings.greys)
         worker.mailbox.configure(settings.replay, settings.replay_queue_mb << 20)
         statistics = self._diagnostics.statistics
         statistics.reset()
+        self._stream.reset()
         result = super().on_activate(state)
         self._outputs.active = True
         self._outputs.names(worker.tracker)
-        compressed = settings.image_transport == 'compressed'
-        # as image_transport does: the base topic is remapped, the transport's name follows it
-        topic = self.resolve_topic_name('image') + ('/compressed' if compressed else '')
+        topic, kind = source.choose(self.resolve_topic_name('image'), settings.image_transport)
+        profile = qos.ALL_IMAGES if settings.replay else qos.LIVE_IMAGES
+        self._unheard = partial(source.unheard, topic=topic, kind=kind, profile=profile)
         self._subscription = self.create_subscription(
-            CompressedImage if compressed else Image,
+            kind,
             topic,
             self._receive,
-            qos.ALL_IMAGES if settings.replay else qos.LIVE_IMAGES,
+            profile,
             callback_group=self._images_group,
             event_callbacks=SubscriptionEventCallbacks(
-                message_lost=lambda info: statistics.count('lost', info.total_count_change)
+                message_lost=lambda info: self._lose(info.total_count_change)
             ),
         )
         self.get_logger().info(f'tracking on {topic}')
@@ -266,7 +290,7 @@ class TrackerNode(LifecycleNodeMixin, Node):
         if self._subscription is not None:
             self.destroy_subscription(self._subscription)
             self._subscription = None
-        self._buffer.clear()
+        self._images.buffer.clear()
 
     def _release(self) -> None:
         self._stop_receiving()
@@ -304,20 +328,25 @@ class TrackerNode(LifecycleNodeMixin, Node):
         self._sequence += 1
         statistics = self._diagnostics.statistics
         statistics.receive()
-        if self._buffer.add(frame):
-            statistics.count('jumps')
-            self.get_logger().warning(
-                'time jumped back: buffered frames of later stamps are '
-                'forgotten, tracking goes on',
-                throttle_duration_sec=5.0,
-            )
+        self._stream.header(frame.stamp, message.header.frame_id)
+        self._images.buffer.add(frame)
         dropped = worker.mailbox.put(frame)
         if dropped is not None and dropped is not frame:
-            statistics.count('dropped')
+            statistics.drop()
+
+    def _warn(self, flaw: str, text: str, number: int = 1) -> None:
+        """Say what is wrong with the stream, in diagnostics and in the log."""
+        self._diagnostics.statistics.warn(flaw, text, number)
+        self.get_logger().warning(text, throttle_duration_sec=5.0)
+
+    def _lose(self, number: int) -> None:
+        """Say that images were lost before they arrived; called by the middleware."""
+        self._warn(LOST, f'images are lost before they arrive here: {self._remedy}', number)
 
     def _track(self, tracker: Tracker, frame: ReceivedImage) -> None:
         """Find the objects in an image and publish them, on the worker's thread."""
-        image = conversions.to_rgb(frame.message)
+        image = self._images.decode(frame.message)
+        self._stream.size(*image.shape[:2])
         result = tracker.step(image)
         self._diagnostics.size = f'{image.shape[1]}x{image.shape[0]}'
         if self._outputs.result(frame, image, result):
@@ -327,13 +356,22 @@ class TrackerNode(LifecycleNodeMixin, Node):
     def _refuse(self, error: BaseException) -> None:
         """Say that an image or a request could not be used; tracking goes on with the next."""
         reason = str(error)
-        if not isinstance(error, (conversions.ConversionError, DriftRosError)):
+        if out_of_memory(error):
+            reason = (
+                f'out of memory ({type(error).__name__}: {error}): free some, or lower '
+                'features.resolution, buffer_mb or states.max_objects'
+            )
+        elif not isinstance(error, (conversions.ConversionError, DriftRosError)):
             reason = f'{type(error).__name__}: {error}'
             self.get_logger().error(
                 ''.join(traceback.format_exception(error)), throttle_duration_sec=5.0
             )
         self._diagnostics.statistics.refuse(reason)
         self.get_logger().warning(f'dropped: {reason}', throttle_duration_sec=5.0)
+
+    def endure(self, error: BaseException) -> None:
+        """Report what a callback raised; see :func:`runtime.run`."""
+        self._refuse(error)
 
 
 def main(args: Sequence[str] | None = None) -> None:

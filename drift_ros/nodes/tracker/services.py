@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-The tracker node's services: masks, boxes and clicks, removal and reset.
+The tracker node's services: masks, boxes and clicks, names, removal and reset.
 
 Executor threads check a request and hand a job to the worker. Seeds by mask, removal and reset are
 answered then and there; a mask of boxes or points has to be made first, so those requests wait for
@@ -14,10 +14,9 @@ from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
 from functools import partial
 import threading
-from typing import Any, NamedTuple, TYPE_CHECKING, TypeVar
+from typing import Any, TYPE_CHECKING, TypeVar
 
-from builtin_interfaces.msg import Time
-from drift_ros_msgs.srv import RemoveObject, SeedMask, SeedPrompt, Segment
+from drift_ros_msgs.srv import RemoveObject, RenameObject, SeedMask, SeedPrompt, Segment
 from geometry_msgs.msg import PointStamped
 import numpy as np
 from rclpy.callback_groups import CallbackGroup
@@ -27,10 +26,11 @@ from std_msgs.msg import Header
 from std_srvs.srv import Trigger
 
 from drift_ros.engine.errors import DriftRosError, PromptError, SeedError, UnknownObjectError
-from drift_ros.nodes.tracker.frames import FrameBuffer
+from drift_ros.media.labels import LabelError, LabelRule
+from drift_ros.nodes.tracker.images import Images, RequestImage
 from drift_ros.nodes.tracker.outputs import Outputs
 from drift_ros.nodes.tracker.worker import Worker
-from drift_ros.ros import conversions, messages, qos, stamp
+from drift_ros.ros import conversions, messages, qos
 
 if TYPE_CHECKING:
     from drift_ros.api import Tracker
@@ -51,24 +51,18 @@ class WorkError(RuntimeError):
     """The worker failed at a request in a way that nobody foresaw; it has reported that itself."""
 
 
-class RequestImage(NamedTuple):
-    """The image a request is about."""
-
-    image: np.ndarray
-    """(H, W, 3) uint8 RGB."""
-    header: Header
-    after: int
-    """As of :class:`drift_ros.nodes.tracker.worker.Job`."""
+_REFUSALS = (DriftRosError, conversions.ConversionError, LabelError, LookupError, WorkError)
+"""What says itself, to whoever asked, what is wrong and what to do about it."""
 
 
 class Services:
-    """Serves masks, boxes, points and clicks, removal and reset."""
+    """Serves masks, boxes, points and clicks, names, removal and reset."""
 
     def __init__(
         self,
         node: Node,
         worker: Callable[[], Worker],
-        buffer: FrameBuffer,
+        images: Images,
         outputs: Outputs,
         on_error: Callable[[BaseException], None],
         group: CallbackGroup,
@@ -81,7 +75,7 @@ class Services:
         node : Node
         worker : callable
             Gives the worker; raises NotReadyError where there is none.
-        buffer : FrameBuffer
+        images : Images
         outputs : Outputs
         on_error : callable
             Told what failed after its request was answered, and what should never fail.
@@ -89,7 +83,7 @@ class Services:
             Reentrant: requests wait.
 
         """
-        self._worker, self._buffer, self._outputs = worker, buffer, outputs
+        self._worker, self._image, self._outputs = worker, images.find, outputs
         self._on_error, self._log = on_error, node.get_logger()
         self._places = threading.BoundedSemaphore(LIMIT)
         self._removing: set[tuple[Worker, int]] = set()
@@ -99,6 +93,7 @@ class Services:
             (SeedPrompt, 'seed_prompt', self._seed_prompt),
             (Segment, 'segment', self._segment),
             (RemoveObject, 'remove_object', self._remove_object),
+            (RenameObject, 'rename_object', self._rename_object),
             (Trigger, 'reset', self._reset),
         ):
             node.create_service(
@@ -117,29 +112,13 @@ class Services:
         try:
             handler(self._worker(), request, response)
             response.success = True
-        except (DriftRosError, conversions.ConversionError, LookupError, WorkError) as error:
+        except _REFUSALS as error:
             response.message = str(error)
             self._log.warning(f'{name} refused: {error}')
         except Exception as error:  # a request must not end the node
             response.message = f'{type(error).__name__}: {error}'
             self._on_error(error)
         return response
-
-    def _image(self, image: Image | None, when: Time) -> RequestImage:
-        """
-        Decode the image a request brought, or the buffered one of its stamp.
-
-        Raises
-        ------
-        ConversionError, LookupError
-
-        """
-        if image is not None and image.data:
-            return RequestImage(conversions.image_to_rgb(image), image.header, -1)
-        frame = self._buffer.find(stamp.nanoseconds(when))
-        return RequestImage(
-            conversions.to_rgb(frame.message), frame.message.header, frame.sequence
-        )
 
     def _wait(self, future: Future[Result]) -> Result:
         """Wait for the worker; what it raised is raised here, as something to answer with."""
@@ -173,7 +152,7 @@ class Services:
     def _seed_mask(
         self, worker: Worker, request: SeedMask.Request, response: SeedMask.Response
     ) -> None:
-        mask = conversions.image_to_labels(request.mask)
+        mask = _seed_labels(request.mask)
         labels = [value for value in np.unique(mask).tolist() if value]
         response.labels, response.object_ids = labels, [0] * len(labels)
         response.errors, response.notes = [''] * len(labels), [''] * len(labels)
@@ -197,7 +176,8 @@ class Services:
         future.add_done_callback(self._tell)
         if future.cancelled():
             raise NotReadyError('the node is being cleaned up')
-        response.object_ids, response.notes = list(seed.object_ids), list(seed.notes)
+        response.object_ids = list(seed.object_ids)
+        response.notes = picture.notes(seed.notes, request.mask.header)
 
     # -- boxes and points
 
@@ -207,7 +187,8 @@ class Services:
         response.object_ids = [0] * len(request.prompts)
         response.notes = [''] * len(request.prompts)
         picture, (made, found) = self._masks(worker, request, response, self._seed)
-        response.object_ids, response.notes = list(made.object_ids), list(made.notes)
+        response.object_ids = list(made.object_ids)
+        response.notes = picture.notes(made.notes)
         response.scores = [item.score for item in found]
         response.mask = conversions.labels_to_image(_numbered(made), picture.header)
 
@@ -225,6 +206,8 @@ class Services:
         picture, (labels, found) = self._masks(worker, request, response, segment)
         response.scores = [item.score for item in found]
         response.mask = conversions.labels_to_image(labels, picture.header)
+        if picture.doubt:  # its answer has no notes
+            self._log.warning(f'segment: {picture.doubt}')
 
     def _masks(
         self,
@@ -276,8 +259,13 @@ class Services:
             picture = self._image(None, message.header.stamp)
             prompt = Prompt(points=((message.point.x, message.point.y, True),))
             check_prompts(picture.image, [prompt])
-        except (conversions.ConversionError, DriftRosError, LookupError) as error:
+            if picture.doubt:
+                self._log.warning(f'seed_point: {picture.doubt}')
+        except _REFUSALS as error:
             self._log.warning(f'seed_point refused: {error}')
+            return
+        except Exception as error:  # a click must not end the node
+            self._on_error(error)
             return
 
         def seed(tracker: Tracker) -> None:
@@ -312,6 +300,16 @@ class Services:
         future.add_done_callback(lambda _: self._removing.discard((worker, number)))
         future.add_done_callback(self._tell)
 
+    def _rename_object(
+        self, worker: Worker, request: RenameObject.Request, response: RenameObject.Response
+    ) -> None:
+        number = request.object_id
+        with self._lock:
+            if (worker, number) in self._removing:
+                raise UnknownObjectError(f'object {number} has just been removed')
+        worker.tracker.rename(number, request.name)
+        self._outputs.names(worker.tracker)
+
     def _reset(self, worker: Worker, request: Trigger.Request, response: Trigger.Response) -> None:
         known = {item.id for item in worker.tracker.objects}
 
@@ -327,6 +325,22 @@ class Services:
 
         worker.submit(reset).add_done_callback(self._tell)
         response.message = f'{len(known)} objects forgotten'
+
+
+def _seed_labels(message: Image) -> np.ndarray:
+    """
+    Read a seed's mask: (H, W) integer, by the rule for all label images.
+
+    What an object is called in the answer is its pixel value, so a white one stays 255.
+
+    Raises
+    ------
+    ConversionError, LabelError
+
+    """
+    values, rule = conversions.image_to_labels(message), LabelRule()
+    labels = rule.labels(values, 'the mask')
+    return values if rule.plain else labels
 
 
 def _numbered(seed: SeedRequest) -> np.ndarray:

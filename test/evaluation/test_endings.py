@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""However a command ends, no process and no traceback of it stays, and its exit code says how."""
+
+import os
+from pathlib import Path
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import psutil
+import pytest
+
+from drift_ros.evaluation import run as runner
+from drift_ros.evaluation.baselines import FirstMask
+from drift_ros.evaluation.datasets import find_sequences
+from drift_ros.evaluation.engines import parse_engine
+from drift_ros.ros import signals
+
+from .conftest import scene, write_sequence
+
+ROOT = Path(__file__).resolve().parents[2]
+# Interrupts the process that imports a module, at that moment.
+INTERRUPTING = """
+import os, signal, sys
+class Finder:
+    def find_spec(self, name, *rest):
+        if name == os.environ.get('INTERRUPT_AT'):
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Finder())
+"""
+
+
+def environment(**more):
+    return {**os.environ, 'PYTHONPATH': str(ROOT), **more}
+
+
+def wait_for(condition, process=None):
+    end = time.monotonic() + 120
+    while not condition():
+        assert process is None or process.poll() is None, process.communicate()
+        assert time.monotonic() < end, 'it did not come about'
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def long(tmp_path):
+    """Two sequences on which optical flow is busy for minutes."""
+    for name in ('a', 'b'):
+        frames, labels = scene(1)
+        write_sequence(tmp_path / 'davis', name, *(part[:2] for part in (frames, labels)))
+        for kind, suffix in (('JPEGImages', 'jpg'), ('Annotations', 'png')):
+            folder = tmp_path / 'davis' / kind / name
+            for number in range(2, 400):
+                os.link(folder / f'00000.{suffix}', folder / f'{number:05d}.{suffix}')
+    return tmp_path / 'davis'
+
+
+def test_workers_of_a_run_that_is_interrupted(long, tmp_path):
+    command = [sys.executable, '-m', 'drift_ros.commands.main', 'eval', 'davis', str(long)]
+    process = subprocess.Popen(
+        [*command, '-e', 'flow', '--workers', '2', '--out', str(tmp_path / 'out')],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        for name in ('a', 'b'):
+            wait_for((tmp_path / 'out' / 'masks' / 'flow' / name / '00003.png').exists, process)
+        children = psutil.Process(process.pid).children(recursive=True)
+        assert len(children) >= 2
+        process.send_signal(signal.SIGINT)
+        said, complained = process.communicate(timeout=60)
+        wait_for(lambda: not any(item.is_running() for item in children))
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert 'Traceback' not in said + complained
+    assert not list((tmp_path / 'out').glob('scores/*/*.json')), 'nothing was finished'
+
+
+WORKING = """
+import os, sys, time
+from drift_ros.evaluation.workers import in_processes
+def work(number, progress):
+    os.write(1, b'working\\n')
+    time.sleep(600)
+if __name__ == '__main__':
+    list(in_processes(work, {1: (1,), 2: (2,)}, 2, 1, print))
+"""
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGKILL])
+def test_workers_end_with_their_parent(tmp_path, number):
+    (tmp_path / 'working.py').write_text(WORKING)
+    process = subprocess.Popen(
+        [sys.executable, str(tmp_path / 'working.py')], env=environment(), stdout=subprocess.PIPE
+    )
+    try:
+        assert [process.stdout.readline() for _ in range(2)] == [b'working\n'] * 2
+        children = psutil.Process(process.pid).children(recursive=True)
+        assert len(children) >= 2
+        process.send_signal(number)
+        assert process.wait(60) == -number
+        wait_for(lambda: not any(item.is_running() for item in children))
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize(
+    ('module', 'code', 'at'),
+    [
+        *(('drift_ros.commands.main', 130, at) for at in ('lazy_loader', 'click', 'rich', 'cv2')),
+        *(('drift_ros.nodes.tracker', 0, at) for at in ('lazy_loader', 'rclpy', 'cv2')),
+        ('drift_ros.nodes.player', 0, 'std_srvs'),
+        ('drift_ros.nodes.recorder', 0, 'rosbags'),
+    ],
+)
+def test_an_interrupt_at_the_start(davis, tmp_path, module, code, at):
+    """In the middle of the imports: no traceback, and the exit code any interrupt gives."""
+    (tmp_path / 'site').mkdir()
+    (tmp_path / 'site' / 'sitecustomize.py').write_text(INTERRUPTING)
+    words = ['eval', 'davis', str(davis), '--out', str(tmp_path / 'out')]
+    found = subprocess.run(
+        [sys.executable, '-m', module, *(words if 'commands' in module else [])],
+        env=environment(PYTHONPATH=f'{tmp_path / "site"}:{ROOT}', INTERRUPT_AT=at),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert found.returncode == code, found.stderr
+    assert 'Traceback' not in found.stderr, found.stderr
+
+
+def test_an_interrupt_that_is_swallowed_ends_the_run(davis, tmp_path, monkeypatch):
+    """Callbacks of C libraries print and forget it; the next frame does not."""
+    steps = []
+
+    def step(self, frame):
+        steps.append(1)
+        if len(steps) == 3:
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(1)
+            except KeyboardInterrupt:
+                pass
+        return before(self, frame)
+
+    before = FirstMask.step
+    monkeypatch.setattr(FirstMask, 'step', step)
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(SystemExit) as ended, signals.interruptible():
+        runner.run([parse_engine('first-mask')], find_sequences(davis), tmp_path)
+    assert ended.value.code == 130 and len(steps) == 3
+    assert signal.getsignal(signal.SIGINT) is handler
+    signals.check()
+
+
+@pytest.mark.parametrize('error', [None, ValueError, SystemExit, ImportError])
+def test_whatever_an_interrupt_becomes_the_exit_code_is_its_own(error):
+    with pytest.raises(SystemExit) as ended, signals.interruptible():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1)
+        except KeyboardInterrupt:
+            if error:
+                raise error from None
+    assert ended.value.code == 143
+
+
+def test_without_an_interrupt_nothing_changes():
+    with pytest.raises(ZeroDivisionError), signals.interruptible():
+        assert np.sum([1 / 0])
+    with signals.interruptible():
+        signals.check()
