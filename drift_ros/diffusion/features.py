@@ -131,7 +131,7 @@ class DiffusionFeatures:
         return other
 
     def plain(self) -> 'DiffusionFeatures':
-        """Give the same extractor as torch runs it in the type of the weights; nothing compiled."""
+        """Give the same extractor as torch runs it in the type of its weights, uncompiled."""
         other = copy.copy(self)
         other._precision, other._passes = 'float32', {}
         return other

@@ -35,14 +35,14 @@ def find(features: FrameFeatures, tokens: Tensor, state: State) -> Judgement:
     missing = state.table.missing
     if missing:
         search = state.memory.search(features, weights, missing.values())
-        kernel = judged.kernel
+        kernel, scores = judged.kernel, state.target.scores(tokens, ids)
         for number, channel in missing.items():
             wide = decide.recall(kernel, search, channel)
-            other = state.target.judge(tokens, wide, ids, asked=(number,))
+            other = state.target.judge(tokens, wide, ids, (number,), scores)
             if other.existence[number] > judged.existence[number]:
                 kernel = wide
         if kernel is not judged.kernel:
-            judged = state.target.judge(tokens, kernel, ids)
+            judged = state.target.judge(tokens, kernel, ids, scores=scores)
     return _moved(judged, features, state)
 
 
