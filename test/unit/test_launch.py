@@ -165,8 +165,9 @@ def test_declared_arguments(launched):
 
 
 def test_the_page_is_served_when_asked_for(launched):
-    assert 'web' not in launched().nodes
+    assert not launched().nodes['web'].starts
     page = launched(ui='true', ui_port='0', ui_host='0.0.0.0').nodes['web']
+    assert page.starts
     assert (page.values['host'], page.values['port']) == ('0.0.0.0', 0)
 
 
