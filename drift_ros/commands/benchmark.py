@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+import statistics
+from typing import Any
 
 import click
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from drift_ros.commands.running import user_errors
 
@@ -62,27 +64,140 @@ def sd15(size: int, references: int, run: bool) -> None:
     'engines',
     multiple=True,
     metavar='[LABEL=]NAME[:OPTION=VALUE,...]',
-    default=('attention=tracker:refinement=none', 'shipped=tracker', 'colour4:refinement=none'),
+    default=('shipped=tracker',),
     show_default=True,
 )
-def step(root: str, sequences: str, frames: int, engines: tuple[str, ...]) -> None:
-    """Time a step of the tracker on the DAVIS-layout folder ROOT, stage by stage."""
+@click.option('--objects', default='', help='Numbers of objects to time, such as 1,8,32,64.')
+@click.option('--resolutions', default='', help='Working sizes to time, such as 160,240,320.')
+@click.option(
+    '--dense',
+    is_flag=True,
+    help='Compare the kernel with the plain one that holds all affinities (needs 4 GB).',
+)
+@click.option('--soak', default=0, metavar='N', help='Follow the first sequence for N frames.')
+@click.option(
+    '--curves',
+    type=click.Path(path_type=Path, dir_okay=False),
+    help='PNG of time and memory during --soak.',
+)
+@click.option(
+    '--node',
+    default=0.0,
+    metavar='HZ',
+    help='Show the live node the first sequence at this rate, 640 x 480 (needs ROS).',
+)
+@click.option(
+    '--json',
+    'out',
+    type=click.Path(path_type=Path, dir_okay=False),
+    help='Write all figures there.',
+)
+@click.option(
+    '--compare',
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    help='JSON of an earlier run: print ratios, frame by frame.',
+)
+def step(
+    root: str,
+    sequences: str,
+    frames: int,
+    engines: tuple[str, ...],
+    objects: str,
+    resolutions: str,
+    dense: bool,
+    soak: int,
+    curves: Path | None,
+    node: float,
+    out: Path | None,
+    compare: Path | None,
+) -> None:
+    """
+    Time a step of the tracker on the DAVIS-layout folder ROOT, stage by stage.
+
+    Several objects are the first sequence's own, cut out and put side by side in its first
+    picture. The first engine is also timed with other numbers of objects and resolutions,
+    against the dense kernel, over many frames and in the node.
+    """
+    from drift_ros.evaluation.composites import Crowd
     from drift_ros.evaluation.datasets import find_sequences, sound
     from drift_ros.evaluation.engines import parse_engine
-    from drift_ros.experiments.benchmarks import STAGES, time_steps
+    from drift_ros.experiments import speed
 
-    table = Table('engine', 'sequence', *STAGES, title='milliseconds, median')
     with user_errors():
-        found = find_sequences(
-            root, names=tuple(filter(None, sequences.split(','))), max_frames=frames
-        )
-        for engine in [parse_engine(text) for text in engines]:
-            for sequence in sound(found):
-                row = time_steps(engine, sequence)
-                table.add_row(
-                    engine.label, sequence.name, *(f'{row[stage]:.0f}' for stage in STAGES)
-                )
-    Console().print(table)
+        counts, sizes = _numbers(objects, 1, 255), _numbers(resolutions, 32, 2048)
+        earlier = json.loads(compare.read_text(encoding='utf-8')) if compare else None
+        names = tuple(filter(None, sequences.split(',')))
+        found = sound(find_sequences(root, names=names, max_frames=frames))
+        first = found[0]
+        rows = [
+            speed.steps(engine, sequence)
+            for engine in map(parse_engine, engines)
+            for sequence in found
+        ]
+        shipped = parse_engine(engines[0])
+        rows += [
+            speed.steps(shipped, Crowd(first, count), f'{count} objects, {first.name}')
+            for count in counts
+        ]
+        for size in sizes:
+            engine = parse_engine(engines[0], {'features.resolution': size})
+            rows.append(speed.steps(engine, first, f'{size} pixels, {first.name}'))
+        rows += [speed.dense(shipped, first)] if dense else []
+        rows += [speed.soak(shipped, first, soak, curves)] if soak else []
+        rows += [speed.live(shipped, first, node)] if node else []
+        report = {'machine': speed.machine(), 'rows': rows}
+        if out is not None:
+            out.write_text(json.dumps(report), encoding='utf-8')
+        _show(report, earlier)
+
+
+def _numbers(text: str, low: int, high: int) -> list[int]:
+    """Read numbers separated by commas."""
+    try:
+        found = [int(part) for part in text.split(',') if part]
+    except ValueError:
+        found = [low - 1]
+    if any(not low <= number <= high for number in found):
+        raise ValueError(f'{text}: expected numbers from {low} to {high}, separated by commas')
+    return found
+
+
+def _show(report: dict[str, Any], earlier: dict[str, Any] | None) -> None:
+    """Print what was measured."""
+    from drift_ros.experiments.benchmarks import STAGES
+    from drift_ros.experiments.speed import ratios
+
+    console, rows = Console(), report['rows']
+    console.print(', '.join(f'{name} {value}' for name, value in report['machine'].items()))
+    timed = [row for row in rows if 'total' in row]
+    table = Table(
+        '',
+        *(Column(stage, justify='right', no_wrap=True) for stage in (*STAGES, 'processor')),
+        Column('over network', justify='right'),
+        'found',
+        title='milliseconds, median',
+        box=None,
+        padding=(0, 1, 0, 0),
+    )
+    for row in timed:
+        cells = [f'{statistics.median(row[name]):.1f}' for name in (*STAGES, 'processor')]
+        cells.append(f'{1.0 / row["share"]:.1f}')
+        table.add_row(row['name'], *cells, f'{row["found"]}/{row["objects"]}')
+    console.print(table)
+    for row in rows:
+        if 'total' not in row:
+            table = Table(row['name'], '')
+            for name, value in row.items():
+                if isinstance(value, list):
+                    table.add_row(f'{name}, median', f'{statistics.median(value):.1f}')
+                elif name != 'name':
+                    table.add_row(name, f'{value:.4g}')
+            console.print(table)
+    if earlier is not None:
+        table = Table('now over before', 'median', '95 %')
+        for name, middle, low, high in ratios(rows, earlier['rows']):
+            table.add_row(name, f'{middle:.3f}', f'{low:.3f} to {high:.3f}')
+        console.print(table)
 
 
 @benchmark.command()

@@ -130,6 +130,12 @@ class DiffusionFeatures:
         other._passes = {}
         return other
 
+    def plain(self) -> 'DiffusionFeatures':
+        """Give the same extractor as torch runs it in the type of its weights, uncompiled."""
+        other = copy.copy(self)
+        other._precision, other._passes = 'float32', {}
+        return other
+
     def extract(self, frame: np.ndarray) -> FrameFeatures:
         """
         Run the network on one frame.

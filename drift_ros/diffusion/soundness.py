@@ -74,7 +74,7 @@ def check_features(features: DiffusionFeatures) -> None:
     image = _picture(2 * features.stride)
     try:
         latents = features.encode(image)
-        found = features.extract_resized(image)
+        found = features.plain().extract_resized(image)
     except torch.cuda.OutOfMemoryError as error:
         raise CheckpointError(f'the GPU has not enough memory for {name}: {error}') from error
     except Exception as error:  # whatever a network of another kind raises

@@ -60,10 +60,10 @@ def _sought(judged: Judgement, features: FrameFeatures, tokens: Tensor, state: S
         if view is not features:
             before = torch.zeros_like(search)
             before[..., 0] = 1.0
+        scores = state.target.scores(seen, ids)
         for number, channel in missing.items():
-            found = state.target.judge(
-                seen, decide.recall(before, search, channel), ids, asked=(number,)
-            )
+            wide = decide.recall(before, search, channel)
+            found = state.target.judge(seen, wide, ids, (number,), scores)
             if found.existence[number] > sure.get(number, judged).existence[number]:
                 sure[number] = found
                 mass = resize_labels(search[None], features.grid, 'bilinear')[0]

@@ -116,13 +116,24 @@ def propagate(
 
 def _uniform(labels: Tensor, reach: int) -> Tensor:
     """Whether all references hold one label vector around a place: (R, h, w, C) to (h, w)."""
-    extremes = torch.cat([labels.amax(dim=0), -labels.amin(dim=0)], dim=-1).permute(2, 0, 1)[None]
-    for axis in range(2):
-        kernel, padding = [1, 1], [0, 0]
-        kernel[axis], padding[axis] = 2 * reach + 1, reach
-        extremes = F.max_pool2d(extremes, kernel, 1, padding)
-    most, least = extremes[0].chunk(2)
-    return (most == -least).all(dim=0)
+    first = labels[0]
+    differ = (labels[1:] != first).any(dim=-1).any(dim=0).float()  # (h, w)
+    broken = _dilated(differ, (2 * reach + 1, 2 * reach + 1), (reach, reach))
+    if reach:  # from one place to the next there is an edge; a window holds one edge fewer
+        for axis, size in enumerate(((2 * reach, 2 * reach + 1), (2 * reach + 1, 2 * reach))):
+            count = first.shape[axis] - 1
+            edges = first.narrow(axis, 1, count) != first.narrow(axis, 0, count)
+            broken = torch.maximum(
+                broken, _dilated(edges.any(dim=-1).float(), size, (reach, reach))
+            )
+    return broken == 0.0
+
+
+def _dilated(values: Tensor, size: tuple[int, int], around: tuple[int, int]) -> Tensor:
+    """Give the largest of (h, w) in rectangles of a size; there are 0s so far around."""
+    padded = F.pad(values, (around[1], around[1], around[0], around[0]))[None]
+    down = F.max_pool2d(padded, (size[0], 1), 1)
+    return F.max_pool2d(down, (1, size[1]), 1)[0]
 
 
 def _span(wanted: Tensor) -> slice:

@@ -20,12 +20,14 @@ import os
 import threading
 from typing import Any
 
+from numba import types
+from numba.extending import overload
 import numpy as np
 import torch
 from torch import Tensor
 import torch.nn.functional as F
 
-from drift_ros.engine.compiled import compiled
+from drift_ros.engine.compiled import at_least, compiled, lowest_bit
 from drift_ros.engine.device import has_bfloat16
 
 # Columns of a block, and rows of a tile: the smaller a tile, the fewer keys outside the window are
@@ -37,6 +39,8 @@ _TILE = _SIDE * _SIDE
 _ROUNDING = 1.6 * 2.0**-8
 # Where the search for the largest starts: so much below what a neighbour ended with.
 _LEEWAY = np.float32(2.0)
+# Of a run of 64 keys, 8 columns of 8 rows: all, and the first of each row.
+_ALL, _EVERY_ROW = np.uint64(2**64 - 1), np.uint64(0x0101010101010101)
 
 
 @dataclass(frozen=True)
@@ -123,7 +127,11 @@ def propagate_tiles(
         )
         for place, w in enumerate(windows)
     ]
-    exact_keys = _room('exact keys', (len(keys), height, width, dim))
+    # keys of half precision are widened where they are needed
+    half = all(key.dtype == torch.float16 for key in keys)
+    exact_keys = _room(
+        'exact keys', (len(keys), height, width, dim), torch.float16 if half else torch.float32
+    )
     tiles, threads = list(_tiles_of(wanted)), torch.get_num_threads()
     for head, weight in enumerate(mix.tolist()):
         _fill(rough_query, query[head], 0, 0)
@@ -134,7 +142,8 @@ def propagate_tiles(
             for place in range(len(window.members)):
                 _fill(blocks[:, place], next(widened), window.reach, window.aside)
         exact_query = query[head].float().contiguous().numpy()
-        exact = exact_keys.flatten(0, 2).numpy()
+        exact = exact_keys.flatten(0, 2)
+        exact = (exact.view(torch.int16) if half else exact).numpy()
         slack = 2.0 * _ROUNDING * _longest(exact) if top_k else math.inf
         rest = (layout, exact_query, exact, values, wanted.numpy(), top_k, slack, weight, out)
         one = _Head(windows, rough_query, rough_keys, rest)
@@ -233,14 +242,33 @@ def _tiles_of(wanted: Tensor) -> Iterator[tuple[int, list[int]]]:
             yield row, padded[row:end].any(dim=0).nonzero()[:, 0].tolist()
 
 
-@compiled('float64(float32[:, ::1])')
+def _widened(value):
+    """Widen a float16, given as an integer, in compiled loops; what is float32 stays as it is."""
+
+
+@overload(_widened)
+def _widen(value):
+    if isinstance(value, types.Float):
+        return lambda value: value
+
+    def widen(value):  # a finite one
+        magnitude = np.int32((np.int32(value) & np.int32(0x7FFF)) << np.int32(13))
+        # exponents differ by 112; the product is exact, and right for subnormal numbers as well
+        widened = np.int32(magnitude).view(np.float32) * np.float32(2.0**112)
+        return -widened if value < 0 else widened
+
+    return widen
+
+
+@compiled(['float64(int16[:, ::1])', 'float64(float32[:, ::1])'])
 def _longest(vectors):
     """Give the largest norm of (n, d)."""
     most = np.float32(0)
     for n in range(len(vectors)):
         square = np.float32(0)
         for i in range(vectors.shape[1]):
-            square += vectors[n, i] * vectors[n, i]
+            value = _widened(vectors[n, i])
+            square += value * value
         most = max(most, square)
     return np.sqrt(most)
 
@@ -257,6 +285,15 @@ def _floor_bits(value):
     if value > np.float32(0):
         return np.int16(np.float32(value).view(np.int32) >> 16)
     return np.int16(-32768)
+
+
+@compiled('uint64(int64, int64)')
+def _bits(low, high):
+    """Set bits from one to before another; of those there are."""
+    low, high = max(low, 0), min(high, _TILE)
+    if low >= high:
+        return np.uint64(0)
+    return (_ALL >> np.uint64(_TILE - (high - low))) << np.uint64(low)
 
 
 @compiled('void(float32[::1], float32)')
@@ -285,24 +322,25 @@ def _candidates(logits, place, y, x, top, layout, height, width, limit, margin, 
         for b in range(block - blocks // 2, block + blocks // 2 + 1):
             left = max(x - reach, b * _SIDE, 0)
             right = min(x + reach + 1, (b + 1) * _SIDE, width)
+            columns = _bits(left - b * _SIDE, right - b * _SIDE) * _EVERY_ROW
             for m in range(members):
                 for first in range(top - reach, top - reach + rows, _SIDE):
-                    hits = np.int16(0)  # counted, as the compiler uses all lanes for that
-                    for i in range(_TILE):
-                        hits = np.int16(hits + np.int16(logits[run, i] >= floor))
-                    if hits:
-                        for v in range(max(first, low), min(first + _SIDE, high)):
-                            for u in range(left, right):
-                                bits = logits[run, (v - first) * _SIDE + u - b * _SIDE]
-                                value = _float(bits)
-                                if bits >= floor and value >= limit:
-                                    rough[found] = value
-                                    at[found] = ((ref + m) * height + v) * width + u
-                                    found += 1
-                                    if value > best[0]:
-                                        _insert(best, value)
-                                        limit = max(limit, best[0] - margin)
-                                        floor = _floor_bits(limit)
+                    inside = _bits(_SIDE * (low - first), _SIDE * (high - first)) & columns
+                    hits = at_least(logits, run, floor) & inside  # type: ignore[call-arg]
+                    while hits:
+                        i = lowest_bit(hits)
+                        hits &= hits - np.uint64(1)
+                        bits = logits[run, i]
+                        value = _float(bits)
+                        if bits >= floor and value >= limit:
+                            v, u = first + i // _SIDE, b * _SIDE + i % _SIDE
+                            rough[found] = value
+                            at[found] = ((ref + m) * height + v) * width + u
+                            found += 1
+                            if value > best[0]:
+                                _insert(best, value)
+                                limit = max(limit, best[0] - margin)
+                                floor = _floor_bits(limit)
                     run += 1
         start += _TILE * blocks * members * runs
         ref += members
@@ -310,9 +348,12 @@ def _candidates(logits, place, y, x, top, layout, height, width, limit, margin, 
 
 
 @compiled(
-    'void(int16[:, ::1], int64, int64, int64[:, ::1], float32[:, :, ::1], '
-    'float32[:, ::1], float32[:, ::1], boolean[:, :], int64, float64, float64, '
-    'float32[:, :, ::1])'
+    [
+        'void(int16[:, ::1], int64, int64, int64[:, ::1], float32[:, :, ::1], '
+        f'{keys}[:, ::1], float32[:, ::1], boolean[:, :], int64, float64, float64, '
+        'float32[:, :, ::1])'
+        for keys in ('int16', 'float32')
+    ]
 )
 def _answer(logits, top, block, layout, query, keys, values, wanted, top_k, slack, weight, out):
     """Add what the queries of a tile find."""
@@ -349,7 +390,7 @@ def _answer(logits, top, block, layout, query, keys, values, wanted, top_k, slac
             if rough[n] >= limit:
                 key, product = keys[at[n]], np.float32(0)
                 for i in range(dim):
-                    product += asked[i] * key[i]
+                    product += asked[i] * _widened(key[i])
                 exact[kept] = product
                 at[kept] = at[n]
                 kept += 1

@@ -256,28 +256,31 @@ class TargetModel:
         if not any(sure):
             return self
         options, count = self.options, self.options.samples
-        inputs, soft = tokens.flatten(0, 1), judged.soft.flatten(0, 1)
-        weights = (2.0 * soft - 1.0).clamp_min(0.0)
+        inputs = tokens.flatten(0, 1)
+        # maps one after the other: what follows goes through one at a time
+        weights = (2.0 * judged.soft - 1.0).clamp_min_(0.0).permute(2, 0, 1).contiguous()
+        held = weights.flatten(1).amax(dim=1).tolist()
         due = self.frames % options.every == 0
         kept, rate = (1.0 - options.forgetting) ** options.every, options.rate * options.every
-        known = self._known()
-        for number, before in known.items():
+        traits, seen = list(self.traits), self.seen_objects
+        if due:
+            seen = seen.clone()
+        for k, number in enumerate(self.object_ids):
             channel = object_ids.index(number)
-            weight, shown = weights[:, 1 + channel], judged.shown.get(number)
-            where = weight.view(tokens.shape[:2])
-            if not sure[channel] or shown is None or not bool((weight > 0).any()):
+            weight, shown = weights[1 + channel], judged.shown.get(number)
+            if not sure[channel] or shown is None or not held[1 + channel]:
                 continue
-            traits = before.traits.after(tokens, where, shown, options.existence)
-            known[number] = replace(before, traits=traits)
+            traits[k] = traits[k].after(tokens, weight, shown, options.existence)
             if due:
-                moments = self._moments(inputs, weight, count)
-                known[number] = replace(known[number], seen=kept * before.seen + rate * moments)
+                moments = self._moments(inputs, weight.flatten(), count)
+                torch.add(moments.mul_(rate), seen[k], alpha=kept, out=seen[k])
+        model = replace(self, traits=tuple(traits), frames=self.frames + 1)
         if not due:
-            every = tuple(one.traits for one in known.values())
-            return replace(self, traits=every, frames=self.frames + 1)
-        rest = self._rest_moments(inputs, weights[:, 0], count, judged.near)
-        model = self._solved(known, kept * self.seen_rest + rate * rest)
-        return replace(model, frames=self.frames + 1)
+            return model
+        rest = self._rest_moments(inputs, weights[0].flatten(), count, judged.near)
+        rest = kept * self.seen_rest + rate * rest
+        solved = self._weights(self.seed_objects, self.seed_rest, seen, rest)
+        return replace(model, seen_objects=seen, seen_rest=rest, weights=solved)
 
     def again(self, marked: Iterable[tuple[Reference, Tensor, list[int]]]) -> TargetModel:
         """Learn only what is marked: seed frames, masks (h, w, K) and ids of the K objects."""
@@ -320,10 +323,14 @@ class TargetModel:
             return tokens.new_zeros(*tokens.shape[:2], 0)
         columns = [self.object_ids.index(number) for number in object_ids]
         weights = self.weights[:, columns]
+        looked = tokens.flatten(0, 1) if where is None else tokens[where]
+        found = torch.addmm(
+            weights[-1], self._waves(looked), weights[:-1]
+        )  # the last feature is 1
         if where is None:
-            return self._lift(tokens.flatten(0, 1)).matmul(weights).unflatten(0, tokens.shape[:2])
+            return found.unflatten(0, tokens.shape[:2])
         scores = tokens.new_zeros(*tokens.shape[:2], len(columns))
-        scores[where] = self._lift(tokens[where]).matmul(weights)
+        scores[where] = found
         return scores
 
     def judge(
@@ -332,6 +339,7 @@ class TargetModel:
         kernel: Tensor,
         object_ids: Sequence[int],
         asked: Collection[int] | None = None,
+        scores: Tensor | None = None,
     ) -> Judgement:
         """
         Vote on what the kernel says of a frame, and tell which objects are there.
@@ -346,22 +354,29 @@ class TargetModel:
             Ids of the K objects, in the order of channels.
         asked : collection of int, optional
             Ids of the objects of which it is told whether they are there. None: all.
+        scores : Tensor, optional
+            :meth:`scores` of all tokens, where they are known.
 
         """
         near = (kernel[..., 1:] > self.options.floor).any(dim=-1)
-        scores = self.scores(tokens, object_ids, near)
+        if scores is None:
+            scores = self.scores(tokens, object_ids, near)
+        else:
+            scores = scores * near[..., None]
         soft = combine(kernel, scores, self.options)
-        options, known = self.options.existence, self._known()
+        options, traits = self.options.existence, dict(zip(self.object_ids, self.traits))
+        # maps one after the other: what follows goes through one at a time
+        maps = [each.permute(2, 0, 1).contiguous() for each in (kernel, soft, scores)]
+        seen = (maps[1][1:].flatten(1).amax(dim=1) > self.options.floor).tolist()
         shown: dict[int, Shown | None] = {}
         existence: dict[int, float] = {}
         for k, number in enumerate(object_ids):
             if asked is not None and number not in asked:
                 continue
-            mass, raw = soft[..., 1 + k], kernel[..., 1 + k]
-            traits = known[number].traits
-            seen = bool((mass > self.options.floor).any())
-            one = show(tokens, raw, mass, scores[..., k], traits, options) if seen else None
-            shown[number], existence[number] = one, probability(one, traits, options)
+            own = traits[number]
+            parts = (maps[0][1 + k], maps[1][1 + k], maps[2][k])
+            one = show(tokens, *parts, own, options) if seen[k] else None
+            shown[number], existence[number] = one, probability(one, own, options)
         return Judgement(kernel, soft, near, existence, shown)
 
     def _known(self) -> dict[int, _Known]:
@@ -374,12 +389,14 @@ class TargetModel:
 
     def _lift(self, inputs: Tensor) -> Tensor:
         """(n, c) to features (n, D)."""
+        return F.pad(self._waves(inputs), (0, 1), value=1.0)
+
+    def _waves(self, inputs: Tensor) -> Tensor:
+        """(n, c) to all features but the last, (n, D - 1)."""
         options = self.options
         frequencies, phases = _frequencies(inputs.shape[1], options.fourier, inputs.device)
         waves = torch.addmm(phases, inputs, frequencies * options.width).cos_()
-        waves *= options.amplitude * (2.0 / options.fourier) ** 0.5
-        one = inputs.new_ones(len(inputs), 1)
-        return torch.cat([waves, one], dim=1)
+        return waves.mul_(options.amplitude * (2.0 / options.fourier) ** 0.5)
 
     def _rest_moments(
         self, inputs: Tensor, weight: Tensor, count: int, near: Tensor | None
@@ -413,15 +430,6 @@ class TargetModel:
         seeds = torch.stack([one.seed for one in known.values()])
         rests = torch.stack([one.rest for one in known.values()])
         seen = torch.stack([one.seen for one in known.values()])
-        rest = rests.mean(dim=0) + seen_rest
-        classes = torch.cat([rest[None], seeds + seen])  # (1 + K, D, D)
-        mass = classes[:, -1, -1]
-        classes = classes * (mass.max() / mass.clamp_min(1e-6))[:, None, None]
-        gram = classes.sum(dim=0)
-        gram.diagonal().add_(self.options.ridge)
-        sums = classes[:, :, -1]  # (1 + K, D)
-        wanted = (2.0 * sums[1:] - sums.sum(dim=0)).t()  # +1 in the object, -1 elsewhere
-        weights = torch.cholesky_solve(wanted, torch.linalg.cholesky(gram))
         return replace(
             self,
             object_ids=tuple(known),
@@ -430,9 +438,22 @@ class TargetModel:
             seen_objects=seen,
             seen_rest=seen_rest,
             traits=tuple(one.traits for one in known.values()),
-            weights=weights,
+            weights=self._weights(seeds, rests, seen, seen_rest),
             frames=0,
         )
+
+    def _weights(self, seeds: Tensor, rests: Tensor, seen: Tensor, seen_rest: Tensor) -> Tensor:
+        """Solve for the weights (D, K); all classes weigh the same."""
+        rest = rests.mean(dim=0) + seen_rest
+        mass = torch.cat([rest[-1:, -1], seeds[:, -1, -1] + seen[:, -1, -1]])  # (1 + K,)
+        scale = mass.max() / mass.clamp_min(1e-6)
+        gram = scale[0] * rest
+        for each in (seeds, seen):  # no sum of both, which are large
+            gram += torch.tensordot(scale[1:], each, dims=1)
+        gram.diagonal().add_(self.options.ridge)
+        sums = torch.cat([rest[None, :, -1], seeds[:, :, -1] + seen[:, :, -1]]) * scale[:, None]
+        wanted = (2.0 * sums[1:] - sums.sum(dim=0)).t()  # +1 in the object, -1 elsewhere
+        return torch.cholesky_solve(wanted, torch.linalg.cholesky(gram))
 
 
 @dataclass(frozen=True)

@@ -127,3 +127,74 @@ def composed(sequences: Sequence[SequenceSource], kind: str) -> list[CompositeSe
         CompositeSequence(first, second, kind)
         for first, second in zip(sequences, following, strict=True)
     ]
+
+
+@dataclass(frozen=True)
+class Crowd:
+    """
+    A sequence's objects many times over, each in a part of its own of the first picture.
+
+    They are as large as fits, so many small ones cover about as much as a few large ones, and
+    move as they do in the sequence. One is the sequence itself.
+
+    Attributes
+    ----------
+    source : SequenceSource
+    count : int
+        Of objects, 1 to 255.
+
+    """
+
+    source: SequenceSource
+    count: int
+
+    @property
+    def name(self) -> str:
+        """Name in tables."""
+        return f'{self.source.name} x {self.count}'
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __iter__(self) -> Iterator[SequenceFrame]:
+        if self.count == 1:
+            yield from self.source
+            return
+        ground, maps = None, []
+        for number, frame in enumerate(self.source):
+            if frame.truth is None:
+                raise DatasetError(f'{self.source.name}: frame {number} has no annotation')
+            if ground is None:
+                ground, maps = frame.image, self._maps(frame.truth)
+            size = ground.shape[1::-1]
+            image, truth = ground.copy(), np.zeros(ground.shape[:2], np.uint8)
+            mask = (frame.truth > 0).astype(np.uint8)
+            for label, (matrix, cell) in enumerate(maps, start=1):
+                inside = cv2.warpAffine(mask, matrix, size, flags=cv2.INTER_NEAREST)[cell] > 0
+                image[cell][inside] = cv2.warpAffine(frame.image, matrix, size)[cell][inside]
+                truth[cell][inside] = label
+            yield SequenceFrame(f'{number:05d}', image, truth)
+
+    def digest(self) -> str:
+        """Digest the sequence and the number."""
+        return combine(f'crowd {self.count}', self.source.digest())
+
+    def _maps(self, truth: np.ndarray) -> list[tuple[np.ndarray, tuple[slice, slice]]]:
+        """Give for each object where pixels go, (2, 3), and rows and columns of its part."""
+        height, width = truth.shape
+        x, y, across, down = cv2.boundingRect((truth > 0).astype(np.uint8))
+        columns = int(np.ceil(np.sqrt(self.count * width / height)))
+        rows = -(-self.count // columns)
+        scale = 0.8 * min(width / columns / across, height / rows / down)
+        maps = []
+        for index in range(self.count):
+            row, column = divmod(index, columns)
+            top, bottom = row * height // rows, (row + 1) * height // rows
+            left, right = column * width // columns, (column + 1) * width // columns
+            shift = (
+                (left + right) / 2 - scale * (x + across / 2),
+                (top + bottom) / 2 - scale * (y + down / 2),
+            )
+            matrix = np.array([[scale, 0.0, shift[0]], [0.0, scale, shift[1]]])
+            maps.append((matrix, (slice(top, bottom), slice(left, right))))
+        return maps

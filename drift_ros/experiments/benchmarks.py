@@ -7,14 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 import time
-from typing import Any, TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import yaml
-
-if TYPE_CHECKING:
-    from drift_ros.evaluation.datasets import DavisSequence
-    from drift_ros.evaluation.engines import EngineSpec
 
 SD_1_5: dict[str, dict[str, Any]] = yaml.safe_load(
     Path(__file__).with_name('stable_diffusion_1_5.yaml').read_text(encoding='utf-8')
@@ -185,34 +181,6 @@ def _peak_memory() -> int:
 
 STAGES = ('features', 'propagation', 'refinement', 'total')
 """Stages of a step: U-Net and autoencoder; kernel and memory; masks at the frame's size."""
-
-
-def time_steps(engine: EngineSpec, sequence: DavisSequence) -> dict[str, float]:
-    """
-    Follow a sequence; give each stage's median in milliseconds over its second half.
-
-    Raises
-    ------
-    ValueError
-        The engine is not a tracker and knows no stages.
-
-    """
-    from drift_ros.api import Tracker
-    from drift_ros.evaluation.protocol import seed_mask
-
-    tracker = engine.make()
-    if not isinstance(tracker, Tracker):
-        raise ValueError(f'{engine.name} has no stages to time; choose tracker or colour4')
-    frames = iter(sequence)
-    first = next(frames)
-    mask = seed_mask(first, 0, ())
-    assert mask is not None  # find_sequences asks for a true mask in the first frame
-    tracker.seed(first.image, mask)
-    timings = [tracker.step(frame.image).timings for frame in frames]
-    return {
-        stage: float(np.median([row[stage] for row in timings[len(timings) // 2 :]]))
-        for stage in STAGES
-    }
 
 
 HEADS_BUDGET = 50.0

@@ -29,9 +29,7 @@ from drift_ros.experiments import ablation  # noqa: E402
 from drift_ros.experiments.benchmarks import (  # noqa: E402
     estimate_memory,
     SD_1_5,
-    STAGES,
     time_heads,
-    time_steps,
 )
 from drift_ros.experiments.figures import tsne  # noqa: E402
 from drift_ros.experiments.rows import make_rows, PARTS, SharedFeatures  # noqa: E402
@@ -302,33 +300,6 @@ def test_presets_are_parameter_files():
     folder = Path(__file__).resolve().parents[2] / 'config'
     for name in ('quality', 'stable_diffusion_1_5'):
         TrackerConfig.of(load_params_file(str(folder / f'{name}.yaml'))).validate()
-
-
-def test_steps_are_timed_stage_by_stage(davis):
-    (sequence,) = find_sequences(davis, names=['one'], max_frames=5)
-    row = time_steps(
-        parse_engine('colour8:refinement.method=none,features.resolution=64'), sequence
-    )
-    assert set(row) == set(STAGES)
-    assert row['total'] >= max(row[stage] for stage in STAGES if stage != 'total') > 0
-    with pytest.raises(ValueError, match='flow has no stages'):
-        time_steps(parse_engine('flow'), sequence)
-    told = CliRunner().invoke(
-        main,
-        [
-            'benchmark',
-            'step',
-            str(davis),
-            '--sequences',
-            'one',
-            '--frames',
-            '4',
-            '-e',
-            'colour8:features.resolution=64',
-        ],
-    )
-    assert told.exit_code == 0 and 'propagation' in told.output
-    assert CliRunner().invoke(main, ['benchmark', 'step', str(davis / 'no')]).exit_code == 1
 
 
 def test_refiners_are_drawn_beside_each_other(davis, tmp_path):

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Synthetic scenes and a feature extractor that needs no weights."""
 
+import collections
+
 import cv2
 import numpy as np
 import torch
@@ -11,9 +13,10 @@ from drift_ros.engine.frame_features import FrameFeatures, LayerFeatures
 
 
 def configure(**options):
-    """Make a configuration; options go by the last part of their names, which are unique."""
+    """Make a configuration; options go by the last part of their names, where that is unique."""
+    count = collections.Counter(name.rpartition('.')[2] for name in OPTIONS)
     names = {name.rpartition('.')[2]: name for name in OPTIONS}
-    assert len(names) == len(OPTIONS)
+    names = {key: name for key, name in names.items() if count[key] == 1}
     return TrackerConfig.of({names[key]: value for key, value in options.items()})
 
 
