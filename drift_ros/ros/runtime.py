@@ -100,7 +100,7 @@ def loss_remedy() -> str:
 
 def _live(factory: Callable[[], Any], stop: threading.Event, threads: int) -> int:
     """Make a node, spin it until the end, take it down; return the exit code."""
-    from rclpy.exceptions import ParameterException
+    from rclpy.exceptions import InvalidHandle, ParameterException
     from rclpy.executors import ExternalShutdownException
 
     try:
@@ -119,6 +119,8 @@ def _live(factory: Callable[[], Any], stop: threading.Event, threads: int) -> in
                 executor.spin_once(timeout_sec=0.2)
             except ExternalShutdownException:
                 stop.set()
+            except InvalidHandle:  # something was destroyed just when it was looked at
+                pass
             except Exception as error:  # of a callback: others must go on
                 if not stop.is_set():
                     _report(endure, error)

@@ -170,6 +170,7 @@ class World:
     def fault(self, what: str) -> None:
         """Note that something went wrong."""
         self.faults.append(f'{self.elapsed():.0f} s, {self.doing}: {what}')
+        print(f'        fault: {self.faults[-1]}', flush=True)
 
     def elapsed(self) -> float:
         """Seconds since the start."""
