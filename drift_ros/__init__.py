@@ -15,7 +15,11 @@ which is in :mod:`drift_ros.nodes` with the others.
 
 import os
 
-import lazy_loader
+from drift_ros import starting
+
+starting.end_quietly_as_program()
+
+import lazy_loader  # noqa: E402
 
 # torch's threads wait awake for some 50 microseconds, from one operation to the next, and then
 # leave the processor to others; their own default of 300,000 turns spins for over 10 ms, during

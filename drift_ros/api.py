@@ -10,6 +10,7 @@ from torch import Tensor
 
 from drift_ros.diffusion.checkpoint import Checkpoint, load_checkpoint
 from drift_ros.diffusion.features import DiffusionFeatures
+from drift_ros.diffusion.soundness import check_features
 from drift_ros.diffusion.textual_inversion import (
     join_prompt,
     MarkedImage,
@@ -121,7 +122,9 @@ class Tracker(OnlineTracker):
 
         """
         if self._segmenter is None:
-            self._segmenter = make_segmenter(self.config, self._device)
+            self._segmenter = make_segmenter(
+                self.config, self._device, lambda image: self.state.features.extract(image)
+            )
         return self._segmenter.segment(frame, prompts)
 
     def seed_prompts(
@@ -266,11 +269,19 @@ def diffusion_features(
     config: TrackerConfig,
     device: str | torch.device,
 ) -> DiffusionFeatures:
-    """Load a checkpoint, unless it is loaded, and make the features a configuration asks for."""
+    """
+    Load a checkpoint, unless it is loaded, and make the features a configuration asks for.
+
+    Raises
+    ------
+    CheckpointError
+        It cannot be loaded, or a small picture taken through it tells that it cannot be used.
+
+    """
     options, more = config.features, config.experimental
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = load_checkpoint(checkpoint, device=device, prompt=options.prompt)
-    return DiffusionFeatures(
+    features = DiffusionFeatures(
         checkpoint,
         layers=options.layers,
         timestep=options.timestep,
@@ -280,4 +291,7 @@ def diffusion_features(
         noise_samples=more.noise_samples,
         noise_seed=more.noise_seed,
         colour_share=more.colour_share,
+        precision=options.precision,
     )
+    check_features(features)
+    return features

@@ -20,10 +20,12 @@ import click
 import numpy as np
 
 from drift_ros.commands.recorded import draw_results
-from drift_ros.media.labels import LabelError, read_labels
-from drift_ros.media.video import VideoError, VideoReader
+from drift_ros.evaluation.run import exclusive
+from drift_ros.media.labels import read_labels
+from drift_ros.media.video import VideoReader
 from drift_ros.ros.client_errors import ClientError
 from drift_ros.ros.processes import Children, prepare_environment, ProcessError, shared_file
+from drift_ros.ros.signals import interruptible
 
 if TYPE_CHECKING:
     from drift_ros.ros.client import TrackerClient
@@ -163,7 +165,6 @@ def _run(
             f'{video} has {total} frames from frame {start} on; the masks belong '
             f'to frames {[seed.index for seed in seeds]}'
         )
-    out.mkdir(parents=True, exist_ok=True)
     bag = out / 'bag'
     if (bag / 'metadata.yaml').exists() or list(bag.glob('*.mcap')):
         shutil.rmtree(bag)
@@ -395,18 +396,12 @@ def demo(
         else:
             seeds = clip_seeds(clip)
         first = seeds[0].index if start is None else start
-        _run(
-            clip,
-            seeds,
-            first,
-            frames,
-            out,
-            parameters,
-            record_images,
-        )
-    except (ClientError, LabelError, ProcessError, VideoError, OSError) as error:
+        with exclusive(out):
+            _run(clip, seeds, first, frames, out, parameters, record_images)
+    except (ClientError, ProcessError, ValueError, OSError) as error:
         raise click.ClickException(str(error)) from error
 
 
 if __name__ == '__main__':
-    demo()
+    with interruptible():
+        demo()

@@ -65,8 +65,14 @@ class Checkpoint:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of the weights."""
+        """Type of the U-Net's weights."""
         return next(self.unet.parameters()).dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the weights."""
+        models = (self.unet, self.vae)
+        return sum(weight.nbytes for model in models for weight in model.parameters())
 
 
 def load_checkpoint(
@@ -74,6 +80,7 @@ def load_checkpoint(
     *,
     device: str | torch.device = 'auto',
     prompt: str = '',
+    dtype: torch.dtype | None = None,
 ) -> Checkpoint:
     """
     Load a checkpoint from a local folder, or from the hub's local cache.
@@ -85,9 +92,13 @@ def load_checkpoint(
         a hub id ``owner/name`` that is in the local cache: nothing is ever fetched. None or '':
         the embedded model.
     device : str or torch.device
-        'auto' is the first GPU, else the CPU. Weights are float16 on a GPU, float32 on a CPU.
+        'auto' is the first GPU, else the CPU.
     prompt : str
         Text that conditions the U-Net.
+    dtype : torch.dtype, optional
+        Of the weights. None: float16 on a GPU, float32 on a CPU. An autoencoder whose
+        ``config.json`` says ``force_upcast`` overflows in half precision (SDXL's does) and is
+        float32 in any case.
 
     Raises
     ------
@@ -101,10 +112,11 @@ def load_checkpoint(
     folder = EMBEDDED if checkpoint is None or str(checkpoint) == '' else locate(checkpoint)
     components = check_folder(folder)
     target = resolve_device(device)
-    dtype = torch.float16 if target.type == 'cuda' else torch.float32
+    dtype = dtype or (torch.float16 if target.type == 'cuda' else torch.float32)
+    vae_dtype = torch.float32 if _needs_upcast(folder) else dtype
     with _offline():
         unet = _load_weights(UNet2DConditionModel, folder, 'unet', dtype)
-        vae = _load_weights(_autoencoder_class(components), folder, 'vae', dtype)
+        vae = _load_weights(_autoencoder_class(components), folder, 'vae', vae_dtype)
         states, added = _encode_prompt(folder, components, prompt, unet)
         with _complaint(folder / 'scheduler'):
             scheduler = DDIMScheduler.from_pretrained(
@@ -179,6 +191,12 @@ def _autoencoder_class(components: dict[str, str]) -> type:
             f'the autoencoder {name} is not supported; use one of {", ".join(_AUTOENCODERS)}'
         )
     return getattr(diffusers, name)
+
+
+def _needs_upcast(folder: Path) -> bool:
+    """Whether the autoencoder says itself that half precision is too narrow for it."""
+    # not the loaded config: there diffusers' own default stands for what the file leaves out
+    return read_settings(folder / 'vae' / 'config.json').get('force_upcast') is True
 
 
 def _load_weights(cls: Any, folder: Path, component: str, dtype: torch.dtype) -> torch.nn.Module:

@@ -21,7 +21,9 @@ from drift_ros.diffusion.attention import (
 )
 from drift_ros.diffusion.checkpoint import Checkpoint
 from drift_ros.diffusion.colour_patches import colour_patches
+from drift_ros.diffusion.compiled_pass import compile_pass, Pass
 from drift_ros.diffusion.inversion import DDIM
+from drift_ros.engine.device import has_bfloat16
 from drift_ros.engine.errors import CheckpointError
 from drift_ros.engine.frame_features import FrameFeatures, LayerFeatures, working_scale
 
@@ -29,6 +31,10 @@ from drift_ros.engine.frame_features import FrameFeatures, LayerFeatures, workin
 # attention logits.
 _PATCH = 3
 _COLOUR_TEMPERATURE = 0.009
+# Of so many sizes of pictures a compiled pass is kept.
+_SIZES = 4
+# A compiled pass holds the weights once more: only of models of at most so many bytes.
+_SMALL = 1 << 30
 
 
 class DiffusionFeatures:
@@ -51,6 +57,7 @@ class DiffusionFeatures:
         noise_samples: int = 1,
         noise_seed: int = 0,
         colour_share: float = 0.0,
+        precision: str = 'float32',
     ) -> None:
         """
         Choose layers, noise level and working size.
@@ -73,6 +80,8 @@ class DiffusionFeatures:
             :class:`drift_ros.engine.config.FeatureOptions`.
         colour_share : float
             Of raw colour in queries and keys, see :func:`with_colour`.
+        precision : str
+            Of the network on a CPU, see :class:`drift_ros.engine.config.FeatureOptions`.
 
         Raises
         ------
@@ -98,6 +107,10 @@ class DiffusionFeatures:
         self._noise_seed = noise_seed
         self._colour_share = colour_share
         self.layers = select_layers(checkpoint.unet, layers or checkpoint.layers)
+        # the embedded model's queries and keys are one
+        self._tied = [_tied(checkpoint.unet.get_submodule(name)) for name in self.layers]
+        self._precision = precision
+        self._passes: dict[tuple[int, ...], Pass] = {}  # by size of the picture
 
     def conditioned(self, prompt: Tensor, tokens: Mapping[int, Tensor]) -> 'DiffusionFeatures':
         """
@@ -114,6 +127,7 @@ class DiffusionFeatures:
         other = copy.copy(self)
         other.prompt = prompt.to(self.checkpoint.dtype)
         other.tokens = dict(tokens)
+        other._passes = {}
         return other
 
     def extract(self, frame: np.ndarray) -> FrameFeatures:
@@ -135,22 +149,63 @@ class DiffusionFeatures:
 
     def extract_resized(self, image: np.ndarray) -> FrameFeatures:
         """Run the network on a frame of the working size, as :meth:`resize` gives it."""
-        latents = self.noisy(self.encode(image))
-        captured: dict[str, LayerFeatures] = {}
+        pixels = torch.from_numpy(image)
+        with self.checkpoint.lock, torch.inference_mode():
+            found = iter(self._pass(pixels)(pixels))
+        layers = []
+        for tied in self._tied:
+            query = next(found)
+            layers.append(LayerFeatures(query, query if tied else next(found)))
+        return with_colour(FrameFeatures(tuple(layers), image), self._colour_share)
+
+    def _pass(self, pixels: Tensor) -> Pass:
+        """Choose how the network is run on pictures of this size."""
+        size = tuple(pixels.shape)
+        if size not in self._passes:
+            while len(self._passes) >= _SIZES:
+                del self._passes[next(iter(self._passes))]
+            self._passes[size] = self._chosen(pixels)
+        return self._passes[size]
+
+    def _chosen(self, pixels: Tensor) -> Pass:
+        checkpoint, precision = self.checkpoint, self._precision
+        if checkpoint.device.type != 'cpu' or precision == 'float32':
+            return self._look
+        wanted = [precision]
+        if precision == 'auto':
+            wanted = ['bfloat16', 'float32'] if has_bfloat16() else ['float32']
+        if checkpoint.nbytes <= _SMALL and not self.inverts:
+            for each in wanted:
+                compiled = compile_pass(self._look, pixels, each)
+                if compiled is not None:
+                    return compiled
+        return self._look_roughly if precision == 'bfloat16' else self._look
+
+    def _look_roughly(self, pixels: Tensor) -> list[Tensor]:
+        with torch.autocast('cpu', torch.bfloat16):
+            return self._look(pixels)
+
+    def _look(self, pixels: Tensor) -> list[Tensor]:
+        """
+        Run the network on a picture (h, w, 3) uint8.
+
+        Gives each layer's query and, unless it is the same, key: (heads, h, w, d) float32.
+        """
+        latents = self.noisy(self._encode(pixels))
+        captured: dict[str, list[Tensor]] = {}
         latent_size = (latents.shape[-2], latents.shape[-1])
 
         def read(name: str, attn: torch.nn.Module, states: Tensor) -> None:
-            captured[name] = _queries_keys(attn, states, latent_size)
+            tied = self._tied[self.layers.index(name)]
+            captured[name] = _queries_keys(attn, states, latent_size, tied)
 
         processors = {
             name: partial(AttentionReader, read=partial(read, name), last=name == self.layers[-1])
             for name in self.layers
         }
-        with self.checkpoint.lock, torch.inference_mode():
-            with capturing(self.checkpoint.unet, processors), contextlib.suppress(PassEnded):
-                self.run_unet(latents)
-        attention = FrameFeatures(tuple(captured[name] for name in self.layers), image)
-        return with_colour(attention, self._colour_share)
+        with capturing(self.checkpoint.unet, processors), contextlib.suppress(PassEnded):
+            self.run_unet(latents)
+        return [tensor for name in self.layers for tensor in captured[name]]
 
     def resize(self, frame: np.ndarray) -> np.ndarray:
         """Resize a frame (H, W, 3) uint8 to the working size."""
@@ -162,15 +217,19 @@ class DiffusionFeatures:
 
     def encode(self, image: np.ndarray) -> Tensor:
         """Encode an image of the working size into clean latents (1, channels, h, w)."""
-        vae = self.checkpoint.vae
-        pixels = torch.from_numpy(image).to(self.checkpoint.device)
-        pixels = pixels.permute(2, 0, 1)[None].to(self.checkpoint.dtype) / 127.5 - 1.0
         with torch.inference_mode():
-            encoded = vae.encode(pixels.contiguous(memory_format=torch.channels_last))
+            return self._encode(torch.from_numpy(image))
+
+    def _encode(self, pixels: Tensor) -> Tensor:
+        vae = self.checkpoint.vae
+        pixels = pixels.to(self.checkpoint.device)
+        # the autoencoder may need a wider type than the U-Net
+        pixels = pixels.permute(2, 0, 1)[None].to(next(vae.parameters()).dtype) / 127.5 - 1.0
+        encoded = vae.encode(pixels.contiguous(memory_format=torch.channels_last))
         # A KL autoencoder gives a distribution, whose mode is taken; a tiny one gives latents.
         latents = encoded.latent_dist.mode() if 'latent_dist' in encoded else encoded.latents
         shift = getattr(vae.config, 'shift_factor', None) or 0.0
-        return (latents - shift) * vae.config.scaling_factor
+        return ((latents - shift) * vae.config.scaling_factor).to(self.checkpoint.dtype)
 
     def noisy(self, latents: Tensor) -> Tensor:
         """Take clean latents (1, channels, h, w) to the noise level: (samples, channels, h, w)."""
@@ -187,16 +246,21 @@ class DiffusionFeatures:
         return scaled + (1.0 - alpha) ** 0.5 * noise.to(latents)
 
     def working_size(self, height: int, width: int) -> tuple[int, int]:
-        """Size in pixels that a frame is resized to: multiples of the network's total stride."""
-        vae, unet = self.checkpoint.vae, self.checkpoint.unet
-        stride = 2 ** (len(vae.config.block_out_channels) - 1)
-        stride *= 2 ** (len(unet.config.block_out_channels) - 1)
+        """Size in pixels that a frame is resized to: multiples of :attr:`stride`."""
+        stride = self.stride
         ratio = working_scale(height, width, self._resolution) / stride
         rows, columns = max(round(height * ratio), 1), max(round(width * ratio), 1)
         if 1 in (rows, columns):  # a strip may be too thin for the network, but not too long
             most = max(round(height * width * ratio**2), 1)
             rows, columns = min(rows, most), min(columns, most)
         return rows * stride, columns * stride
+
+    @property
+    def stride(self) -> int:
+        """The network's total stride in pixels."""
+        vae, unet = self.checkpoint.vae, self.checkpoint.unet
+        halvings = len(vae.config.block_out_channels) + len(unet.config.block_out_channels) - 2
+        return 2**halvings
 
     @property
     def inverts(self) -> bool:
@@ -263,9 +327,9 @@ def with_colour(features: FrameFeatures, share: float) -> FrameFeatures:
 
 
 def _queries_keys(
-    attn: torch.nn.Module, states: Tensor, latent_size: tuple[int, int]
-) -> LayerFeatures:
-    """Project and put on the token grid, float32, mean over the samples."""
+    attn: torch.nn.Module, states: Tensor, latent_size: tuple[int, int], tied: bool
+) -> list[Tensor]:
+    """Project and put on the token grid, float32, mean over the samples; keys unless tied."""
     grid = token_grid(states.shape[1], latent_size)
 
     def project(projection: torch.nn.Module, norm: torch.nn.Module | None) -> Tensor:
@@ -274,14 +338,14 @@ def _queries_keys(
         return (heads.mean(dim=0) if len(heads) > 1 else heads[0]).unflatten(1, grid)
 
     query = project(attn.to_q, attn.norm_q)
-    # The embedded model's queries and keys are one.
-    tied = attn.norm_q is None and attn.norm_k is None and _equal(attn.to_q, attn.to_k)
-    return LayerFeatures(query, query if tied else project(attn.to_k, attn.norm_k))
+    return [query] if tied else [query, project(attn.to_k, attn.norm_k)]
 
 
-def _equal(first: torch.nn.Module, second: torch.nn.Module) -> bool:
-    """Whether two projections have the same weights."""
-    ours, theirs = first.state_dict(), second.state_dict()
+def _tied(attn: torch.nn.Module) -> bool:
+    """Whether an attention module's queries are its keys."""
+    if attn.norm_q is not None or attn.norm_k is not None:
+        return False
+    ours, theirs = attn.to_q.state_dict(), attn.to_k.state_dict()
     return ours.keys() == theirs.keys() and all(
         torch.equal(value, theirs[name]) for name, value in ours.items()
     )

@@ -43,6 +43,14 @@ class FeatureOptions:
     inversion_steps: int = option(
         1, 'Steps of DDIM inversion, each a whole pass of the U-Net.', low=1, high=1000
     )
+    precision: str = option(
+        'auto',
+        'Arithmetic of the network on a CPU; a GPU has float16. float32: as torch computes. '
+        'bfloat16: several times as fast where the processor multiplies in it, with features off '
+        'by 1 %. auto: compiled, in bfloat16 there, else in float32; what is compiled is used '
+        'only if it gives what torch gives, for models of up to 1 GB.',
+        choices=('auto', 'float32', 'bfloat16'),
+    )
     prompt: str = option(
         '', 'Text the U-Net is conditioned on, for instance the name of a category.'
     )
@@ -91,6 +99,19 @@ class TargetOptions:
         'frame alone.',
         low=0.0,
         high=10.0,
+    )
+
+
+@dataclass(frozen=True)
+class MotionVoteOptions:
+    """What moves with an object, and what stays with the background."""
+
+    gain: float = option(
+        1.0,
+        'Weight of the evidence that something moves with an object rather than with the '
+        'background, or the other way round. 0: motion has no vote on masks.',
+        low=0.0,
+        high=20.0,
     )
 
 
@@ -245,6 +266,7 @@ class TrackerConfig:
     features: FeatureOptions = field(default_factory=FeatureOptions)
     kernel: KernelOptions = field(default_factory=KernelOptions)
     target: TargetOptions = field(default_factory=TargetOptions)
+    motion: MotionVoteOptions = field(default_factory=MotionVoteOptions)
     memory: MemoryOptions = field(default_factory=MemoryOptions)
     states: StateOptions = field(default_factory=StateOptions)
     refinement: RefinementOptions = field(default_factory=RefinementOptions)

@@ -9,6 +9,7 @@ at each token; ``channels`` gives the label channel of objects by id.
 from collections.abc import Collection, Iterable, Mapping
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from drift_ros.engine.config import StateOptions
@@ -71,6 +72,12 @@ def recall(soft: Tensor, search: Tensor, channel: int) -> Tensor:
 def others(channels: Mapping[int, int], object_ids: Collection[int]) -> list[int]:
     """Channels of all objects but these."""
     return [channel for number, channel in channels.items() if number not in object_ids]
+
+
+def vote(soft: Tensor, votes: Tensor) -> Tensor:
+    """Add votes (h, w, objects) to the log-odds of each object against everything else."""
+    moved = torch.cat([soft[..., :1], soft[..., 1:] * votes.exp()], dim=-1)
+    return moved / moved.sum(dim=-1, keepdim=True).clamp_min(1e-12)
 
 
 def leave_out(soft: Tensor, absent: Collection[int]) -> Tensor:

@@ -1,17 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the objects are: what kernel and online prompt say of a frame. A pure function."""
+"""Where the objects are: what kernel, online prompt and motion say of a frame. Pure functions."""
+
+import dataclasses
 
 from torch import Tensor
 
 from drift_ros.engine import decide
 from drift_ros.engine.frame_features import FrameFeatures
+from drift_ros.engine.motion import motion_votes
 from drift_ros.engine.prompt import Judgement
 from drift_ros.engine.state import State
 
 
 def find(features: FrameFeatures, tokens: Tensor, state: State) -> Judgement:
     """
-    Ask kernel and online prompt; for missing objects, in the whole frame as well.
+    Ask kernel, online prompt and motion; for missing objects, in the whole frame as well.
 
     Parameters
     ----------
@@ -40,4 +43,16 @@ def find(features: FrameFeatures, tokens: Tensor, state: State) -> Judgement:
                 kernel = wide
         if kernel is not judged.kernel:
             judged = state.target.judge(tokens, kernel, ids)
-    return judged
+    return _moved(judged, features, state)
+
+
+def _moved(judged: Judgement, features: FrameFeatures, state: State) -> Judgement:
+    """Let motion vote on the objects that were there in the last frame, too."""
+    table, before = state.table, state.memory.latest
+    followed = [
+        channel for number, channel in table.channels.items() if number not in table.missing
+    ]
+    if features.image is None or before is None or not followed:
+        return judged
+    votes = motion_votes(features.image, before, judged.soft, followed, state.motion)
+    return dataclasses.replace(judged, soft=decide.vote(judged.soft, votes[..., 1:]))

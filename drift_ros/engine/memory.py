@@ -70,6 +70,11 @@ class ReferenceMemory:
         """All remembered frames, seed frames first, the newest last."""
         return (*self.pinned, *self.older, *self.recent)
 
+    @property
+    def latest(self) -> Reference | None:
+        """The last frame that was remembered; a seed frame if there is no other."""
+        return (self.recent or self.pinned or (None,))[-1]
+
     def read(self, features: FrameFeatures, weights: Weights | None = None) -> Tensor:
         """
         Propagate the labels of all references to a frame, each within the window.

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 import torch.nn.functional as F
 
+from drift_ros.engine import decide
 from drift_ros.engine.existence import (
     evenly,
     ExistenceOptions,
@@ -493,9 +494,7 @@ def combine(soft: Tensor, scores: Tensor, options: PromptOptions) -> Tensor:
     if not scores.shape[-1]:
         return soft
     votes = (options.gain * scores).clamp(-options.clip, options.clip)
-    votes = votes.masked_fill(soft[..., 1:] < options.floor, 0.0).exp()
-    moved = torch.cat([soft[..., :1], soft[..., 1:] * votes], dim=-1)
-    return moved / moved.sum(dim=-1, keepdim=True).clamp_min(1e-12)
+    return decide.vote(soft, votes.masked_fill(soft[..., 1:] < options.floor, 0.0))
 
 
 @lru_cache(maxsize=8)

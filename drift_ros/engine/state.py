@@ -12,6 +12,7 @@ import numpy as np
 from drift_ros.engine.config import TrackerConfig
 from drift_ros.engine.head_weights import HeadWeighting
 from drift_ros.engine.memory import ReferenceMemory
+from drift_ros.engine.motion import MotionOptions
 from drift_ros.engine.prompt import PromptOptions, TargetModel
 from drift_ros.engine.protocols import FeatureExtractor
 from drift_ros.engine.table import ObjectTable
@@ -31,6 +32,8 @@ class State:
     weighting : HeadWeighting
     target : TargetModel
         The online prompt.
+    motion : MotionOptions
+        How motion votes.
     looks : mapping of int to object
         What the refiner saw of each object in its seed frame, by id.
     shown : np.ndarray, optional
@@ -45,6 +48,7 @@ class State:
     memory: ReferenceMemory
     weighting: HeadWeighting
     target: TargetModel
+    motion: MotionOptions
     looks: Mapping[int, Any] = field(default_factory=dict)
     shown: np.ndarray | None = None
     frames: int = 0
@@ -58,4 +62,5 @@ class State:
             ReferenceMemory(config),
             HeadWeighting(config),
             TargetModel.empty(PromptOptions(gain=config.target.gain, rate=config.target.rate)),
+            MotionOptions(gain=config.motion.gain),
         )

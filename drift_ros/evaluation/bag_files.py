@@ -56,12 +56,22 @@ def open_bag(path: Path) -> Iterator[Reader]:
         That is not possible.
 
     """
-    if fault := fault_of(path):
+    source = path
+    if path.is_dir() and not (path / 'metadata.yaml').is_file():
+        found = [item for item in sorted(path.glob('*')) if item.suffix in ('.mcap', '.db3')]
+        source = found[0] if len(found) == 1 else path
+    if source == path and (fault := fault_of(path)):
         raise BagError(fault)
-    reader = Reader(path)
     try:
+        reader = Reader(source)
         reader.open()
     except Exception as error:  # the library's own, sqlite's, zstandard's, file system's
+        if source != path:
+            raise BagError(
+                f'{path} has no metadata.yaml, and {source.name} has no end: recording was '
+                f'interrupted ({error}). "mcap recover" or "ros2 bag reindex" may save what is '
+                'in it'
+            ) from error
         raise _unreadable(path, error) from error
     try:
         if fault := settle(reader):

@@ -273,6 +273,8 @@ def open_sequence(
     for topic, stamp, _ in read_messages(path, dict.fromkeys(stamps)):
         stamps[topic].append(stamp)
     notes = []
+    if not (path / 'metadata.yaml').is_file():
+        notes.append(f'{path} has no metadata.yaml: what its file of messages holds is used')
     for topic in stamps:
         if topic != seed_topic:  # a seed may be of an older frame than the seed before it
             stamps[topic], said = in_order(path, topic, stamps[topic])

@@ -8,11 +8,12 @@ from collections.abc import Iterable, Iterator
 import functools
 import hashlib
 from importlib import metadata, util
+import os
 from pathlib import Path
 import sys
 
 _CHUNK = 1 << 22
-_FILES: dict[tuple[str, int, int, int], str] = {}
+_FILES: dict[tuple[str, int, int, int, int], str] = {}
 
 
 def combine(*parts: str) -> str:
@@ -27,11 +28,11 @@ def digest_of_file(path: Path) -> str:
     """
     Digest a file's content.
 
-    Remembered within this process by path, time of change, size and inode: a file that was
-    edited is read again.
+    Remembered within this process by path, times of change, size and inode: a file that was
+    edited is read again, also where a tool put its date back (the system's own it cannot).
     """
     state = path.stat()
-    key = (str(path), state.st_mtime_ns, state.st_size, state.st_ino)
+    key = (str(path), state.st_mtime_ns, state.st_ctime_ns, state.st_size, state.st_ino)
     if key not in _FILES:
         text = hashlib.blake2b(digest_size=16)
         with path.open('rb') as file:
@@ -42,11 +43,15 @@ def digest_of_file(path: Path) -> str:
 
 
 def digest_of_path(path: Path) -> str:
-    """Digest a file, or the names and content of all files in a folder."""
+    """Digest a file, or the names and content of all files in a folder, wherever links lead."""
     if path.is_file():
         return digest_of_file(path)
-    files = sorted(item for item in path.rglob('*') if item.is_file())
-    return combine(*(f'{item.relative_to(path)} {digest_of_file(item)}' for item in files))
+    files, seen = list[Path](), set[str]()
+    for root, folders, names in os.walk(path, followlinks=True):
+        seen.add(os.path.realpath(root))
+        folders[:] = [item for item in folders if os.path.realpath(Path(root, item)) not in seen]
+        files += [item for item in (Path(root, name) for name in names) if item.is_file()]
+    return combine(*(f'{item.relative_to(path)} {digest_of_file(item)}' for item in sorted(files)))
 
 
 def digest_of_code(modules: Iterable[str]) -> str:

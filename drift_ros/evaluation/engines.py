@@ -37,7 +37,7 @@ MODELLESS = ('first-mask', 'flow')
 
 # Window and temperature are the best ones found on the dev sequences (docs/evaluation.md).
 # Without the online prompt, which is no part of a baseline.
-_PLAIN: dict[str, Any] = {'target.gain': 0.0, 'states.existence': 0.0}
+_PLAIN: dict[str, Any] = {'target.gain': 0.0, 'motion.gain': 0.0, 'states.existence': 0.0}
 _COLOUR: dict[str, dict[str, Any]] = {
     'colour4': {
         'stride': 4,
@@ -55,6 +55,7 @@ _COLOUR: dict[str, dict[str, Any]] = {
     },
 }
 _COLOUR_OPTIONS = {'stride': int, 'cells': int, 'colour_temperature': float}
+_LONGEST = 200
 _EXTRA: dict[str, dict[str, type]] = {
     'cosine': {'cosine_temperature': float},
     **dict.fromkeys(_COLOUR, _COLOUR_OPTIONS),
@@ -163,6 +164,11 @@ def parse_engine(
         raise ValueError(f'there is no engine {name!r}; choose from {", ".join(ENGINES)}')
     label = label or (name if not tail else text)
     label = label.replace('/', '_').replace(':', '_').replace(' ', '')
+    if label.startswith('.') or not label.isprintable() or len(label.encode()) > _LONGEST:
+        raise ValueError(
+            f'the engine label {label!r} cannot be the name of a folder: give another one, '
+            f'LABEL={name}, that begins with no point and has at most {_LONGEST} bytes'
+        )
     own = _split_options(tail)
     if name in MODELLESS:
         if own:

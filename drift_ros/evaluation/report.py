@@ -81,14 +81,19 @@ def write_report(
                 }
             )
         progress(sequence.name)
+    names = list(run['data']['sequences'])
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     environment.filters['percent'] = tables.percent
-    environment.filters['number'] = tables.number
     page = environment.from_string(PAGE.read_text(encoding='utf-8')).render(
         run=run,
+        title=', '.join(names[:3]) + (f' and {len(names) - 3} more' if names[3:] else ''),
+        source=_source(run['data']),
         summary=summary,
+        engines=tables.cells(
+            tables.SUMMARY, [{**row, 'engine': engine} for engine, row in summary.items()]
+        ),
         sections=sections,
         errors=errors,
         scores={(row.engine, row.sequence): row.summary for row in results if row.scored},
@@ -112,6 +117,11 @@ def write_report(
     path = folder / 'report.html'
     path.write_text(page, encoding='utf-8')
     return path
+
+
+def _source(data: Mapping[str, Any]) -> str:
+    """Say where the sequences come from."""
+    return ', '.join(data.get('bags', ())) or str(data.get('root') or '')
 
 
 def _moments(row: JobResult) -> list[tuple[int, str]]:

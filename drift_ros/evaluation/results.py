@@ -12,7 +12,7 @@ A folder of results holds::
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 import contextlib
 from dataclasses import dataclass
 import json
@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 
 from drift_ros.engine.estimates import box_of
-from drift_ros.evaluation.datasets import SequenceFrame
+from drift_ros.evaluation.datasets import DatasetError, SequenceFrame
+from drift_ros.evaluation.digests import combine, digest_of_file
 from drift_ros.evaluation.metric import SequenceScore, SequenceScorer, summarize, Summary
 from drift_ros.evaluation.presence import Box, ObjectRecord, records
 from drift_ros.evaluation.protocol import Track
@@ -54,6 +55,8 @@ class JobResult:
         What a live run measured besides; None offline.
     truth_boxes : tuple
         The true boxes of the score's frames and objects; None where an object is absent.
+    fingerprint : str
+        Of all that decided this result; see :mod:`drift_ros.evaluation.provenance`.
 
     """
 
@@ -66,6 +69,7 @@ class JobResult:
     tracks: tuple[tuple[Track, ...], ...] = ()
     live: Mapping[str, Any] | None = None
     truth_boxes: tuple[tuple[Box | None, ...], ...] = ()
+    fingerprint: str = ''
 
     @property
     def scored(self) -> bool:
@@ -100,6 +104,7 @@ class JobResult:
             'tracks': [[item.as_list() for item in row] for row in self.tracks],
             'live': self.live,
             'truth_boxes': [[box and list(box) for box in row] for row in self.truth_boxes],
+            'fingerprint': self.fingerprint,
         }
 
     @classmethod
@@ -127,6 +132,7 @@ class JobResult:
             tuple(tuple(map(Track.from_list, row)) for row in data.get('tracks', ())),
             data.get('live'),
             tuple(tuple(box and tuple(box) for box in row) for row in data.get('truth_boxes', ())),
+            data.get('fingerprint', ''),
         )
 
 
@@ -199,10 +205,13 @@ class Collector:
                 tuple(self._boxes[frame].get(item) for item in score.objects)
                 for frame in score.frames
             ),
+            fingerprint,
         )
-        write_json(
-            score_file(self._folder, *self._key), {**result.as_dict(), 'fingerprint': fingerprint}
-        )
+        data = result.as_dict()
+        seals = {_SCORES: _seal(data), _MASKS: None}
+        if self._save:
+            seals[_MASKS] = masks_digest(self._folder, *self._key, self._names)
+        write_json(score_file(self._folder, *self._key), {**data, **seals})
         return result
 
     def summary(self) -> float | None:
@@ -232,18 +241,65 @@ def read_result(
     Returns
     -------
     JobResult, optional
-        None where there is none, it is of another state, or masks are asked for and missing.
+        None where there is none, it is of another state, what it says was edited, or masks are
+        asked for and are missing or no longer those that were scored.
 
     """
     try:
         data = json.loads(score_file(folder, engine, sequence).read_text())
-        if data['fingerprint'] != fingerprint:
+        masks = data.pop(_MASKS)
+        if data.pop(_SCORES) != _seal(data) or data['fingerprint'] != fingerprint:
             return None
         result = JobResult.from_dict(data)
-    except (OSError, ValueError, KeyError, TypeError):
+        if with_masks and masks != masks_digest(folder, engine, sequence, result.frame_names):
+            return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
         return None
-    masks = (mask_file(folder, engine, sequence, name) for name in result.frame_names)
-    return result if not with_masks or all(path.is_file() for path in masks) else None
+    return result
+
+
+def masks_digest(folder: Path, engine: str, sequence: str, names: Iterable[str]) -> str:
+    """
+    Digest the masks of a job.
+
+    Raises
+    ------
+    OSError
+        One is missing.
+
+    """
+    files = (mask_file(folder, engine, sequence, name) for name in names)
+    return combine(*(f'{file.name} {digest_of_file(file)}' for file in files))
+
+
+def check_masks(folder: Path, engine: str, sequence: str) -> None:
+    """
+    Check that the masks in a folder of results are those that its scores are of.
+
+    Raises
+    ------
+    DatasetError
+        They were edited or removed, or another run has begun to replace them.
+
+    """
+    try:
+        data = json.loads(score_file(folder, engine, sequence).read_text())
+        same = data[_MASKS] == masks_digest(folder, engine, sequence, data['frame_names'])
+    except (OSError, ValueError, KeyError, TypeError):
+        same = False
+    if not same:
+        raise DatasetError(
+            f'the masks of {engine} on {sequence} in {folder} are not those of its results '
+            '(edited, removed, or a later run was interrupted): run that evaluation again'
+        )
+
+
+_SCORES, _MASKS = 'digest', 'digest_of_masks'
+
+
+def _seal(data: Mapping[str, Any]) -> str:
+    """Digest what a file of scores says."""
+    return combine(json.dumps(data, sort_keys=True, default=list))
 
 
 def write_json(path: Path, data: Any) -> None:

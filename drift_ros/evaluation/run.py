@@ -85,7 +85,7 @@ def exclusive(folder: Path) -> Iterator[None]:
     with (folder / '.lock').open('a+') as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             file.seek(0)
             raise FolderInUse(
                 f'another run (process {file.read().strip() or "unknown"}) is writing to '

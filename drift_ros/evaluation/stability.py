@@ -23,7 +23,7 @@ from drift_ros.engine.table import ObjectState
 from drift_ros.evaluation.baselines import dense_flow, warp_labels
 from drift_ros.evaluation.datasets import DatasetError, SequenceSource
 from drift_ros.evaluation.metric import score_sequence, summarize
-from drift_ros.evaluation.results import JobResult, mask_file
+from drift_ros.evaluation.results import check_masks, JobResult, mask_file
 from drift_ros.media.labels import read_labels
 
 
@@ -176,6 +176,8 @@ def _agreement(folder: Path, row: JobResult, reference: tuple[str, Path] | None)
     if reference is None:
         return {'reference': None, 'agreement_j': None, 'agreement_f': None}
     name, masks = reference
+    if not masks.is_relative_to(folder):
+        check_masks(masks.parents[1], masks.name, row.sequence)
     theirs = sorted((masks / row.sequence).glob('*.png'))
     ours = mask_files(folder, row.engine, row.sequence)
     if [file.name for file in theirs] != [file.name for file in ours]:

@@ -25,8 +25,9 @@ def engine_summary(results: Iterable[JobResult]) -> dict[str, dict[str, Any]]:
     -------
     dict from str to dict
         J&F, statistics of J and F over objects, the measures of
-        :data:`drift_ros.evaluation.presence.MEASURES`, milliseconds per step. None where nothing
-        can be said, as without a truth.
+        :data:`drift_ros.evaluation.presence.MEASURES`, milliseconds: per step (``ms_...``), of
+        live runs from publication to arrival (``latency_...``). None where nothing can be said,
+        as without a truth. ``objects`` are those that are scored, without a truth those followed.
 
     """
     grouped: dict[str, list[JobResult]] = {}
@@ -38,7 +39,13 @@ def engine_summary(results: Iterable[JobResult]) -> dict[str, dict[str, Any]]:
 def _summary_row(rows: Sequence[JobResult]) -> dict[str, Any]:
     scored = [row.score for row in rows if row.scored]
     summary = summarize(scored) if scored else None
-    times = np.concatenate([row.milliseconds for row in rows])
+    times = {
+        name: np.concatenate([np.zeros(0), *(row.milliseconds for row in rows if is_of(row))])
+        for name, is_of in (
+            ('ms', lambda row: row.live is None),
+            ('latency', lambda row: row.live is not None),
+        )
+    }
 
     def statistics_of(name: str, values: MeasureStatistics | None) -> dict[str, float | None]:
         return {
@@ -51,12 +58,20 @@ def _summary_row(rows: Sequence[JobResult]) -> dict[str, Any]:
         **statistics_of('j', summary.j if summary else None),
         **statistics_of('f', summary.f if summary else None),
         **measure(record for row in rows for record in row.presence().values()),
-        'objects': summary.objects if summary else 0,
+        'objects': summary.objects if summary else sum(map(_followed, rows)),
         'sequences': len(rows),
         'frames': int(sum(len(row.frame_names) for row in rows)),
-        'ms_median': float(np.median(times)) if times.size else None,
-        'ms_95': float(np.percentile(times, 95)) if times.size else None,
+        **{
+            f'{name}_{part}': float(np.percentile(values, share)) if values.size else None
+            for name, values in times.items()
+            for part, share in (('median', 50), ('95', 95))
+        },
     }
+
+
+def _followed(row: JobResult) -> int:
+    """Count the objects an engine was given."""
+    return len({item.label for frame in row.tracks for item in frame})
 
 
 def object_rows(results: Iterable[JobResult]) -> list[dict[str, Any]]:
@@ -79,7 +94,9 @@ def object_rows(results: Iterable[JobResult]) -> list[dict[str, Any]]:
                     'f_recall': f.recall,
                     'f_decay': f.decay,
                     'j_and_f': (j.mean + f.mean) / 2,
-                    'ms_median': float(np.median(row.milliseconds)),
+                    'ms_median' if row.live is None else 'latency_median': float(
+                        np.median(row.milliseconds)
+                    ),
                     **measure([presence[item]] if item in presence else []),
                 }
             )
@@ -154,7 +171,12 @@ def write_results(
             'run': dict(description),
             'engines': engine_summary(results),
             'sequences': [
-                {'engine': row.engine, 'sequence': row.sequence, **_summary_row([row])}
+                {
+                    'engine': row.engine,
+                    'sequence': row.sequence,
+                    'fingerprint': row.fingerprint,
+                    **_summary_row([row]),
+                }
                 for row in results
             ],
             'errors': [
@@ -172,9 +194,9 @@ def write_results(
 
 
 def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows of the same keys as CSV; without any the file is empty."""
+    """Write rows as CSV, with a column for every key; without any the file is empty."""
     with replacing(path) as file:
-        table = csv.DictWriter(file, list(rows[0]) if rows else [])
+        table = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)))
         table.writeheader()
         table.writerows(rows)
 
@@ -186,7 +208,7 @@ def load_results(folder: Path) -> tuple[dict[str, Any], list[JobResult]]:
     Raises
     ------
     DatasetError
-        The folder holds none.
+        The folder holds none, or some are of another run than the others.
 
     """
     try:
@@ -202,4 +224,10 @@ def load_results(folder: Path) -> tuple[dict[str, Any], list[JobResult]]:
             f'{folder} holds no complete results of an evaluation ({error}); '
             'give the --out folder of "drift_ros eval"'
         ) from None
+    for row, result in zip(data['sequences'], results, strict=True):
+        if row.get('fingerprint', result.fingerprint) != result.fingerprint:
+            raise DatasetError(
+                f'the scores of {result.engine} on {result.sequence} in {folder} are of another '
+                'run than results.json (a later one was interrupted?): run the evaluation again'
+            )
     return data['run'], results

@@ -39,6 +39,22 @@ def _estimate(value: float | tuple[float, float, float] | None, scale: float = 1
 Columns = Mapping[str, tuple[str, Callable[[Any], str]]]
 """Key of a row -> title and the way to write its values."""
 
+SUMMARY: Columns = {
+    'engine': ('engine', str),
+    'j_and_f': ('J&F', percent),
+    'j_mean': ('J mean', percent),
+    'j_recall': ('J recall', percent),
+    'j_decay': ('J decay', percent),
+    'f_mean': ('F mean', percent),
+    'f_recall': ('F recall', percent),
+    'f_decay': ('F decay', percent),
+    'objects': ('objects', whole),
+    'frames': ('frames', whole),
+    'ms_median': ('step, ms: median', number),
+    'ms_95': ('step, 95 %', number),
+    'latency_median': ('live: latency, ms: median', number),
+    'latency_95': ('latency, 95 %', number),
+}
 LIVE: Columns = {
     'engine': ('live run', str),
     'sequence': ('sequence', str),
@@ -131,10 +147,12 @@ def text_table(title: str, columns: Columns, rows: Sequence[Mapping[str, Any]]) 
 
 
 def cells(columns: Columns, rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """Write the cells of a table: titles, then rows."""
+    """Write the cells of a table: titles, then rows; without the columns that say nothing."""
+    written = {key: [write(row[key]) for row in rows] for key, (_, write) in columns.items()}
+    said = [key for key, values in written.items() if set(values) != {'-'}]
     return [
-        [name for name, _ in columns.values()],
-        *([write(row[key]) for key, (_, write) in columns.items()] for row in rows),
+        [columns[key][0] for key in said],
+        *([written[key][number] for key in said] for number in range(len(rows))),
     ]
 
 
@@ -163,7 +181,13 @@ def score_table(results: Sequence[JobResult]) -> Table:
             *(f'{percent(row[keys[0]])} / {percent(row[keys[1]])}' for row in summary.values()),
         )
     table.add_row('J&F', *(percent(row['j_and_f'], 2) for row in summary.values()), style='bold')
-    table.add_row('ms per frame (median)', *(number(row['ms_median']) for row in summary.values()))
+    for title, key in (
+        ('step, ms (median)', 'ms_median'),
+        ('live: latency, ms (median)', 'latency_median'),
+    ):
+        values = [number(row[key]) for row in summary.values()]
+        if set(values) != {'-'}:
+            table.add_row(title, *values)
     return table
 
 

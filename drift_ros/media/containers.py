@@ -17,12 +17,16 @@ from typing import Any
 import av
 import numpy as np
 
-from drift_ros.media.pictures import check_size, PictureError
+from drift_ros.media.pictures import check_size, decode, PictureError
 
 _OPTIONS = {'protocol_whitelist': 'file'}  # playlists and references lead nowhere else
 _EDITED = ('mov', 'mp4')  # formats whose edit lists may leave frames out, rightly
 _TOLD_BY_LOG = ('ffv1',)
 """Codecs with checksums whose decoder does nothing but log that one is wrong."""
+_RATES = (0.1, 1000.0)
+"""Frames per second that are believed where nothing else tells."""
+_GAP = 10.0
+"""Seconds without a frame that are worth a word."""
 _NOTHING = -(1 << 62)
 
 
@@ -75,11 +79,12 @@ class Container:
             ) from None
         if not len(shown):
             raise ContainerError(f'{self.path} holds no video frames')
-        self.times = shown - shown[0]
+        self.times, pace = _ascending(shown - shown[0], rate)
         span = float(self.times[-1])
         self.rate = (len(shown) - 1) / span if span > 0 else rate
         self.missing = self._compare(promised, seconds, len(shown) + discarded, end, edited)
-        self.notes = self._look()
+        said = (self._look(), f'{self.path}: {pace}' if pace else '')
+        self.notes = tuple(filter(None, said))
 
     def _open(self) -> Any:
         return av.open(f'file:{self.path}', options=_OPTIONS)
@@ -88,7 +93,8 @@ class Container:
         """Give the frames' times in ascending order, how many are discarded, and the end."""
         base, stamps, discarded, last = float(stream.time_base), [], 0, _NOTHING
         for packet in container.demux(stream):
-            if not packet.size:
+            if not packet.size:  # the end, or a frame that AVI says is the one before
+                discarded += packet.pts is not None
                 continue
             stamp = packet.pts if packet.pts is not None else packet.dts
             if packet.is_discard:
@@ -130,16 +136,16 @@ class Container:
             )
         return ''
 
-    def _look(self) -> tuple[str, ...]:
+    def _look(self) -> str:
         """Decode the first frame: whether that can be done, and what it is like."""
         for _, frame, _ in self.decode():
             if frame is None:
                 continue
             if not frame.rotation:
-                return ()
+                return ''
             return (
                 f'{self.path} is marked as rotated by {frame.rotation} degrees: frames are taken '
-                'as they are stored, and masks have to be drawn on them so',
+                'as they are stored, and masks have to be drawn on them so'
             )
         raise ContainerError(
             f'no frame of {self.path} can be decoded ({self._codec}): its data are damaged, or '
@@ -167,7 +173,6 @@ class Container:
                 stream = _video(container, self.path)
                 # one thread: errors are told to the thread that decodes
                 stream.thread_type = 'NONE'
-                strict = _strict_decoder(stream)
                 packets = container.demux(stream)
                 last = -1
                 while True:
@@ -175,7 +180,7 @@ class Container:
                         packet = next(packets, None)
                     if packet is None:
                         break
-                    frames, problem = _decode(packet, stream.codec_context, strict)
+                    frames, problem = _decode(packet, stream.codec_context)
                     if packet.size and packet.is_corrupt:
                         problem = problem or 'it ends within the file'
                     if problem:
@@ -193,6 +198,22 @@ class Container:
         if pts is None or self._stamps is None:
             return otherwise
         return int(np.searchsorted(self._stamps, pts))
+
+
+def _ascending(times: np.ndarray, rate: float) -> tuple[np.ndarray, str]:
+    """Give times that ascend, evenly spaced where a file's own do not; and what is to be said."""
+    steps = np.diff(times)
+    if not len(steps):
+        return times, ''
+    if steps.min() <= 0:
+        even = rate if _RATES[0] <= rate <= _RATES[1] else 25.0
+        return np.arange(len(times)) / even, (
+            f'several frames have one time; they are taken to be evenly spaced at {even:g} Hz'
+        )
+    where = int(steps.argmax())
+    if steps[where] > _GAP and steps[where] > 100 * np.median(steps):
+        return times, f'there is a gap of {steps[where]:.1f} s after frame {where}'
+    return times, ''
 
 
 def _video(container: Any, path: Path) -> Any:
@@ -217,27 +238,18 @@ def _reason(error: Exception) -> str:
     return log[2].strip() if log else str(getattr(error, 'strerror', None) or error)
 
 
-def _strict_decoder(stream: Any) -> Any:
-    """Make a decoder that refuses what the lenient one conceals; None where that one tells."""
-    if stream.codec_context.name != 'mjpeg':
-        return None
-    strict = av.CodecContext.create('mjpeg', 'r')
-    strict.options = {'err_detect': 'explode'}
-    return strict
-
-
-def _decode(packet: Any, codec: Any, strict: Any) -> tuple[list[Any], str]:
+def _decode(packet: Any, codec: Any) -> tuple[list[Any], str]:
     """Decode a packet: the frames that are ready now, and what was wrong with it."""
     with av.logging.Capture(local=True) as logs:
         try:
             frames = codec.decode(packet if packet.size else None)
         except av.FFmpegError as error:
             return [], str(error.strerror)
-        if strict is not None and packet.size:
-            try:
-                strict.decode(packet)
-            except av.FFmpegError as error:
-                return frames, str(error.strerror)
     if logs and codec.name in _TOLD_BY_LOG:
         return frames, logs[0][2].strip()
+    if packet.size and codec.name == 'mjpeg':  # FFmpeg conceals; a JPEG decoder tells
+        try:
+            decode(bytes(packet), 'its picture')
+        except PictureError as error:
+            return frames, str(error)
     return frames, ''

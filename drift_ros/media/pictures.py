@@ -135,8 +135,8 @@ def decode(data: bytes | memoryview | np.ndarray, what: str) -> Picture:
         raise
     except Image.UnidentifiedImageError:
         raise PictureError(
-            f'{what} ({len(data)} bytes) is none of {", ".join(FORMATS)}, or its beginning is '
-            'damaged: convert it, or look at what wrote it'
+            f'{what} ({len(data)} bytes) is none of {", ".join(FORMATS)}, or truncated or damaged '
+            'at its beginning: convert it, or look at what wrote it'
         ) from None
     except Exception as error:  # decoders raise many kinds, cv2.error and struct.error among them
         raise _damaged(what, error) from error
@@ -207,11 +207,14 @@ def _decode_png(data: bytes, indexed: bool, what: str) -> np.ndarray:
 
 
 def _orientation(image: Image.Image) -> int:
-    if image.format != 'PNG':
-        return int(image.getexif().get(_ORIENTATION, 1))
-    exif = Image.Exif()  # Pillow would unpack the picture to look behind it
-    exif.load(image.info.get('exif') or b'')
-    return int(exif.get(_ORIENTATION, 1))
+    try:
+        if image.format != 'PNG':
+            return int(image.getexif().get(_ORIENTATION, 1))
+        exif = Image.Exif()  # Pillow would unpack the picture to look behind it
+        exif.load(image.info.get('exif') or b'')
+        return int(exif.get(_ORIENTATION, 1))
+    except Exception:  # notes about a picture that are broken are no reason not to show it
+        return 1
 
 
 def stored(image: Image.Image) -> Image.Image:

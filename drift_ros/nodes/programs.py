@@ -9,11 +9,11 @@ so they come after the first handler of signals.
 from functools import partial
 from importlib import import_module
 
-from drift_ros.ros import signals
+from drift_ros import starting
 
 
 def _run(module: str) -> None:
-    signals.end_quietly(0)
+    starting.end_quietly(0)
     import_module(f'drift_ros.nodes.{module}').main()
 
 

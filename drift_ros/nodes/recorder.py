@@ -10,26 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 import importlib
-from pathlib import Path
 import threading
 import time
 from typing import Any
 
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy
-from rosbags.interfaces import (
-    Qos,
-    QosDurability,
-    QosHistory,
-    QosLiveliness,
-    QosReliability,
-    QosTime,
-)
-from rosbags.rosbag2 import StoragePlugin, Writer
-from rosbags.typesys import get_typestore, Stores
 
 from drift_ros.ros import parameters, qos, runtime
-from drift_ros.ros.messages import register_type
+from drift_ros.ros.bag_recorder import BagRecorder
 from drift_ros.ros.parameters import RecorderConfig
 
 
@@ -39,71 +28,12 @@ def message_class(name: str) -> type:
     return getattr(importlib.import_module(f'{package}.{folder}'), kind)
 
 
-class BagRecorder:
-    """A bag that is being written; from any thread."""
-
-    def __init__(self, path: str | Path) -> None:
-        """
-        Create the bag.
-
-        Parameters
-        ----------
-        path : str or Path
-            Folder of the new bag.
-
-        Raises
-        ------
-        ValueError
-            It exists already.
-
-        """
-        path = Path(path)
-        if path.exists():
-            raise ValueError(f'{path} exists already: choose another output or remove it')
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._store = get_typestore(Stores.EMPTY)
-        self._lock = threading.Lock()
-        self._writer: Writer | None = Writer(path, version=9, storage_plugin=StoragePlugin.MCAP)
-        self._writer.open()
-        self._connections: dict[str, Any] = {}
-
-    def add_topic(self, topic: str, kind: str, latched: bool = False) -> None:
-        """Add a topic of a message type; ``latched`` makes players offer it transient local."""
-        register_type(self._store, kind)
-        zero = QosTime(0, 0)
-        qos = Qos(
-            QosHistory.KEEP_LAST,
-            10,
-            QosReliability.RELIABLE,
-            QosDurability.TRANSIENT_LOCAL if latched else QosDurability.VOLATILE,
-            zero,
-            zero,
-            QosLiveliness.AUTOMATIC,
-            zero,
-            False,
-        )
-        with self._lock:
-            if self._writer is not None:
-                self._connections[topic] = self._writer.add_connection(
-                    topic, kind, typestore=self._store, offered_qos_profiles=[qos]
-                )
-
-    def write(self, topic: str, stamp: int, data: bytes) -> None:
-        """Write one serialised message (CDR) with its time of reception in nanoseconds."""
-        with self._lock:
-            if self._writer is not None:
-                self._writer.write(self._connections[topic], stamp, data)
-
-    def close(self) -> None:
-        """Finish the bag."""
-        with self._lock:
-            if self._writer is not None:
-                self._writer.close()
-                self._writer = None
-
-
 class RecorderNode(Node):
-    """Node ``recorder``; see docs/nodes.md. Subscribes to a topic once it has a publisher."""
+    """
+    Node ``recorder``; see docs/nodes.md. Subscribes to a topic once it has a publisher.
+
+    ``finished`` is set, and ``exit_code`` 1, when the bag takes no more: the disk is full.
+    """
 
     def __init__(self, **kwargs: Any) -> None:
         """
@@ -124,6 +54,8 @@ class RecorderNode(Node):
             raise ValueError("set the parameters 'output' (a new folder) and 'topics' (a list)")
         self._waiting = {self.resolve_topic_name(topic) for topic in config.topics}
         self._bag = BagRecorder(config.output)
+        self.finished = threading.Event()
+        self.exit_code = 0
         self.create_timer(0.05, self._discover)
 
     def _discover(self) -> None:
@@ -146,11 +78,15 @@ class RecorderNode(Node):
         self.create_subscription(
             message,
             topic,
-            lambda data: self._bag.write(topic, self.get_clock().now().nanoseconds, data),
+            lambda data: self._write(topic, data),
             profile,
             raw=True,
         )
         self.get_logger().info(f'recording {topic} [{kind}]')
+
+    def _write(self, topic: str, data: bytes) -> None:
+        if not self._bag.write(topic, self.get_clock().now().nanoseconds, data):
+            self.finished.set()
 
     def join(self, timeout: float) -> bool:
         """Write what has arrived but was not written when the executor stopped; finish the bag."""
@@ -166,6 +102,9 @@ class RecorderNode(Node):
                     subscription.callback(taken[0])
         time.sleep(0.05)  # a callback the executor had begun ends meanwhile
         self._bag.close()
+        if self._bag.failure:
+            self.exit_code = 1
+            self.get_logger().error(f'{self._bag.failure}. {self._bag.losses()}')
         return True
 
 

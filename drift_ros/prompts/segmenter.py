@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Masks from what a person points at: a box, points, or both."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 import numbers
 from typing import Protocol
@@ -12,7 +12,9 @@ import torch
 
 from drift_ros.engine.config import TrackerConfig
 from drift_ros.engine.errors import PromptError
+from drift_ros.engine.frame_features import FrameFeatures
 from drift_ros.engine.seeds import check_frame
+from drift_ros.prompts.clicks import mark
 from drift_ros.prompts.grabcut import foreground, grab_cut
 from drift_ros.refinement.colour import ColourSolver, Surroundings
 from drift_ros.refinement.mask_prompts import stack_points
@@ -100,9 +102,21 @@ class Segmenter:
         return found
 
 
-def make_segmenter(config: TrackerConfig, device: str | torch.device = 'auto') -> Segmenter:
+def make_segmenter(
+    config: TrackerConfig,
+    device: str | torch.device = 'auto',
+    extract: Callable[[np.ndarray], FrameFeatures] | None = None,
+) -> Segmenter:
     """
     Make the segmenter that the options ask for.
+
+    Parameters
+    ----------
+    config : TrackerConfig
+    device : str or torch.device
+        Of Segment Anything.
+    extract : callable, optional
+        Gives the features of a frame: clicks then go through the frame's own attention.
 
     Raises
     ------
@@ -111,7 +125,7 @@ def make_segmenter(config: TrackerConfig, device: str | torch.device = 'auto') -
 
     """
     if config.refinement.prompts == 'grabcut':
-        return Segmenter(GrabCutSegmenter())
+        return Segmenter(GrabCutSegmenter(extract=extract))
     return Segmenter(SamSegmenter(shared_sam(config.refinement.sam_checkpoint, device)))
 
 
@@ -257,7 +271,12 @@ def _rank(logits: torch.Tensor, quality: torch.Tensor) -> torch.Tensor:
 class GrabCutSegmenter:
     """GrabCut (Rother, Kolmogorov, Blake 2004), without weights."""
 
-    def __init__(self, side: int = 240, iterations: int = 5) -> None:
+    def __init__(
+        self,
+        side: int = 240,
+        iterations: int = 5,
+        extract: Callable[[np.ndarray], FrameFeatures] | None = None,
+    ) -> None:
         """
         Set the segmenter.
 
@@ -267,13 +286,25 @@ class GrabCutSegmenter:
             The longer side of the part of the frame that is cut is reduced to so many pixels.
         iterations : int
             Of GrabCut.
+        extract : callable, optional
+            As of :func:`make_segmenter`; without it, clicks go through GrabCut as well.
 
         """
-        self._side, self._iterations = side, iterations
+        self._side, self._iterations, self._extract = side, iterations, extract
 
     def segment(self, frame: np.ndarray, prompts: Sequence[Prompt]) -> list[Segmentation]:
         """Make a mask of each prompt; the score is the share of the edge that lies on edges."""
-        return [self._cut(frame, prompt) for prompt in prompts]
+        return [
+            self._walk(frame, prompt)
+            if self._extract is not None and prompt.box is None
+            else self._cut(frame, prompt)
+            for prompt in prompts
+        ]
+
+    def _walk(self, frame: np.ndarray, prompt: Prompt) -> Segmentation:
+        assert self._extract is not None
+        found = mark(frame, prompt.points, self._extract)
+        return Segmentation(_inside(found.mask, prompt), found.score)
 
     def _cut(self, frame: np.ndarray, prompt: Prompt) -> Segmentation:
         window = _window(frame.shape, [prompt]).reduced_to_side(self._side)

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from drift_ros.engine.errors import CheckpointError
+from drift_ros.engine.finite import first_not_finite
 from drift_ros.weights import check_whole, read_settings, tensors, whose
 
 
@@ -120,6 +121,11 @@ def load_sam(checkpoint: str | Path | None = None, device: str | torch.device = 
         model = _load_file(path)
     else:
         raise CheckpointError(f'there is no Segment Anything checkpoint at {path}. {_ADVICE}')
+    damaged = first_not_finite(model)
+    if damaged:
+        raise CheckpointError(
+            f'{path} has weights that are not finite numbers ({damaged}): it is damaged. {_ADVICE}'
+        )
     return model.to(resolve_device(device)).eval().requires_grad_(False)
 
 

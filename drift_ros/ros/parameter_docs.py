@@ -56,7 +56,8 @@ def tracker_yaml() -> str:
         lines += [f'{indent}# {line}' for line in textwrap.wrap(text, 94 - len(indent))]
         value = _yaml_value(item.default)
         if item.default == ():  # an empty list has no type in a parameter file
-            lines.append(f"{indent}# {name}: ['...']")
+            sample = '[0, 1]' if item.kind == 'list[int]' else "['...']"
+            lines.append(f'{indent}# {name}: {sample}')
         else:
             lines.append(f'{indent}{name}: {value}')
     return '\n'.join(lines) + '\n'

@@ -105,7 +105,7 @@ def _live(factory: Callable[[], Any], stop: threading.Event, threads: int) -> in
 
     try:
         node = factory()
-    except (ParameterException, ValueError) as error:
+    except (ParameterException, ValueError, OSError) as error:
         _complain(str(error))
         return 1
     endure = getattr(node, 'endure', None) or partial(_log, node)

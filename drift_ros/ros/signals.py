@@ -4,9 +4,9 @@ How processes of this package end before their work is done. Imports no ROS, and
 
 Python turns SIGINT into an exception that comes up wherever it happens to be: in the middle of an
 import it becomes a traceback, in a callback of a C library it is printed and forgotten. So a
-process that is only starting ends at once and without words (:func:`end_quietly`), and a command
-that works (:func:`interruptible`) remembers that it was interrupted, is asked about it often
-(:func:`check`), and tells by its exit code.
+process that is only starting ends at once and without words (:mod:`drift_ros.starting`), and a
+command that works (:func:`interruptible`) remembers that it was interrupted, is asked about it
+often (:func:`check`), and tells by its exit code.
 """
 
 from __future__ import annotations
@@ -15,38 +15,14 @@ from collections.abc import Iterator
 import contextlib
 import os
 import signal
-import sys
 import threading
 from types import FrameType
 
 _SIGNALLED = 128
-INTERRUPTED = _SIGNALLED + signal.SIGINT
-"""Exit code of a command that was interrupted, as shells have it."""
 WATCHED_PARENT = 'DRIFT_ROS_ENDS_WITH_PARENT'
 """Environment variable: this process ends when its standard input does, which its parent holds."""
 
 _received: list[int] = []
-
-
-def end_quietly(code: int) -> None:
-    """
-    From now on end the process at once when it is interrupted: it has nothing to take down yet.
-
-    Only for processes of one's own that are starting; whoever comes next sets another handler.
-    Does nothing in other threads than the main one.
-    """
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
-            if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
-                signal.signal(number, lambda *_: os._exit(code))
-
-
-def starts_as_program(prefix: str) -> bool:
-    """Say whether this process is at the start of ``python -m`` with a module of a package."""
-    words = sys.orig_argv
-    return sys.argv[:1] == ['-m'] and any(
-        word == '-m' and name.startswith(prefix) for word, name in zip(words, words[1:])
-    )
 
 
 @contextlib.contextmanager
@@ -94,10 +70,10 @@ def check() -> None:
     Raises
     ------
     KeyboardInterrupt
-        It was, and somebody swallowed that.
+        It was, and somebody swallowed that. In the main thread alone: the others end with it.
 
     """
-    if _received:
+    if _received and threading.current_thread() is threading.main_thread():
         raise KeyboardInterrupt
 
 

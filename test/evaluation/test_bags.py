@@ -199,11 +199,22 @@ def test_truncated_files(davis, tmp_path, storage, suffix, share):
             pass
 
 
-def test_no_metadata(davis, tmp_path):
-    """A folder without metadata.yaml gets a hint on how to repair it."""
-    path = bag_from_davis(find_sequences(davis)[0], tmp_path / 'bag')
+@pytest.mark.parametrize('storage', ['mcap', 'sqlite3'])
+def test_no_metadata(davis, tmp_path, storage):
+    """Without metadata.yaml the file of messages is used, which is said; or how to repair it."""
+    path = bag_from_davis(find_sequences(davis)[0], tmp_path / 'bag', storage=storage)
+    whole = open_sequence(path)
     (path / 'metadata.yaml').unlink()
+    sequence = open_sequence(path)
+    assert sequence.stamps == whole.stamps and 'no metadata.yaml' in sequence.notes[0]
+    for ours, theirs in zip(sequence, find_sequences(davis)[0], strict=True):
+        np.testing.assert_array_equal(ours.truth, theirs.truth)
+    (file,) = path.iterdir()
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     with pytest.raises(BagError, match='reindex'):
+        list(open_sequence(path))
+    file.unlink()
+    with pytest.raises(BagError, match='no metadata.yaml'):
         open_sequence(path)
     with pytest.raises(BagError, match='does not exist'):
         open_sequence(tmp_path / 'nothing')

@@ -113,8 +113,8 @@ def test_workers_end_with_their_parent(tmp_path, number):
 @pytest.mark.parametrize(
     ('module', 'code', 'at'),
     [
-        *(('drift_ros.commands.main', 130, at) for at in ('click', 'rich', 'numpy', 'cv2')),
-        *(('drift_ros.nodes.tracker', 0, at) for at in ('rclpy', 'numpy', 'cv2')),
+        *(('drift_ros.commands.main', 130, at) for at in ('lazy_loader', 'click', 'rich', 'cv2')),
+        *(('drift_ros.nodes.tracker', 0, at) for at in ('lazy_loader', 'rclpy', 'cv2')),
         ('drift_ros.nodes.player', 0, 'std_srvs'),
         ('drift_ros.nodes.recorder', 0, 'rosbags'),
     ],

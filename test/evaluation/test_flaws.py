@@ -229,7 +229,8 @@ def test_a_bad_bag_is_reported_and_the_others_are_scored(tmp_path):
     good = write_bag(tmp_path / 'good', entries())
     bare = write_bag(tmp_path / 'bare', [item for item in entries() if item[0] == IMAGE])
     broken = write_bag(tmp_path / 'broken', entries())
-    (broken / 'metadata.yaml').unlink()
+    shutil.rmtree(broken)
+    broken.mkdir()
     outcome = run('bag', good, bare, broken, '--out', tmp_path / 'out')
     assert outcome.exit_code == 1, outcome.output
     for words in ('on bare: ', 'no ground truth', 'on broken: ', 'no metadata.yaml'):

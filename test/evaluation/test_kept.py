@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which results are kept: what decides them is found by rule, by content."""
 
+import json
 import os
 from pathlib import Path
+import shutil
 import subprocess
 import sys
 
@@ -12,11 +14,12 @@ import pytest
 from drift_ros.evaluation import run as runner
 from drift_ros.evaluation.bag_writing import bag_from_davis
 from drift_ros.evaluation.bags import open_sequence
-from drift_ros.evaluation.datasets import find_sequences
+from drift_ros.evaluation.datasets import DatasetError, find_sequences
 from drift_ros.evaluation.digests import digest_of_code, digest_of_path, import_closure
 from drift_ros.evaluation.engines import EngineSpec, parse_engine
-from drift_ros.evaluation.provenance import fingerprint, model_digest
-from drift_ros.evaluation.results import mask_file
+from drift_ros.evaluation.provenance import describe_run, fingerprint, model_digest
+from drift_ros.evaluation.results import check_masks, mask_file, score_file
+from drift_ros.evaluation.summaries import load_results, write_results
 from drift_ros.media.labels import write_labels
 
 from .conftest import scene
@@ -174,3 +177,132 @@ def test_two_runs_in_one_folder_are_refused(davis, tmp_path):
     with runner.exclusive(tmp_path):
         results, _ = runner.run([FIRST], find_sequences(davis), tmp_path)
     assert len(results) == 2
+
+
+def edit_mask(folder):
+    """Replace a mask by another of the same size: by hand, or by an interrupted run."""
+    path = mask_file(folder, 'first-mask', 'two', '00005')
+    write_labels(path, np.roll(scene(2)[1][0], 3, axis=1))
+
+
+def edit_score(folder):
+    path = score_file(folder, 'first-mask', 'two')
+    data = json.loads(path.read_text())
+    data['j'][2][0] += 0.25
+    path.write_text(json.dumps(data))
+
+
+def cut_score(folder):
+    path = score_file(folder, 'first-mask', 'two')
+    path.write_text(path.read_text()[:-40])
+
+
+def strange_score(folder):
+    score_file(folder, 'first-mask', 'two').write_text('[1, 2]')
+
+
+def empty_mask(folder):
+    mask_file(folder, 'first-mask', 'two', '00002').write_bytes(b'')
+
+
+@pytest.mark.parametrize(
+    'spoil',
+    [edit_mask, edit_score, cut_score, strange_score, empty_mask],
+    ids=lambda f: f.__name__,
+)
+def test_results_that_were_edited_are_made_again(davis, tmp_path, made, spoil):
+    sequences = find_sequences(davis)
+    before, _ = runner.run([FIRST], sequences, tmp_path)
+    content = {path: path.read_bytes() for path in tmp_path.rglob('masks/**/*.png')}
+    spoil(tmp_path)
+    after, _ = runner.run([FIRST], sequences, tmp_path)
+    assert len(made) == 3, 'that one job again'
+    assert before[1].score.j.tolist() == after[1].score.j.tolist()
+    assert content == {path: path.read_bytes() for path in tmp_path.rglob('masks/**/*.png')}
+    runner.run([FIRST], sequences, tmp_path)
+    assert len(made) == 3
+
+
+def swap_frames(davis):
+    first, second = (davis / 'JPEGImages' / 'one' / f'0000{n}.jpg' for n in (3, 4))
+    held = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    second.write_bytes(held)
+
+
+def rename_frame(davis):
+    for kind, suffix in (('JPEGImages', 'jpg'), ('Annotations', 'png')):
+        (davis / kind / 'one' / f'00007.{suffix}').rename(davis / kind / 'one' / f'9.{suffix}')
+
+
+def remove_truth(davis):
+    (davis / 'Annotations' / 'one' / '00004.png').unlink()
+
+
+def same_size_and_date(davis):
+    """A tool that corrects a file in place and puts its date back."""
+    path = davis / 'JPEGImages' / 'one' / '00004.jpg'
+    state, data = path.stat(), bytearray(path.read_bytes())
+    data[-30] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert path.stat().st_size == state.st_size
+
+
+@pytest.mark.parametrize(
+    'change',
+    [swap_frames, rename_frame, remove_truth, same_size_and_date],
+    ids=lambda f: f.__name__,
+)
+def test_whatever_changes_in_a_sequence(davis, tmp_path, made, change):
+    runner.run([FIRST], find_sequences(davis), tmp_path)
+    change(davis)
+    runner.run([FIRST], find_sequences(davis), tmp_path)
+    assert len(made) == 3
+
+
+def test_changes_of_a_bag(davis, tmp_path, made):
+    """A bag that is written anew with another truth, under the same name."""
+    (source, _) = find_sequences(davis)
+    out = tmp_path / 'out'
+    first, _ = runner.run([FIRST], [open_sequence(bag_from_davis(source, tmp_path / 'a'))], out)
+    again, _ = runner.run([FIRST], [open_sequence(tmp_path / 'a')], out)
+    assert len(made) == 1 and again[0].as_dict() == first[0].as_dict()
+    shutil.rmtree(tmp_path / 'a')
+    path = davis / 'Annotations' / 'one' / '00003.png'
+    write_labels(path, np.roll(scene(1)[1][3], 7, axis=0))
+    after, _ = runner.run([FIRST], [open_sequence(bag_from_davis(source, tmp_path / 'a'))], out)
+    assert len(made) == 2
+    assert after[0].summary.j.mean < first[0].summary.j.mean
+
+
+def test_weights_behind_links_count(tmp_path):
+    """Caches of hubs are folders of links."""
+    (tmp_path / 'blobs').mkdir()
+    (tmp_path / 'blobs' / 'unet.safetensors').write_bytes(b'1')
+    (tmp_path / 'model').mkdir()
+    (tmp_path / 'model' / 'unet').symlink_to(tmp_path / 'blobs')
+    before = digest_of_path(tmp_path / 'model')
+    (tmp_path / 'blobs' / 'unet.safetensors').write_bytes(b'2')
+    assert digest_of_path(tmp_path / 'model') != before
+
+
+def test_results_of_two_runs_are_not_compared_as_one(davis, tmp_path):
+    """A later run with other options was interrupted: scores of both are in the folder."""
+    sequences = find_sequences(davis)
+    spec = parse_engine('x=colour8:features.resolution=64')
+    results, errors = runner.run([spec], sequences, tmp_path)
+    write_results(tmp_path, describe_run([spec], False, {}), results, errors)
+    assert [item.fingerprint for item in load_results(tmp_path)[1]] == [
+        item.fingerprint for item in results
+    ]
+    other = parse_engine('x=colour8:features.resolution=64,kernel.radius=2')
+    runner.run_job(other, sequences[1], tmp_path, runner.RunOptions())
+    with pytest.raises(DatasetError, match='x on two .* another run'):
+        load_results(tmp_path)
+    with pytest.raises(DatasetError, match='run that evaluation again'):
+        check_masks(tmp_path, 'x', 'missing')
+    check_masks(tmp_path, 'x', 'one')
+    mask_file(tmp_path, 'x', 'one', '00003').unlink()
+    with pytest.raises(DatasetError, match='masks of x on one'):
+        check_masks(tmp_path, 'x', 'one')

@@ -121,6 +121,10 @@ def test_report_without_truth(bare, mask, tmp_path):
     assert float(row['warped_iou']) == flow['warped_iou']
     page = (out / 'report.html').read_text()
     assert 'id="stability"' in page and 'scores.png' not in page
+    assert 'bare - drift_ros evaluation' in page and str(bare) in page
+    summary = page.split('id="summary"')[1].split('</table>')[0]
+    assert '<td>-</td>' not in summary and 'J mean' not in summary
+    assert data['engines']['flow']['objects'] == 1
     again = run(
         bare,
         '--seed-mask',

@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The report in a real browser, and the commands that write it."""
 
+import html
+import re
 import subprocess
 import sys
+from urllib.parse import unquote
 
 from click.testing import CliRunner
+import numpy as np
 import pytest
 
 from drift_ros.commands.evaluate import evaluate
@@ -63,9 +67,82 @@ def test_report_files(report):
     """Everything the page names exists; nothing is loaded from elsewhere."""
     text = (report / 'report.html').read_text()
     assert '<script' not in text
-    for line in text.split('src="')[1:]:
-        assert (report / line.split('"')[0]).is_file()
+    assert_links_lead_somewhere(report)
     assert (report / 'scores.png').stat().st_size > 1000
+    for words in ('one, two - drift_ros evaluation', 'Decay: how much', 'outlines', 'step, ms'):
+        assert words in text
+    assert 'latency, ms' not in text, 'nothing was live'
+
+
+def assert_links_lead_somewhere(folder):
+    """Follow every link of the page as a browser does."""
+    text = (folder / 'report.html').read_text()
+    for link in re.findall(r'(?:src|href)="([^"]*)"', text):
+        if link.startswith('data:'):
+            continue
+        path, _, anchor = html.unescape(link).partition('#')
+        if path:
+            assert not anchor and '?' not in path, link
+            assert (folder / unquote(path)).is_file(), link
+        else:
+            assert f'id="{anchor}"' in text, link
+
+
+@pytest.mark.parametrize('name', ['take #2', 'a%20b', 'what?', '50 % "x" & <b>', 'größe'])
+def test_names_that_links_must_encode(davis, tmp_path, name):
+    (davis / 'JPEGImages' / 'one').rename(davis / 'JPEGImages' / name)
+    (davis / 'Annotations' / 'one').rename(davis / 'Annotations' / name)
+    folder = tmp_path / 'out'
+    outcome = CliRunner().invoke(
+        evaluate,
+        [
+            'davis',
+            str(davis),
+            '-e',
+            'a#1=first-mask',
+            '--sequences',
+            name,
+            '--out',
+            str(folder),
+        ],
+    )
+    assert outcome.exit_code == 0, outcome.output
+    assert (
+        html.escape(name, quote=False).replace('"', '&#34;')
+        in (folder / 'report.html').read_text()
+    )
+    assert_links_lead_somewhere(folder)
+
+
+@pytest.mark.parametrize('label', ['..', '.', '.x', '../x', '\0', 'a\nb', 'x' * 201, 'ü' * 101])
+def test_a_label_that_is_no_name_of_a_folder(davis, tmp_path, label):
+    """Results never leave the folder they are for."""
+    out = tmp_path / 'out' / 'inner'
+    outcome = CliRunner().invoke(
+        evaluate, ['davis', str(davis), '-e', f'{label}=first-mask', '--out', str(out)]
+    )
+    assert outcome.exit_code == 1 and 'LABEL=first-mask' in outcome.output
+    assert not (tmp_path / 'out').exists()
+
+
+def test_what_is_live_and_what_is_not_stand_apart():
+    """Milliseconds of a step and of a latency are never in one column or mean."""
+    from drift_ros.evaluation import summaries, tables
+    from drift_ros.evaluation.results import JobResult, NO_SCORE
+
+    names = tuple('abc')
+    rows = [
+        JobResult('flow', 's', NO_SCORE, np.array([1.0, 3.0]), (4, 4), names),
+        JobResult('flow@5Hz', 's', NO_SCORE, np.array([70.0, 90.0]), (4, 4), names, live={'x': 1}),
+    ]
+    found = summaries.engine_summary(rows)
+    assert (found['flow']['ms_median'], found['flow']['latency_median']) == (2.0, None)
+    assert (found['flow@5Hz']['ms_median'], found['flow@5Hz']['latency_median']) == (None, 80.0)
+    titles, *_ = tables.cells(
+        tables.SUMMARY, [{**row, 'engine': engine} for engine, row in found.items()]
+    )
+    assert {'step, ms: median', 'live: latency, ms: median'} <= set(titles)
+    assert not {'J mean', 'F decay'} & set(titles), 'nothing of dashes alone'
 
 
 def test_compare_command(report):

@@ -50,9 +50,9 @@ class FailingNode(TrackerNode):
         return Tracker(config=config, features=FailingFeatures())
 
 
-def to_rgb(message):
+def to_rgb(message, greys=None):
     """Decode an image; OpenCV refuses one that is marked, in a way nobody foresaw."""
-    image = decode(message)
+    image = decode(message, greys)
     if image[0, 0].tolist() == [1, 2, NO_PICTURE]:
         raise cv2.error('refused as the mark asks')
     return image

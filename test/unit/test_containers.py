@@ -2,6 +2,8 @@
 """Video files: what is in them, not what their headers say."""
 
 from fractions import Fraction
+from pathlib import Path
+import re
 
 import av
 import cv2
@@ -10,7 +12,14 @@ from PIL import Image
 import pytest
 
 from drift_ros.media import pictures
-from drift_ros.media.video import VideoDamage, VideoError, VideoReader, write_image
+from drift_ros.media.video import (
+    IMAGE_SUFFIXES,
+    VideoDamage,
+    VideoError,
+    VideoReader,
+    write_image,
+)
+from drift_ros.ros.conversions import FRAME_ENCODINGS
 
 RNG = np.random.default_rng(4)
 GROUND = cv2.resize(RNG.integers(0, 255, (12, 16, 3), np.uint8), (160, 120))
@@ -91,6 +100,20 @@ def test_times_are_those_of_the_file_and_not_a_rate(tmp_path):
     part = VideoReader(tmp_path / 'phone.mp4', start=10, count=3)
     np.testing.assert_allclose(part.times, times[10:13] - times[10], atol=1e-3)
     assert [index_of(frame) for frame in part] == [10, 11, 12]
+
+
+def test_times_that_do_not_ascend_are_replaced_and_that_is_said(tmp_path):
+    # a millisecond, the unit of Matroska, is too long for this
+    reader = VideoReader(write(tmp_path / 'fast.mkv', rate=4000))
+    assert (np.diff(reader.times) > 0).all() and 'several frames have one time' in reader.notes[0]
+    assert [index_of(frame) for frame in reader] == list(range(COUNT))
+
+
+def test_a_long_gap_is_said(tmp_path):
+    times = np.cumsum([0, *([0.04] * 10), 3600, *([0.04] * 12)])
+    reader = VideoReader(write(tmp_path / 'clip.mp4', times=times))
+    assert 'a gap of 3600.0 s after frame 10' in reader.notes[0]
+    assert reader.survey() == (list(range(COUNT)), '')
 
 
 @pytest.mark.parametrize(
@@ -290,3 +313,16 @@ def test_sound_alone_is_no_video(tmp_path):
         container.mux(stream.encode(None))
     with pytest.raises(VideoError, match='no video'):
         VideoReader(path)
+
+
+def test_the_formats_in_the_docs_are_those_of_the_code():
+    root = Path(__file__).parents[2]
+    text = (root / 'docs' / 'nodes.md').read_text()
+    *first, last = ['WebP' if name == 'WEBP' else name for name in pictures.FORMATS]
+    assert f'{", ".join(first)} or {last}, of 67 megapixels' in text
+    assert round(pictures.MAX_PIXELS / 1e6) == 67
+    for name in FRAME_ENCODINGS:
+        plain = re.sub(r'^bayer_.*', 'bayer_*', name)
+        assert plain in text or plain.replace('16', '8') in text, name
+    known = {Image.registered_extensions()[suffix] for suffix in IMAGE_SUFFIXES}
+    assert known == set(pictures.FORMATS)

@@ -96,7 +96,7 @@ def test_tied_projections_are_computed_and_kept_once(sd1):
     assert not torch.equal(layer.query, layer.key)
     attention = checkpoint.unet.get_submodule(extractor.layers[0])
     attention.to_k.load_state_dict(attention.to_q.state_dict())
-    (tied,) = extractor.extract(frame()).layers
+    (tied,) = DiffusionFeatures(checkpoint, resolution=64).extract(frame()).layers
     assert tied.key is tied.query and torch.equal(tied.query, layer.query)
 
 

@@ -164,6 +164,13 @@ def test_declared_arguments(launched):
         assert default is not None, 'no argument is compulsory'
 
 
+def test_the_page_is_served_when_asked_for(launched):
+    assert not launched().nodes['web'].starts
+    page = launched(ui='true', ui_port='0', ui_host='0.0.0.0').nodes['web']
+    assert page.starts
+    assert (page.values['host'], page.values['port']) == ('0.0.0.0', 0)
+
+
 def test_default_parameter_file_exists(launched):
     (path,) = launched().nodes['tracker'].files
     assert yaml.safe_load(Path(path).read_text())['/**']['tracker']['ros__parameters']

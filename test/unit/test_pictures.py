@@ -146,6 +146,25 @@ def test_pixels_are_as_they_are_stored_whatever_exif_says(orientation, tmp_path)
         np.testing.assert_array_equal(read_labels(tmp_path / 'mask'), mask)
 
 
+@pytest.mark.parametrize(
+    'exif', [b'', b'garbage' * 20, b'II*\0\xff\xff\xff\xff', b'MM\0*\0\0\0\x08\0\x7f']
+)
+def test_broken_exif_is_no_reason_to_refuse_a_picture(exif):
+    data = JPEG[:2] + b'\xff\xe1' + struct.pack('>H', len(exif) + 8) + b'Exif\0\0' + exif
+    picture = decode(data + JPEG[2:], '')
+    np.testing.assert_array_equal(picture.values, decode(JPEG, '').values)
+    assert picture.orientation == 1
+
+
+@pytest.mark.parametrize('subsampling', ['4:4:4', '4:2:2', '4:2:0'])
+@pytest.mark.parametrize('size', [(240, 320), (239, 317), (1, 1), (7, 500)])
+def test_jpegs_of_every_sampling_and_size_are_those_of_libjpeg(subsampling, size):
+    data = encoded(
+        'JPEG', np.ascontiguousarray(np.resize(FRAME, (*size, 3))), subsampling=subsampling
+    )
+    np.testing.assert_array_equal(decode(data, '').values, np.array(Image.open(io.BytesIO(data))))
+
+
 def png_bomb(width, height):
     """A grey PNG of zeros that unpacks to width x height bytes; a thousandth of that itself."""
 

@@ -12,6 +12,7 @@ import drift_ros
 ROOT = Path(__file__).resolve().parents[2]
 # Each room may import from those before it; several in one line do not know each other.
 ORDER = [
+    {'starting'},
     {'engine'},
     {'weights'},
     {'diffusion', 'refinement', 'space'},

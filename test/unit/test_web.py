@@ -343,6 +343,24 @@ def test_wishes_are_read():
     assert read_wish('{"do":"rename","id":1,"object":2,"name":" Tasse ☕ "}').name == 'Tasse ☕'
 
 
+def test_pages_that_leave_at_any_moment_leave_no_trace(site, caplog):
+    site.asker.wait.clear()
+    for number in range(1, 12):
+        page = site.page()
+        page.send(do='reset', id=1)
+        site.scene.frame(frame(number))
+        if number % 3:
+            page.close()
+        else:
+            page.socket.socket.close()  # as a cable that is pulled
+    site.asker.wait.set()
+    with site.page() as page:
+        assert 'error' not in page.ask(do='reset', id=1)
+    site.server.stop()
+    assert site.server.join(5)
+    assert not caplog.records, caplog.text
+
+
 def test_malformed_messages_are_told_and_survived(site):
     with site.page() as page:
         for text in MALFORMED[:10]:
@@ -549,6 +567,10 @@ def test_compressed_pictures_go_on_as_they_are_where_they_may():
     assert len(coarse) < len(data) and size == (64, 48)
     turned = compressed(small, exif=True)
     assert pictures.jpeg(turned, pictures.LEVELS[0])[0] != bytes(turned.data)
+    for form in ('bayer_rggb8; jpeg compressed ', 'rgb8; jpeg compressed rgb8'):
+        strange = compressed(small[..., 0] if 'bayer' in form else small)
+        strange.format = form
+        assert pictures.jpeg(strange, pictures.LEVELS[0])[0] != bytes(strange.data)
     large = compressed(np.zeros((1000, 2000, 3), np.uint8))
     data, size = pictures.jpeg(large, pictures.LEVELS[0])
     assert size == (2000, 1000)

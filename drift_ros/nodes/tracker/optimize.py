@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import math
 import threading
 import time
+import traceback
 from typing import Any, TYPE_CHECKING
 
 from drift_ros_msgs.action import Optimize
@@ -99,6 +100,9 @@ class OptimizeAction:
             return self._conclude(handle, worker, self._learn(handle, worker, steps))
         except (DriftRosError, LookupError) as error:
             return self._refuse(handle, str(error))
+        except Exception as error:  # whoever waits for the result is told
+            self._log.error(traceback.format_exc())
+            return self._refuse(handle, f'{type(error).__name__}: {error}')
         finally:
             self._running.release()
 

@@ -98,6 +98,8 @@ def jpeg(message: Any, level: Level) -> tuple[bytes, tuple[int, int]]:
         frame = conversions.to_rgb(message)  # says what is wrong with it, and how large it is
         # a browser may turn what says how it was held; here it is as the tracker reads it
         turned = b'Exif' in bytes(data[:4096])
+        # nor would it put the colours right that were compressed in another order, or as a mosaic
+        turned = turned or 'bayer' in message.format or 'compressed rgb' in message.format
         if level is LEVELS[0] and max(frame.shape[:2]) <= level.side and not turned:
             return bytes(data), (frame.shape[1], frame.shape[0])
     else:

@@ -13,11 +13,12 @@ import base64
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+import contextlib
 import logging
 import time
 from typing import Any, Protocol
 
-from starlette.websockets import WebSocket, WebSocketDisconnect
+from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from drift_ros.nodes.tracker.frames import ReceivedImage
 from drift_ros.nodes.web import pictures
@@ -25,6 +26,7 @@ from drift_ros.nodes.web.pace import Pace
 from drift_ros.nodes.web.scene import Scene, Shown
 from drift_ros.nodes.web.wishes import ASKED, LARGEST, read_wish, Wish, WishError
 
+_CONNECTED = WebSocketState.CONNECTED
 _LOG = logging.getLogger(__name__)
 _AT_ONCE = 3
 """Things a page may be asking at a time."""
@@ -132,7 +134,7 @@ class Session:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 error = task.exception()
-                if error is not None and not isinstance(error, (WebSocketDisconnect, OSError)):
+                if error is not None and not isinstance(error, WebSocketDisconnect):
                     _LOG.error('a page had to be left: %s', error, exc_info=error)
         finally:
             for task in (*tasks, *self._asking):
@@ -140,6 +142,18 @@ class Session:
             await asyncio.gather(*tasks, *self._asking, return_exceptions=True)
 
     # -- to the page
+
+    async def _tell(self, message: dict[str, Any] | bytes) -> None:
+        """Send something; a page that has gone is told nothing."""
+        try:
+            if isinstance(message, bytes):
+                await self._socket.send_bytes(message)
+            else:
+                await self._socket.send_json(message)
+        except (RuntimeError, OSError):  # of Starlette, where the other side closed meanwhile
+            if self._socket.client_state is self._socket.application_state is _CONNECTED:
+                raise
+            raise WebSocketDisconnect(1006) from None
 
     async def _send_pictures(self) -> None:
         last, number = float('-inf'), 0
@@ -157,7 +171,7 @@ class Session:
             try:
                 data = await self._encoder.payload(shown, self._pace.level)
             except ValueError as error:  # the tracker cannot read it either, and says so, too
-                await self._socket.send_json({'type': 'notice', 'text': str(error)})
+                await self._tell({'type': 'notice', 'text': str(error)})
                 continue
             if self._holding:  # meanwhile the page stopped at the one before
                 number = 0
@@ -168,7 +182,7 @@ class Session:
             self._free.clear()
             last = time.monotonic()
             self._on_its_way = (shown.frame.stamp, last, len(data))
-            await self._socket.send_bytes(data)
+            await self._tell(data)
 
     async def _send_status(self) -> None:
         noticed = 0
@@ -178,7 +192,7 @@ class Session:
             await self._tell_thumbnails()
             ping = (max(self._pings, default=0) + 1) % 2**31
             self._pings = {ping: time.monotonic()}
-            await self._socket.send_json(
+            await self._tell(
                 {
                     'type': 'status',
                     'tracker': now.tracker,
@@ -195,7 +209,7 @@ class Session:
 
     async def _tell_notices(self, after: int) -> int:
         for number, text in self._scene.notices(after):
-            await self._socket.send_json({'type': 'notice', 'text': text})
+            await self._tell({'type': 'notice', 'text': text})
             after = number
         return after
 
@@ -204,7 +218,7 @@ class Session:
         for number, data in made.items():
             if self._told.get(number) is not data:
                 url = 'data:image/jpeg;base64,' + base64.b64encode(data).decode()
-                await self._socket.send_json({'type': 'thumbnail', 'object': number, 'url': url})
+                await self._tell({'type': 'thumbnail', 'object': number, 'url': url})
         self._told = dict(made)
 
     # -- from the page
@@ -225,7 +239,7 @@ class Session:
                 if self._malformed > _MALFORMED:
                     await self._socket.close(1008, 'too many messages that ask for nothing')
                     return
-                await self._socket.send_json({'type': 'refusal', 'text': str(error)})
+                await self._tell({'type': 'refusal', 'text': str(error)})
                 continue
             await self._take(wish)
 
@@ -256,7 +270,7 @@ class Session:
             task.add_done_callback(self._asking.discard)
 
     async def _answer(self, wish: Wish, given: dict[str, Any]) -> None:
-        await self._socket.send_json({'type': 'answer', 'id': wish.id, 'do': wish.do, **given})
+        await self._tell({'type': 'answer', 'id': wish.id, 'do': wish.do, **given})
 
     async def _ask(self, wish: Wish) -> None:
         """Ask the tracker, in a thread, and tell the page what it says."""
@@ -267,7 +281,8 @@ class Session:
         except Exception as error:  # a wish must not end the page
             _LOG.exception('a request failed')
             given = {'error': f'{type(error).__name__}: {error}'}
-        await self._answer(wish, given)
+        with contextlib.suppress(WebSocketDisconnect):
+            await self._answer(wish, given)
 
     def _work(self, wish: Wish) -> dict[str, Any]:
         asker = self._asker

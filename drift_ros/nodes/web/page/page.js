@@ -142,9 +142,11 @@ function takeStatus(message) {
     : `Waiting for ${message.tracker} …`;
 }
 
-function status(level, text) {
+function status(level, words) {
   $('status').dataset.level = level;
-  if ($('status-text').textContent !== text) $('status-text').textContent = text;
+  if ($('status-text').textContent === words) return;
+  $('status-text').textContent = words;
+  $('status').title = words;
 }
 
 // ---- marking
