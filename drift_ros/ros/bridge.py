@@ -22,6 +22,8 @@ import numpy as np
 
 SHARED = ('rgb8', 'bgr8', 'rgba8', 'bgra8', 'mono8', '8UC3', '8UC1')
 """Encodings that both read to the same pixels. Of others, cv_bridge lacks some and scales some."""
+_NAMED = {'8UC3': 'bgr8', '8UC1': 'mono8'}
+"""What this package takes encodings without a colour for."""
 VARIABLE = 'DRIFT_ROS_CV_BRIDGE'
 
 _PATIENCE = 30.0
@@ -90,11 +92,12 @@ def to_rgb(message: Any) -> np.ndarray | None:
     if bridge is None or message.encoding not in SHARED:
         return None
     try:
-        # what has no colours by its name is taken for what it is taken for here
-        names = {'8UC3': 'bgr8', '8UC1': 'mono8'}
-        if message.encoding in names:
-            pixels = bridge.imgmsg_to_cv2(message)
-            return bridge.cvtColor2(pixels, names[message.encoding], 'rgb8')
-        return np.ascontiguousarray(bridge.imgmsg_to_cv2(message, 'rgb8'))
+        if message.encoding in _NAMED:  # what has no colours by its name
+            pixels = bridge.cvtColor2(
+                bridge.imgmsg_to_cv2(message), _NAMED[message.encoding], 'rgb8'
+            )
+        else:
+            pixels = bridge.imgmsg_to_cv2(message, 'rgb8')
     except Exception:
         return None
+    return np.ascontiguousarray(pixels)

