@@ -18,6 +18,7 @@ from typing import Any, TYPE_CHECKING
 
 import click
 import numpy as np
+import yaml
 
 from drift_ros.commands.recorded import draw_results
 from drift_ros.evaluation.run import exclusive
@@ -387,7 +388,7 @@ def demo(
             name, separator, value = item.partition(':=')
             if not separator:
                 raise ProcessError(f'{item!r} is not of the form NAME:=VALUE')
-            parameters[name] = value
+            parameters[name] = yaml.safe_load(value) if value else value  # as ROS reads it
         parameters = {key: value for key, value in parameters.items() if value != ''}
         if ui:
             from drift_ros.commands.demo_ui import run_page

@@ -189,6 +189,7 @@ class TestDiagnostics:
             input_timeout=5.0,
             topic='/image',
             publishers=publishers,
+            unheard=('', False),
             remedy='set the profile for the camera',
         )
         self.statistics.receive()
