@@ -31,6 +31,8 @@ GRACE = 0.7
 
 _ARENAS = -8
 """glibc's M_ARENA_MAX."""
+_TRIM = 30.0
+"""Seconds between two times that free memory is given back."""
 _PAUSE = 0.1
 """Seconds to wait after a callback failed: what fails always must not take all the time."""
 
@@ -98,6 +100,12 @@ def _share_memory() -> None:
         ctypes.CDLL(None).mallopt(_ARENAS, 2)
 
 
+def _give_back_memory() -> None:
+    """Give what requests and peers that are gone took, and freed, back to the system."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def loss_remedy() -> str:
     """Say what helps against large messages that the middleware loses."""
     from rclpy.utilities import get_rmw_implementation_identifier
@@ -144,8 +152,12 @@ def _live(factory: Callable[[], Any], stop: threading.Event, threads: int) -> in
 
     spinner = threading.Thread(target=spin, name='executor', daemon=True)
     spinner.start()
+    trimmed = time.monotonic()
     while not stop.is_set() and not finished.is_set():
         stop.wait(0.05)
+        if time.monotonic() - trimmed > _TRIM:
+            trimmed = time.monotonic()
+            _give_back_memory()
     deadline = time.monotonic() + GRACE
     stop.set()
     getattr(node, 'stop', lambda: None)()
