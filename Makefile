@@ -15,8 +15,8 @@ export AMENT_PREFIX_PATH := $(abspath $(VENV))$(if $(AMENT_PREFIX_PATH),:$(AMENT
 # The demo and the tests stay on this machine and apart from other ROS systems on it.
 ROS_LOCAL := ROS_AUTOMATIC_DISCOVERY_RANGE=LOCALHOST
 
-INTERFACES := $(wildcard drift_ros_msgs/*.* drift_ros_msgs/*/*.* tools/vision_msgs/*.* \
-                tools/vision_msgs/*/*.*) tools/build_interfaces.py tools/ros_wheels.cmake
+INTERFACES := $(wildcard drift_ros_msgs/*.* drift_ros_msgs/*/*.* tools/*_msgs/*.* \
+                tools/*_msgs/*/*.*) tools/build_interfaces.py tools/ros_wheels.cmake
 SHARED     := setup.py setup.cfg package.xml launch config $(wildcard launch/* config/* config/demo/*)
 
 # An environment made with the ROS wheels and a sourced ROS do not mix, nor the other way round.
@@ -38,6 +38,7 @@ help:
 	@echo 'make setup   create $(VENV) with everything needed (PYTHON=python3.X picks the Python)'
 	@echo 'make demo    follow two objects through a real clip in ROS 2: video, bag, contact sheet'
 	@echo '             (VIDEO=file-or-folder MASK=label-image.png: your own; UI=1: mark in a browser)'
+	@echo 'make demo-follow  let a simulated robot follow an object: video, plot, numbers'
 	@echo 'make test    run the linters and all tests'
 	@echo 'make lint    run the linters only'
 	@echo 'make train   train the embedded model (PHOTOS=folder, ARGS=...)'
@@ -77,6 +78,10 @@ $(VENV)/.stamp-clip: tools/get_clip.py $(VENV)/.stamp-create
 demo: setup
 	@$(ROS_LOCAL) $(BIN)/drift_ros demo $(if $(VIDEO),--video '$(VIDEO)') \
 	  $(if $(MASK),--mask '$(MASK)') $(if $(UI),--ui) $(ARGS)
+
+.PHONY: demo-follow
+demo-follow: setup
+	@$(ROS_LOCAL) $(BIN)/drift_ros demo-follow $(ARGS)
 
 .PHONY: test
 test: lint

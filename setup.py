@@ -79,6 +79,9 @@ setup(
             for line in requirements('requirements-dev.txt')
             if line.startswith('scikit-learn')
         ],
+        'simulation': [
+            line for line in requirements('requirements-dev.txt') if line.startswith('mujoco')
+        ],
         'ray': [line for line in requirements('requirements-dev.txt') if line.startswith('ray')],
         'ros': requirements('requirements-ros.txt'),
     },
@@ -90,6 +93,8 @@ setup(
             'player = drift_ros.nodes.programs:player',
             'recorder = drift_ros.nodes.programs:recorder',
             'web = drift_ros.nodes.programs:web',
+            'follower = drift_ros.nodes.programs:follower',
+            'follow_goal = drift_ros.nodes.programs:follow_goal',
         ],
     },
 )

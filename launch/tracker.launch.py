@@ -53,6 +53,9 @@ ARGUMENTS = (
         'Topic of the camera images; one that ends in /compressed is read as such.',
         None,
     ),
+    ('depth', 'depth', 'Topic of depth images that are aligned with them.', None),
+    ('camera_info', '', 'Topic of their calibration. Empty: camera_info beside image.', None),
+    ('target', '', 'Name or id of the object of ~/pose. Empty: as in params_file.', None),
     ('model', '', 'Folder or hub id of a diffusers checkpoint. Empty: as in params_file.', None),
     ('device', '', 'auto, cpu, cuda or cuda:N. Empty: as in params_file.', None),
     (
@@ -109,7 +112,13 @@ def start_tracker(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         for name in ('model', 'device', 'image_transport')
         if (value := LaunchConfiguration(name).perform(context))
     }
+    if target := LaunchConfiguration('target').perform(context):
+        overrides['space.target'] = ParameterValue(target, value_type=str)
     image = LaunchConfiguration('image').perform(context)
+    depth = LaunchConfiguration('depth').perform(context)
+    info = LaunchConfiguration('camera_info').perform(context)
+    folder, slash, _ = image.removesuffix('/compressed').rpartition('/')
+    info = info or f'{folder}{slash}camera_info'
     use_sim_time = LaunchConfiguration('use_sim_time').perform(context).lower() == 'true'
     tracker = LifecycleNode(
         package='drift_ros',
@@ -120,7 +129,13 @@ def start_tracker(context: LaunchContext) -> list[LaunchDescriptionEntity]:
             str(parameter_file(LaunchConfiguration('params_file').perform(context))),
             {**overrides, 'use_sim_time': use_sim_time},
         ],
-        remappings=[('image', image), ('image/compressed', f'{image}/compressed')],
+        remappings=[
+            ('image', image),
+            ('image/compressed', f'{image}/compressed'),
+            ('depth', depth),
+            ('depth/compressedDepth', f'{depth}/compressedDepth'),
+            ('camera_info', info),
+        ],
         arguments=['--ros-args', '--log-level', LaunchConfiguration('log_level')],
         output='screen',
         emulate_tty=True,

@@ -3,9 +3,10 @@
 Build the ROS interfaces and install them into the running virtual environment.
 
 Run by ``make setup`` with the Python of the environment. Builds ``drift_ros_msgs``, and before it
-the stand-in for ``vision_msgs`` where no ROS installation has the official one. When ROS comes
-from the wheels, what is installed into the prefix is found without environment variables; an
-installed ROS needs ``LD_LIBRARY_PATH`` (the Makefile and ``bin/activate`` set it).
+the stand-ins for parts of ``vision_msgs``, ``tf2_msgs`` and ``nav2_msgs`` where no ROS
+installation has the official ones. When ROS comes from the wheels, what is installed into the
+prefix is found without environment variables; an installed ROS needs ``LD_LIBRARY_PATH`` (the
+Makefile and ``bin/activate`` set it).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import time
 ROOT = Path(__file__).resolve().parent.parent
 PREFIX = Path(sys.prefix)
 BUILD = ROOT / '.cache' / 'interfaces'
+STAND_INS = ('vision_msgs', 'tf2_msgs', 'nav2_msgs')
 
 
 def stop(message: str) -> None:
@@ -117,15 +119,16 @@ def build(source: Path) -> None:
 def main() -> None:
     """Build what is needed."""
     check_system()
-    official = [
-        path
-        for path in foreign_prefixes()
-        if (Path(path) / 'share' / 'vision_msgs' / 'package.xml').is_file()
-    ]
-    if official:
-        print(f'  vision_msgs: found in {official[0]}')
-    else:
-        build(ROOT / 'tools' / 'vision_msgs')
+    for name in STAND_INS:
+        official = [
+            path
+            for path in foreign_prefixes()
+            if (Path(path) / 'share' / name / 'package.xml').is_file()
+        ]
+        if official:
+            print(f'  {name}: found in {official[0]}')
+        else:
+            build(ROOT / 'tools' / name)
     build(ROOT / 'drift_ros_msgs')
 
 

@@ -56,6 +56,11 @@ def evaluate() -> None:
     help='The absence test: 25 frames of each sequence, 20 of the next, in which the object is '
     'not, then the rest.',
 )
+@click.option(
+    '--splice-zoom',
+    type=click.FloatRange(0.25, 4.0),
+    help='The same, and the object comes back so many times larger.',
+)
 @shared_options()
 def davis(
     root: Path,
@@ -67,6 +72,7 @@ def davis(
     max_frames: int,
     compose: str | None,
     splice: bool,
+    splice_zoom: float | None,
     **options: Any,
 ) -> None:
     """
@@ -91,7 +97,7 @@ def davis(
         broken = [item for item in found if isinstance(item, BrokenSequence)]
         made: Sequence[SequenceSource] = [item for item in found if item not in broken]
         made = composed(made, compose) if compose else made
-        made = [*(spliced(made) if splice else made), *broken]
+        made = [*(spliced(made, splice_zoom or 1.0) if splice or splice_zoom else made), *broken]
         data = {
             'kind': 'davis',
             'root': str(root),
@@ -101,7 +107,8 @@ def davis(
             'task': task,
             'max_frames': max_frames,
             'compose': compose,
-            'splice': splice,
+            'splice': splice or splice_zoom is not None,
+            'splice_zoom': splice_zoom,
             'sequences': [item.name for item in made],
         }
         failed = run_and_show(

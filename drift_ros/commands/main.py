@@ -42,6 +42,10 @@ _COMMANDS = {
         'drift_ros.commands.demo:demo',
         'Track real video through real ROS 2 nodes, end to end.',
     ),
+    'demo-follow': (
+        'drift_ros.commands.demo_follow:demo_follow',
+        'Let a robot in a simulator follow an object, through the real nodes.',
+    ),
 }
 
 

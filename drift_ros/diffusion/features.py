@@ -158,6 +158,14 @@ class DiffusionFeatures:
             layers.append(LayerFeatures(query, query if tied else next(found)))
         return with_colour(FrameFeatures(tuple(layers), image), self._colour_share)
 
+    def extract_scaled(self, image: np.ndarray, scale: float) -> FrameFeatures:
+        """Run the network on a frame of the working size, made about ``scale`` times as large."""
+        rows, columns = (
+            max(round(side * scale / self.stride), 1) * self.stride for side in image.shape[:2]
+        )
+        how = cv2.INTER_AREA if scale < 1.0 else cv2.INTER_LINEAR
+        return self.extract_resized(cv2.resize(image, (columns, rows), interpolation=how))
+
     def _pass(self, pixels: Tensor) -> Pass:
         """Choose how the network is run on pictures of this size."""
         size = tuple(pixels.shape)

@@ -2,7 +2,7 @@
 """What the engine asks of others: of a frame its features, of token grids the image's edges."""
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -75,8 +75,12 @@ class FeatureExtractor(Protocol):
         """Extract features of a (H, W, 3) uint8 RGB frame."""
 
 
+@runtime_checkable
 class Extractor(FeatureExtractor, Protocol):
     """One that can look at :attr:`FrameFeatures.image` again."""
 
     def extract_resized(self, image: np.ndarray) -> FrameFeatures:
         """Extract features of a frame in the network's own size."""
+
+    def extract_scaled(self, image: np.ndarray, scale: float) -> FrameFeatures:
+        """Extract features of such a frame, about ``scale`` times as large."""

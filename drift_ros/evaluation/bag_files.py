@@ -74,7 +74,7 @@ def open_bag(path: Path) -> Iterator[Reader]:
             ) from error
         raise _unreadable(path, error) from error
     try:
-        if fault := settle(reader):
+        if source == path and (fault := settle(reader)):  # what is alone contradicts nothing
             raise BagError(fault)
         yield reader
     finally:

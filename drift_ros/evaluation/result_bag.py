@@ -196,11 +196,12 @@ def detections(store: Typestore, header: Any, objects: Sequence[ObjectEstimate])
     def make(name: str, *fields: Any) -> Any:
         return store.types[name](*fields)
 
-    point = make('geometry_msgs/msg/Point', 0.0, 0.0, 0.0)
+    unknown = float('nan')
+    point = make('geometry_msgs/msg/Point', *[unknown] * 3)
     pose = make(
-        'geometry_msgs/msg/Pose', point, make('geometry_msgs/msg/Quaternion', 0.0, 0.0, 0.0, 1.0)
+        'geometry_msgs/msg/Pose', point, make('geometry_msgs/msg/Quaternion', *[unknown] * 4)
     )
-    pose = make('geometry_msgs/msg/PoseWithCovariance', pose, np.zeros(36))
+    pose = make('geometry_msgs/msg/PoseWithCovariance', pose, np.full(36, unknown))
     found = []
     for item in objects:
         if item.box is None:

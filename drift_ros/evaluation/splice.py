@@ -32,6 +32,9 @@ class SplicedSequence:
         Frames of ``source`` in front; half of a shorter one.
     absent : int
         Frames of ``other``, or all it has.
+    zoom : float
+        Times larger objects come back: the pictures are cropped around where they are then, or
+        made smaller and continued by their edges.
 
     """
 
@@ -39,11 +42,12 @@ class SplicedSequence:
     other: SequenceSource
     before: int = BEFORE
     absent: int = ABSENT
+    zoom: float = 1.0
 
     @property
     def name(self) -> str:
         """Name of its files and in tables."""
-        return f'{self.source.name}+absent'
+        return f'{self.source.name}+absent' + (f'x{self.zoom:g}' if self.zoom != 1.0 else '')
 
     @property
     def bounds(self) -> tuple[int, int]:
@@ -67,17 +71,28 @@ class SplicedSequence:
             image = resized(frame.image, size)
             empty = np.zeros(size, np.uint8)
             yield SequenceFrame(f'{next(numbers):05d}', image, empty)
+        centre = None
         for frame in frames:
+            if self.zoom != 1.0:
+                if centre is None:
+                    centre = _centre(frame)
+                frame = _zoomed(frame, self.zoom, centre)
             yield _numbered(frame, next(numbers))
 
     def digest(self) -> str:
         """Digest both sequences and the way they are put together."""
-        return combine(self.source.digest(), self.other.digest(), str(self.bounds))
+        return combine(self.source.digest(), self.other.digest(), str((self.bounds, self.zoom)))
 
 
-def spliced(sequences: Sequence[SequenceSource]) -> list[SplicedSequence]:
+def spliced(sequences: Sequence[SequenceSource], zoom: float = 1.0) -> list[SplicedSequence]:
     """
     Put into each sequence frames of the next one (into the last, of the first).
+
+    Parameters
+    ----------
+    sequences : sequence of SequenceSource
+    zoom : float
+        As of :class:`SplicedSequence`.
 
     Raises
     ------
@@ -89,7 +104,8 @@ def spliced(sequences: Sequence[SequenceSource]) -> list[SplicedSequence]:
         raise DatasetError('--splice takes the other scene from the next sequence: choose two')
     following = [*sequences[1:], sequences[0]]
     return [
-        SplicedSequence(source, other) for source, other in zip(sequences, following, strict=True)
+        SplicedSequence(source, other, zoom=zoom)
+        for source, other in zip(sequences, following, strict=True)
     ]
 
 
@@ -101,6 +117,33 @@ def resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return cv2.resize(
         image, size[::-1], interpolation=cv2.INTER_AREA if smaller else cv2.INTER_LINEAR
     )
+
+
+def _centre(frame: SequenceFrame) -> tuple[float, float]:
+    """Give (x, y) of the middle of the objects in a frame; of the picture, if there are none."""
+    truth = np.ones(frame.image.shape[:2]) if frame.truth is None else frame.truth
+    marked = truth != 0
+    left, top, width, height = cv2.boundingRect((marked | ~marked.any()).astype(np.uint8))
+    return left + width / 2, top + height / 2
+
+
+def _zoomed(frame: SequenceFrame, zoom: float, centre: tuple[float, float]) -> SequenceFrame:
+    """Show a frame ``zoom`` times larger about a place (x, y), no further than its edges."""
+    height, width = frame.image.shape[:2]
+    shift = []
+    for middle, size in zip(centre, (width, height), strict=True):
+        least, most = sorted((0.0, size - size * zoom))
+        shift.append(min(max(size / 2 - middle * zoom, least), most))
+    motion = np.array([[zoom, 0.0, shift[0]], [0.0, zoom, shift[1]]], np.float32)
+
+    def show(values: np.ndarray, how: int, border: int) -> np.ndarray:
+        return cv2.warpAffine(values, motion, (width, height), flags=how, borderMode=border)
+
+    image = show(frame.image, cv2.INTER_LINEAR, cv2.BORDER_REPLICATE)
+    truth = frame.truth
+    if truth is not None:
+        truth = show(truth, cv2.INTER_NEAREST, cv2.BORDER_CONSTANT)
+    return SequenceFrame(frame.name, image, truth, frame.seed)
 
 
 def _numbered(frame: SequenceFrame, number: int) -> SequenceFrame:

@@ -38,7 +38,7 @@ _SIDE = 240
 _USUAL, _SPREAD = 0.06, 1.0
 """What people point at takes about this share of a picture, and its logarithm's deviation."""
 _WRONG_POINT = 10.0
-_LEVEL, _SLOPE = 9.6, 0.8
+_LEVEL, _SLOPE = 8.9, 0.4
 """Of the logistic function that makes an expected overlap of a candidate's merit."""
 
 
@@ -82,8 +82,15 @@ def mark(
     extract : callable
         Gives the features of a frame.
 
+    Raises
+    ------
+    FrameError
+        The features are not finite.
+
     """
-    walk = spread(extract(frame), frame.shape[:2], points)
+    features = extract(frame)
+    features.check()
+    walk = spread(features, frame.shape[:2], points)
     eye = _Eye(frame, walk, points)
     tried = [eye.look(coarse) for coarse in coarse_masks(walk, frame.shape[:2], points)]
     return max(tried, key=lambda candidate: candidate.merit)

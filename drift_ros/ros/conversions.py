@@ -91,6 +91,28 @@ def _pixels(msg: Image, dtype: type, channels: int, what: str) -> np.ndarray:
     )
 
 
+def pixels(msg: Image, dtype: type, channels: int, what: str) -> np.ndarray:
+    """
+    Read an image's numbers as they are: ``(H, W)`` or ``(H, W, channels)``, native byte order.
+
+    Parameters
+    ----------
+    msg : sensor_msgs/Image
+    dtype : type
+        Of a number.
+    channels : int
+    what : str
+        What the image is called in errors.
+
+    Raises
+    ------
+    ConversionError
+        Truncated or oversized data, impossible step, no pixels.
+
+    """
+    return _pixels(msg, dtype, channels, what)
+
+
 def image_to_rgb(msg: Image, greys: GreyRange | None = None) -> np.ndarray:
     """
     Read a camera frame.

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from vision_msgs.msg import Detection2DArray, LabelInfo
 
     from drift_ros.prompts.segmenter import Prompt
+    from drift_ros.space.locate import Place
 
 
 def label_info(names: Mapping[int, str], header: Header) -> LabelInfo:
@@ -46,13 +47,16 @@ def label_info(names: Mapping[int, str], header: Header) -> LabelInfo:
     )
 
 
-def detections(objects: Iterable[Any], header: Header) -> Detection2DArray:
+def detections(
+    objects: Iterable[Any], header: Header, places: Mapping[int, Place] | None = None
+) -> Detection2DArray:
     """
     Make a vision_msgs/Detection2DArray of the objects that are being tracked.
 
     ``id`` is the track id; the one hypothesis has the same id as ``class_id`` (look its name up
     in label_info) and the probability that it is there as ``score``. The box covers whole pixels:
-    an object on columns 10 to 19 has ``size_x`` 10 and its centre at 15.0.
+    an object on columns 10 to 19 has ``size_x`` 10 and its centre at 15.0. Where it is in space,
+    ``pose``, is all NaN unless known.
 
     Parameters
     ----------
@@ -60,6 +64,8 @@ def detections(objects: Iterable[Any], header: Header) -> Detection2DArray:
         Those without a box (occluded, lost) are left out.
     header : std_msgs/Header
         The input image's own.
+    places : mapping of int to Place, optional
+        Where objects are, by id.
 
     """
     from vision_msgs.msg import (
@@ -69,6 +75,8 @@ def detections(objects: Iterable[Any], header: Header) -> Detection2DArray:
         ObjectHypothesisWithPose,
     )
 
+    from drift_ros.ros.space_messages import fill_pose
+
     result = Detection2DArray(header=header)
     for item in objects:
         if item.box is None:
@@ -76,6 +84,7 @@ def detections(objects: Iterable[Any], header: Header) -> Detection2DArray:
         hypothesis = ObjectHypothesisWithPose()
         hypothesis.hypothesis.class_id = str(item.id)
         hypothesis.hypothesis.score = float(item.existence)
+        fill_pose(hypothesis.pose, (places or {}).get(item.id))
         result.detections.append(
             Detection2D(
                 header=header,

@@ -18,6 +18,8 @@ from typing import Any, get_args, get_type_hints, TypeVar
 
 from drift_ros.engine.config import DROPPED, find_option, RENAMED, TrackerConfig
 from drift_ros.engine.options import Option, option, options_of
+from drift_ros.space.following import FollowOptions, GoalConfig
+from drift_ros.space.options import SpaceConfig
 
 
 @dataclass(frozen=True)
@@ -216,9 +218,11 @@ class WebConfig:
 
 
 NODES: dict[str, tuple[type, ...]] = {
-    'tracker': (NodeConfig, TrackerConfig),
+    'tracker': (NodeConfig, SpaceConfig, TrackerConfig),
     'player': (PlayerConfig,),
     'recorder': (RecorderConfig,),
+    'follower': (FollowOptions,),
+    'follow_goal': (GoalConfig,),
     'web': (WebConfig,),
 }
 """The dataclasses that make up each node's parameters."""

@@ -30,6 +30,31 @@ RESULTS = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE)
 PICTURES = QoSProfile(depth=2, reliability=ReliabilityPolicy.RELIABLE)
 """The overlay: large, for people, and of no use once a newer one is there."""
 
+POSES = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
+"""Pose and bearing of what is followed, the newest alone; as nav2's following server asks."""
+
+COMMANDS = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
+"""Velocities: an old one must not follow a new one."""
+
+CAMERA_INFO = QoSProfile(depth=5, reliability=ReliabilityPolicy.BEST_EFFORT)
+"""Calibrations: any camera is heard."""
+
+LIVE_DEPTH = QoSProfile(depth=5, reliability=ReliabilityPolicy.BEST_EFFORT)
+"""Depth images: some that were taken about the image's time are there to choose from."""
+
+ALL_DEPTH = QoSProfile(depth=100, reliability=ReliabilityPolicy.RELIABLE)
+"""Depth images in replay."""
+
+TRANSFORMS = QoSProfile(depth=100, reliability=ReliabilityPolicy.RELIABLE)
+"""/tf, as tf2 has it."""
+
+STATIC_TRANSFORMS = QoSProfile(
+    depth=100,
+    reliability=ReliabilityPolicy.RELIABLE,
+    durability=DurabilityPolicy.TRANSIENT_LOCAL,
+)
+"""/tf_static, as tf2 has it."""
+
 LATCHED = QoSProfile(
     depth=1,
     reliability=ReliabilityPolicy.RELIABLE,

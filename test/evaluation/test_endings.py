@@ -18,8 +18,6 @@ from drift_ros.evaluation.datasets import find_sequences
 from drift_ros.evaluation.engines import parse_engine
 from drift_ros.ros import signals
 
-from .conftest import scene, write_sequence
-
 ROOT = Path(__file__).resolve().parents[2]
 # Interrupts the process that imports a module, at that moment.
 INTERRUPTING = """
@@ -44,70 +42,49 @@ def wait_for(condition, process=None):
         time.sleep(0.02)
 
 
-@pytest.fixture
-def long(tmp_path):
-    """Two sequences on which optical flow is busy for minutes."""
-    for name in ('a', 'b'):
-        frames, labels = scene(1)
-        write_sequence(tmp_path / 'davis', name, *(part[:2] for part in (frames, labels)))
-        for kind, suffix in (('JPEGImages', 'jpg'), ('Annotations', 'png')):
-            folder = tmp_path / 'davis' / kind / name
-            for number in range(2, 400):
-                os.link(folder / f'00000.{suffix}', folder / f'{number:05d}.{suffix}')
-    return tmp_path / 'davis'
-
-
-def test_workers_of_a_run_that_is_interrupted(long, tmp_path):
-    command = [sys.executable, '-m', 'drift_ros.commands.main', 'eval', 'davis', str(long)]
-    process = subprocess.Popen(
-        [*command, '-e', 'flow', '--workers', '2', '--out', str(tmp_path / 'out')],
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        for name in ('a', 'b'):
-            wait_for((tmp_path / 'out' / 'masks' / 'flow' / name / '00003.png').exists, process)
-        children = psutil.Process(process.pid).children(recursive=True)
-        assert len(children) >= 2
-        process.send_signal(signal.SIGINT)
-        said, complained = process.communicate(timeout=60)
-        wait_for(lambda: not any(item.is_running() for item in children))
-    finally:
-        process.kill()
-    assert process.returncode == 130
-    assert 'Traceback' not in said + complained
-    assert not list((tmp_path / 'out').glob('scores/*/*.json')), 'nothing was finished'
-
-
 WORKING = """
 import os, sys, time
 from drift_ros.evaluation.workers import in_processes
+from drift_ros.ros.signals import interruptible
 def work(number, progress):
     os.write(1, b'working\\n')
     time.sleep(600)
 if __name__ == '__main__':
-    list(in_processes(work, {1: (1,), 2: (2,)}, 2, 1, print))
+    with interruptible():
+        list(in_processes(work, {1: (1,), 2: (2,)}, 2, 1, print))
 """
 
 
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGKILL])
-def test_workers_end_with_their_parent(tmp_path, number):
+@pytest.mark.parametrize(
+    ('number', 'code', 'group'),
+    [
+        (signal.SIGINT, 130, False),
+        (signal.SIGINT, 130, True),
+        (signal.SIGTERM, 143, False),
+        (signal.SIGKILL, -9, False),
+    ],
+)
+def test_workers_end_with_their_parent(tmp_path, number, code, group):
+    """Also when the whole group is told, as by Ctrl-C in a terminal; without a traceback."""
     (tmp_path / 'working.py').write_text(WORKING)
     process = subprocess.Popen(
-        [sys.executable, str(tmp_path / 'working.py')], env=environment(), stdout=subprocess.PIPE
+        [sys.executable, str(tmp_path / 'working.py')],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
     )
     try:
         assert [process.stdout.readline() for _ in range(2)] == [b'working\n'] * 2
         children = psutil.Process(process.pid).children(recursive=True)
         assert len(children) >= 2
-        process.send_signal(number)
-        assert process.wait(60) == -number
+        (os.killpg if group else os.kill)(process.pid, number)
+        _, complained = process.communicate(timeout=60)
+        assert process.returncode == code and b'Traceback' not in complained, complained
         wait_for(lambda: not any(item.is_running() for item in children))
     finally:
         process.kill()
-        process.communicate()
+        process.wait()
 
 
 @pytest.mark.parametrize(

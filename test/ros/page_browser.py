@@ -36,7 +36,7 @@ OPTIONS = (
 )
 
 
-def wait(condition, what, timeout=60.0):
+def wait(condition, what, timeout=180.0):
     """Wait for a condition of the page."""
     end = time.monotonic() + timeout
     while time.monotonic() < end:

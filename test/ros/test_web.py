@@ -64,6 +64,8 @@ class Camera:
 
     def _run(self):
         while not self._stop.wait(0.1):
+            if not self._client.node.count_subscribers('/image'):
+                continue  # the tracker starts anew
             header = self._client.header()
             x, y = red_at(self._number)
             self.truth[stamp.nanoseconds(header.stamp)] = (x, y, SIDE)
@@ -263,6 +265,20 @@ def test_correct_remove_reload_and_two_browsers(stage, page, tmp_path):
         other.find('sure-yes').click()
         wait(lambda: not page.objects and not other.objects, 'both lists to be empty')
         assert other.problems() == []
+
+
+def test_everything_that_can_be_used_has_a_name(stage, page):
+    stage.client.seed(square_mask((230, 160, SIDE), size=SIZE), names=['can'])
+    number = wait(lambda: list(page.objects), 'the object')[0]
+    page.run("document.getElementById('help').showModal()")
+    assert page.find('help').accessible_name == 'How to mark'
+    page.keys(KEYS.ESCAPE)
+    stop(page)
+    for item in page.driver.find_elements('css selector', 'button, input, #stage, summary'):
+        if item.is_displayed():
+            assert item.accessible_name.strip(), item.get_attribute('outerHTML')
+    assert page.row(number).find_element('class name', 'remove').accessible_name == 'Remove can'
+    assert page.find('stage').aria_role == 'application'
 
 
 def test_the_keyboard_alone_does(stage, page):

@@ -426,6 +426,8 @@ class TestMessages:
         assert cup.id == '3' and cup.header == self.header
         assert cup.results[0].hypothesis.class_id == '3'
         assert cup.results[0].hypothesis.score == pytest.approx(0.9)
+        assert np.isnan(cup.results[0].pose.pose.position.z)  # no measurement, and it says so
+        assert np.isnan(cup.results[0].pose.covariance).all()
         assert (cup.bbox.center.position.x, cup.bbox.center.position.y) == (15.0, 35.0)
         assert (cup.bbox.size_x, cup.bbox.size_y) == (10.0, 30.0)
 

@@ -14,8 +14,11 @@ from rclpy.context import Context
 # definitions. Two ROS 2 nodes talk to each other about a type only if these agree.
 OFFICIAL = {
     'BoundingBox2D': '008eacbb0cf8f26e83795547bed013eec3675485ef386ec056d80eaaf1c1ce2f',
+    'BoundingBox3D': 'bbb73a65c163d7f9bb29009c7bde9f7faa576bd2d23299c4511d19230dab4698',
     'Detection2D': '0d12b69df5c593b3455b7346fac8205437a7d4bcb09b9e0e0b2dde787ded38ea',
     'Detection2DArray': '214274120007f4a683866481336b70310268cfa107aebe9d594a6acf75bda968',
+    'Detection3D': 'ddd703be132ab0b69d33121f1bb034132bfbb3b0ac5f9fb1516005ba1c8a265b',
+    'Detection3DArray': '793f5eab9595ac1c0da07873cc859db42eae51f0ee76056db8562515d830e018',
     'LabelInfo': '3d37df4015cdf660cc851c51897f2acd957e1ca6205ba0a99aebffb9406b0783',
     'ObjectHypothesis': '51da43cec11c01957a64d1e05a24acd18aae7745ec30b74348ad5f6d634f7f90',
     'ObjectHypothesisWithPose': '41c12344c0396c48b81df12467c192d99b2a0eb1463c5c37194e4223251c80bc',
@@ -26,13 +29,31 @@ OFFICIAL = {
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def description(package, name):
-    """Return what the build wrote about a message type (share/PACKAGE/msg/NAME.json)."""
+# The same of tf2_msgs and of nav2_msgs 1.5.0, whose action its following server serves.
+OTHERS = {
+    'tf2_msgs/msg/TFMessage': 'e369d0f05a23ae52508854b66f6aa0437f3449d652e8cbf22d5abe85d020f087',
+    'nav2_msgs/action/FollowObject': (
+        '4d6e71c4308e19ff8ab8d1a2f48ff27f8d1e24456280c3d0f716893f76b5494d'
+    ),
+    'nav2_msgs/action/FollowObject_SendGoal': (
+        'be8d4b9e9009767046743b47297c12d1487359a022888b04a72781cf029244d9'
+    ),
+    'nav2_msgs/action/FollowObject_GetResult': (
+        'c185b60e2fb1198b2d388eca8bb6502f324e58d1364cd883376043558e60f5a1'
+    ),
+    'nav2_msgs/action/FollowObject_FeedbackMessage': (
+        '0711fd141e723cc523724763fff0657e02d5e5292415ef1b19780e89308e8a23'
+    ),
+}
+
+
+def description(package, name, kind='msg'):
+    """Return what the build wrote about a type (share/PACKAGE/KIND/NAME.json)."""
     prefixes = [sys.prefix, *os.environ['AMENT_PREFIX_PATH'].split(os.pathsep)]
     found = [
         path
         for prefix in prefixes
-        if (path := Path(prefix) / 'share' / package / 'msg' / f'{name}.json').is_file()
+        if (path := Path(prefix) / 'share' / package / kind / f'{name}.json').is_file()
     ]
     assert found, f'{package}/{name} is not installed: make setup'
     return json.loads(found[0].read_text())
@@ -47,9 +68,21 @@ def test_vision_msgs_hash_is_official(name):
     assert hashes[f'vision_msgs/msg/{name}'] == f'RIHS01_{OFFICIAL[name]}'
 
 
-def test_every_message_of_the_stand_in_is_checked():
+@pytest.mark.parametrize('name', OTHERS)
+def test_other_hashes_are_official(name):
+    package, kind, leaf = name.split('/')
+    found = description(package, leaf.partition('_')[0], kind)
+    hashes = {entry['type_name']: entry['hash_string'] for entry in found['type_hashes']}
+    assert hashes[name] == f'RIHS01_{OTHERS[name]}'
+
+
+def test_every_message_of_the_stand_ins_is_checked():
     names = {path.stem for path in (ROOT / 'tools' / 'vision_msgs' / 'msg').glob('*.msg')}
     assert names == set(OFFICIAL)
+    others = {
+        path for path in (ROOT / 'tools').glob('*_msgs/*/*') if path.parts[-3] != 'vision_msgs'
+    }
+    assert {'/'.join(path.with_suffix('').parts[-3:]) for path in others} <= set(OTHERS)
 
 
 def test_hash_announced_on_the_wire(monkeypatch):

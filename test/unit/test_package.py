@@ -90,7 +90,7 @@ def test_python_dependencies_are_declared():
         if not ROS.match(name)
     }
     # extras: imported on use, with a message where they are missing
-    optional = {'ray', 'scikit-learn'}
+    optional = {'mujoco', 'ray', 'scikit-learn'}
     assert {name.replace('_', '-') for name in used} - optional <= set(runtime)
     development = {
         DISTRIBUTIONS.get(name, name).lower().replace('_', '-')

@@ -19,7 +19,7 @@ ORDER = [
     {'prompts', 'media'},
     {'api'},
     {'ros'},
-    {'nodes', 'evaluation'},
+    {'nodes', 'evaluation', 'simulation'},
     {'experiments'},
     {'commands'},
 ]

@@ -8,6 +8,7 @@ from scenes import BLUE, ColourFeatures, configure, GREEN, overlap, RED, scene, 
 import torch
 
 from drift_ros import Prompt, PromptError, SeedError, Tracker
+from drift_ros.prompts.clicks import attention_graph, mark
 from drift_ros.prompts.segmenter import (
     check_prompts,
     complete_cut,
@@ -45,6 +46,61 @@ def test_grabcut_finds_what_is_pointed_at(prompt):
     assert found.mask.shape == FRAME.shape[:2] and found.mask.dtype == bool
     assert overlap(found.mask, TRUTH == 1) > 0.85
     assert 0 <= found.score <= 1
+
+
+def photograph(size=(120, 200)):
+    """Give a picture whose thing and surroundings have two colours each: (image, thing)."""
+    random = np.random.default_rng(3)
+    image = np.empty((*size, 3), np.float32)
+    rows, columns = np.mgrid[: size[0], : size[1]]
+    image[:] = np.where((columns // 10 % 2)[..., None], (150, 120, 80), (120, 140, 90))
+    thing = ((rows - 60) / 34) ** 2 + ((columns - 90) / 45) ** 2 < 1
+    image[thing] = np.where((rows[thing] > 62)[:, None], (60, 70, 190), (80, 60, 150))
+    return np.clip(image + random.normal(0, 6, image.shape), 0, 255).astype(np.uint8), thing
+
+
+@pytest.mark.parametrize('place', [(90, 45), (60, 70), (120, 55)])
+def test_a_click_goes_as_far_as_the_thing_does(place):
+    image, thing = photograph()
+    tracker = make()
+    (found,) = tracker.segment(image, [Prompt(points=((*place, True),))])
+    assert overlap(found.mask, thing) > 0.8
+    assert 0.3 < found.score < 1
+    # what is said not to be on it is left out, and what is said to be on it is in
+    (less,) = tracker.segment(image, [Prompt(points=((90, 45, True), (90, 85, False)))])
+    assert less.mask[45, 90] and not less.mask[85, 90]
+
+
+def test_a_click_on_nothing_much_scores_low():
+    image, _ = photograph()
+    noise = np.random.default_rng(0).integers(0, 255, image.shape, np.uint8)
+    tracker = make()
+    (sure,) = tracker.segment(image, [Prompt(points=((90, 45, True),))])
+    (unsure,) = tracker.segment(noise, [Prompt(points=((90, 45, True),))])
+    assert unsure.score < sure.score - 0.1
+
+
+def test_attention_is_a_graph_of_the_networks_own_logits():
+    features = ColourFeatures().extract(FRAME)
+    graph = attention_graph(features.layers[0])
+    rows, columns = features.grid
+    assert graph.shape == (rows * columns,) * 2 and abs(graph - graph.T).max() < 1e-6
+    assert 0 < graph.data.min() and graph.data.max() <= 1.0
+    layer = features.layers[0]
+    query = layer.query[0].reshape(-1, layer.query.shape[-1]).numpy()
+    one, other = 5 * columns + 5, 5 * columns + 8
+    logits = query[[one, other]] @ query[[one, other]].T / np.sqrt(query.shape[1])
+    expected = np.exp((logits[0, 1] - (logits[0, 0] + logits[1, 1]) / 2) / 2.3)
+    assert graph[one, other] == pytest.approx(expected, rel=1e-4)
+    assert graph[one, 5 * columns + 10] == 0  # too far to attend to
+
+
+@pytest.mark.parametrize('size', [(8, 8), (4, 300), (200, 5), (33, 17)])
+def test_clicks_in_odd_frames(size):
+    image = np.random.default_rng(0).integers(0, 255, (*size, 3), np.uint8)
+    point = (size[1] - 0.5, size[0] - 0.5, True)
+    (found,) = [mark(image, [point], ColourFeatures().extract)]
+    assert found.mask.shape == size and 0 <= found.score <= 1
 
 
 @pytest.mark.parametrize(

@@ -186,6 +186,35 @@ def test_the_page_loads_nothing_from_elsewhere_and_runs_no_text():
     )
 
 
+def contrast(one, other):
+    """Give the contrast of two colours #rgb or #rrggbb, as WCAG defines it."""
+
+    def light(colour):
+        text = colour.lstrip('#')
+        text = ''.join(2 * c for c in text) if len(text) == 3 else text
+        levels = np.array([int(text[i : i + 2], 16) / 255 for i in (0, 2, 4)])
+        linear = np.where(levels <= 0.04045, levels / 12.92, ((levels + 0.055) / 1.055) ** 2.4)
+        return linear @ (0.2126, 0.7152, 0.0722)
+
+    low, high = sorted((light(one), light(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_texts_are_readable_by_day_and_by_night():
+    text = (PAGE / 'page.css').read_text()
+    themes = re.findall(r':root \{(.*?)\}', text, re.S)
+    assert len(themes) == 2
+    for theme in themes:
+        colours = dict(re.findall(r'--([\w-]+): (#\w+)', theme))
+        for ink in ('ink', 'soft', 'danger', 'good', 'warn'):
+            for ground in ('card', 'back'):
+                assert contrast(colours[ink], colours[ground]) >= 4.5, (ink, ground)
+        assert contrast(colours['on-strong'], colours['strong']) >= 4.5
+        assert contrast(colours['card'], colours['danger']) >= 4.5
+        assert contrast(colours['ink'], colours['bad-back']) >= 4.5
+        assert contrast(colours['ink'], colours['track']) >= 4.5
+
+
 # -- who
 
 

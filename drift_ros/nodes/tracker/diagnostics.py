@@ -187,6 +187,7 @@ class Diagnostics:
         condition: Callable[[], Condition],
         period: float,
         group: CallbackGroup,
+        more: Sequence[Callable[[], Any]] = (),
     ) -> None:
         """
         Publish every ``period`` seconds from now on.
@@ -199,12 +200,14 @@ class Diagnostics:
         period : float
             Seconds.
         group : CallbackGroup
+        more : sequence of callable
+            Give further statuses, of parts of the node.
 
         """
         self.statistics = StreamStatistics()
         self.objects: Sequence[ObjectEstimate] = ()
         self.size = ''
-        self._node, self._condition = node, condition
+        self._node, self._condition, self._more = node, condition, more
         self._publisher = node.create_publisher(DiagnosticArray, '/diagnostics', qos.DIAGNOSTICS)
         # steady: diagnostics go on when simulated time stands still
         self._timer = node.create_timer(
@@ -290,6 +293,7 @@ class Diagnostics:
                 level,
                 message,
                 values,
-            )
+            ),
+            *(status() for status in self._more),
         ]
         self._publisher.publish(array)

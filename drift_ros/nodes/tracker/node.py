@@ -34,10 +34,12 @@ from drift_ros.nodes.tracker.images import Images
 from drift_ros.nodes.tracker.optimize import OptimizeAction
 from drift_ros.nodes.tracker.outputs import Outputs
 from drift_ros.nodes.tracker.services import NotReadyError, Services
+from drift_ros.nodes.tracker.space import Space
 from drift_ros.nodes.tracker.stream import LOST, StreamCheck
 from drift_ros.nodes.tracker.worker import Worker
 from drift_ros.ros import conversions, parameters, qos, runtime, stamp
 from drift_ros.ros.parameters import NodeConfig
+from drift_ros.space.options import SpaceConfig
 
 if TYPE_CHECKING:
     from drift_ros.api import Tracker
@@ -89,9 +91,9 @@ class TrackerNode(LifecycleNodeMixin, Node):
             self, self._running, self._images, self._outputs, self._refuse, group
         )
         self._optimize = OptimizeAction(self, self._running, lambda: self._outputs.active, group)
-        self._diagnostics = Diagnostics(
-            self, self._condition, self._settings.diagnostics_period, group
-        )
+        self._space = Space(self, self._outputs.publish)
+        period, more = self._settings.diagnostics_period, [self._space.diagnose]
+        self._diagnostics = Diagnostics(self, self._condition, period, group, more)
         self._stream = StreamCheck(self._warn)
         self._remedy = runtime.loss_remedy()
 
@@ -184,6 +186,10 @@ class TrackerNode(LifecycleNodeMixin, Node):
                 continue
             return SetParametersResult(successful=False, reason=reason)
         try:
+            parameters.read(self, SpaceConfig, changes)
+        except ValueError as error:
+            return SetParametersResult(successful=False, reason=str(error))
+        try:
             parameters.read(self, NodeConfig, changes)
             parameters.read(self, TrackerConfig, changes)
         except ValueError as error:
@@ -201,6 +207,7 @@ class TrackerNode(LifecycleNodeMixin, Node):
     def _apply_settings(self) -> NodeConfig:
         self._settings = parameters.read(self, NodeConfig)
         self._outputs.opacity = self._settings.overlay_opacity
+        self._space.options = parameters.read(self, SpaceConfig).space
         return self._settings
 
     # -- transitions --------------------------------------------------------------------------
@@ -240,9 +247,12 @@ class TrackerNode(LifecycleNodeMixin, Node):
         worker.mailbox.configure(settings.replay, settings.replay_queue_mb << 20)
         statistics = self._diagnostics.statistics
         statistics.reset()
+        if self._space.options.publish_tf:
+            self._outputs.create_tf()
         self._stream.reset()
         result = super().on_activate(state)
         self._outputs.active = True
+        self._space.activate(self._space.options, settings.replay)
         self._outputs.names(worker.tracker)
         topic, kind = source.choose(self.resolve_topic_name('image'), settings.image_transport)
         profile = qos.ALL_IMAGES if settings.replay else qos.LIVE_IMAGES
@@ -290,6 +300,7 @@ class TrackerNode(LifecycleNodeMixin, Node):
         if self._subscription is not None:
             self.destroy_subscription(self._subscription)
             self._subscription = None
+        self._space.deactivate()
         self._images.buffer.clear()
 
     def _release(self) -> None:
@@ -328,6 +339,7 @@ class TrackerNode(LifecycleNodeMixin, Node):
         self._sequence += 1
         statistics = self._diagnostics.statistics
         statistics.receive()
+        self._space.receive(frame)
         self._stream.header(frame.stamp, message.header.frame_id)
         self._images.buffer.add(frame)
         dropped = worker.mailbox.put(frame)
@@ -349,9 +361,11 @@ class TrackerNode(LifecycleNodeMixin, Node):
         self._stream.size(*image.shape[:2])
         result = tracker.step(image)
         self._diagnostics.size = f'{image.shape[1]}x{image.shape[0]}'
-        if self._outputs.result(frame, image, result):
+        look = self._space.look(frame, image, result)
+        if self._outputs.result(frame, image, result, look.places):
             self._diagnostics.objects = result.objects
             self._diagnostics.statistics.track(time.monotonic() - frame.received)
+        self._space.tell(look)
 
     def _refuse(self, error: BaseException) -> None:
         """Say that an image or a request could not be used; tracking goes on with the next."""

@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 import threading
 from typing import Any, TYPE_CHECKING
 
 from drift_ros_msgs.msg import TrackArray
+from geometry_msgs.msg import PoseStamped, Vector3Stamped
 import numpy as np
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
-from vision_msgs.msg import Detection2DArray, LabelInfo
+from vision_msgs.msg import Detection2DArray, Detection3DArray, LabelInfo
+from visualization_msgs.msg import MarkerArray
 
 from drift_ros.media import overlay
 from drift_ros.nodes.tracker.frames import ReceivedImage
@@ -19,6 +22,7 @@ from drift_ros.ros import conversions, messages, qos
 if TYPE_CHECKING:
     from drift_ros.api import Tracker
     from drift_ros.engine.estimates import TrackResult
+    from drift_ros.space.locate import Place
 
 PUBLISHED = {
     'mask': (Image, qos.RESULTS),
@@ -27,6 +31,10 @@ PUBLISHED = {
     'overlay': (Image, qos.PICTURES),
     'label_info': (LabelInfo, qos.LATCHED),
     'seeds': (Image, qos.RESULTS),
+    'detections_3d': (Detection3DArray, qos.RESULTS),
+    'pose': (PoseStamped, qos.POSES),
+    'bearing': (Vector3Stamped, qos.POSES),
+    'markers': (MarkerArray, qos.PICTURES),
 }
 """Topics below the node's name, with their types and quality of service."""
 
@@ -59,6 +67,24 @@ class Outputs:
                 for name, (kind, profile) in PUBLISHED.items()
             }
 
+    def create_tf(self) -> None:
+        """
+        Create the publisher of /tf, unless it is there.
+
+        Raises
+        ------
+        ImportError
+            tf2_msgs is not installed.
+
+        """
+        from tf2_msgs.msg import TFMessage
+
+        with self._lock:
+            if 'tf' not in self._publishers:
+                self._publishers['tf'] = self._node.create_lifecycle_publisher(
+                    TFMessage, '/tf', qos.TRANSFORMS
+                )
+
     def destroy(self) -> None:
         """Fall silent, and take the publishers down."""
         with self._lock:
@@ -77,7 +103,13 @@ class Outputs:
         with self._lock:
             self._active = value
 
-    def result(self, frame: ReceivedImage, image: np.ndarray, result: TrackResult) -> bool:
+    def result(
+        self,
+        frame: ReceivedImage,
+        image: np.ndarray,
+        result: TrackResult,
+        places: Mapping[int, Place] | None = None,
+    ) -> bool:
         """
         Publish what was found in a frame; False when the node is no longer active.
 
@@ -87,12 +119,14 @@ class Outputs:
         image : np.ndarray
             The same, (H, W, 3) uint8 RGB.
         result : TrackResult
+        places : mapping of int to Place, optional
+            Where objects are in space, by id, as far as that is known by now.
 
         """
         header = frame.message.header
         made: dict[str, Any] = {
             'mask': conversions.labels_to_image(result.labels, header),
-            'detections': messages.detections(result.objects, header),
+            'detections': messages.detections(result.objects, header, places),
         }
         with self._lock:
             wanted = self._active and self._publishers['overlay'].get_subscription_count() > 0
@@ -101,13 +135,13 @@ class Outputs:
             made['overlay'] = conversions.rgb_to_image(picture, header)
         latency = self._node.get_clock().now().nanoseconds - frame.stamp
         made['tracks'] = messages.tracks(result.objects, result.timings, latency, header)
-        return self._publish(made)
+        return self.publish(made)
 
     def names(self, tracker: Tracker) -> None:
         """Publish the names of all objects."""
         header = Header(stamp=self._node.get_clock().now().to_msg())
         names = {item.id: item.name for item in tracker.objects}
-        self._publish({'label_info': messages.label_info(names, header)})
+        self.publish({'label_info': messages.label_info(names, header)})
 
     def seeds(self, labels: np.ndarray, header: Header) -> None:
         """
@@ -121,9 +155,10 @@ class Outputs:
             That of the image it belongs to.
 
         """
-        self._publish({'seeds': conversions.labels_to_image(labels, header)})
+        self.publish({'seeds': conversions.labels_to_image(labels, header)})
 
-    def _publish(self, made: dict[str, Any]) -> bool:
+    def publish(self, made: Mapping[str, Any]) -> bool:
+        """Publish messages by the names of their outputs; False when the node is not active."""
         with self._lock:
             if not self._active:
                 return False

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A simulated robot with the real nodes follows an object, loses it behind a screen, finds it."""
+
+import math
+import os
+
+import numpy as np
+import pytest
+
+pytest.importorskip('mujoco', reason='MuJoCo is not installed')
+
+from drift_ros.simulation import closed_loop, measures  # noqa: E402
+from drift_ros.simulation.scenario import Scenario  # noqa: E402
+from drift_ros.simulation.world import RenderError, World  # noqa: E402
+
+PATH = (
+    (0.0, 1.9, 0.0),
+    (1.0, 1.9, 0.0),
+    (3.5, 2.9, 0.0),
+    (4.2, 2.9, 0.9),
+    (4.7, 2.4, 1.5),
+    (6.2, 2.4, 1.5),
+    (7.2, 2.9, 0.8),
+    (8.2, 2.9, 0.0),
+)
+SHORT = Scenario(8.6, (1.9, 0.45), np.array(PATH), np.array([(0.0, 3.9, 0.6), (8.6, 3.9, 0.6)]))
+
+
+@pytest.fixture
+def world():
+    try:
+        made = World(3, SHORT.screen)
+    except RenderError as error:
+        pytest.skip(str(error))
+    yield made
+    made.close()
+
+
+def test_the_world(world):
+    """Wheels turn it, the camera measures what is there, and what is hidden is known as such."""
+    world.place((1.9, 0.0), (3.9, 0.6))
+    world.advance(0.4, 0.0, 0.0)
+    picture, mask = world.look(), world.mask('object')
+    middle = picture.depth[mask & (picture.depth > 0)]
+    assert np.median(middle) / 1000 == pytest.approx(1.9 - 0.12 - 0.139, abs=0.02)
+    assert picture.colour.shape == (240, 320, 3) and 0.01 < (picture.depth == 0).mean() < 0.4
+    assert world.visible() == (1.0, 1.0)
+    world.place((1.9, 1.2), (3.9, 0.6))
+    assert world.visible()[0] < 0.2  # behind the screen
+    world.place((1.0, -2.0), (3.9, 0.6))
+    assert world.visible() == (1.0, 0.0)  # beside the picture
+    world.advance(2.4, 0.3, 0.0)
+    x, y, heading = world.robot
+    assert x == pytest.approx(0.6, abs=0.05) and abs(y) < 0.02 and abs(heading) < 0.02
+    world.advance(4.4, 0.0, 0.5)
+    assert world.robot[2] == pytest.approx(1.0, abs=0.2)
+
+
+def test_the_robot_follows_stops_and_finds_again(world, tmp_path, monkeypatch):
+    monkeypatch.setenv('ROS_DOMAIN_ID', '89')
+    world.close()
+    record = closed_loop.run(tmp_path, 3, SHORT, tracker={'features.resolution': 192})
+    found = measures.measure(record)
+    assert found.unanswered == 0, 'every image and every tick was answered'
+    assert found.in_view > 0.95 and found.tracked > 0.8
+    near = [item for item in record.moments if item.time > 2.5 and item.clear > 0.5]
+    error = np.mean([abs(item.distance - 1.0) for item in near])
+    assert error < 0.3 and found.place_error < 0.05
+    assert found.limits and 0.1 < found.speed <= 0.5
+    (loss,) = found.losses
+    assert loss.stopped <= 0.6 and loss.drift < 0.05
+    assert not found.astray  # the look-alike stood in the picture all the time
+    assert math.isfinite(loss.found)
+    record.write(tmp_path / 'record.json')
+    assert measures.measure(closed_loop.Record.read(tmp_path / 'record.json')) == found
+    measures.plot(record, tmp_path / 'plot.png')
+    assert os.path.getsize(tmp_path / 'plot.png') > 10_000
