@@ -3,6 +3,7 @@
 
 import os
 from pathlib import Path
+import re
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,8 @@ import zipfile
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PROGRAMS = ('tracker', 'player', 'recorder', 'web')
+PROGRAMS = tuple(sorted(path.name for path in (ROOT / 'resource' / 'lib').iterdir()))
+NODES = tuple(name for name in PROGRAMS if name != 'drift_ros')
 
 
 def run(*command, **options):
@@ -68,7 +70,7 @@ def test_the_wheel_holds_what_it_needs(wheel):
         'drift_ros/py.typed',
         'drift_ros/__init__.pyi',
         'drift_ros/checkpoints/model_index.json',
-        *(f'data/lib/drift_ros/{name}' for name in (*PROGRAMS, 'drift_ros')),
+        *(f'data/lib/drift_ros/{name}' for name in PROGRAMS),
         'data/share/drift_ros/launch/tracker.launch.py',
         'data/share/drift_ros/config/tracker.yaml',
         'data/share/ament_index/resource_index/packages/drift_ros',
@@ -77,6 +79,12 @@ def test_the_wheel_holds_what_it_needs(wheel):
     assert not [name for name in names if name.startswith(('test/', 'training/', 'tools/'))]
     assert 'Description-Content-Type: text/markdown' in text and 'Project-URL: ' in text
     assert len(text.partition('\n\n')[2]) > 2000, 'the long description is the README'
+
+
+def test_every_program_has_its_caller():
+    """What setup.py makes a program of is found by ros2 run, too."""
+    scripts = re.findall(r"'(\w+) = drift_ros\.", (ROOT / 'setup.py').read_text())
+    assert sorted(scripts) == sorted(PROGRAMS)
 
 
 def test_it_is_imported_from_its_own_place(prefix):
@@ -91,7 +99,7 @@ def test_commands_run(prefix):
     assert done.returncode == 0 and 'demo' in done.stdout, done.stderr
 
 
-@pytest.mark.parametrize('name', PROGRAMS)
+@pytest.mark.parametrize('name', NODES)
 def test_ros2_finds_programs_that_start(prefix, name):
     """Without ROS or its interfaces they say which is missing, in one line."""
     program = prefix / 'lib' / 'drift_ros' / name
