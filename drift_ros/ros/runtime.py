@@ -198,7 +198,7 @@ def _within(seconds: float, work: Callable[[], Any]) -> None:
     thread.join(seconds)
 
 
-def _make_executor(threads: int, endure: Callable[[Exception], None]) -> Any:
+def _make_executor(threads: int, endure: Callable[[Exception], None], context: Any = None) -> Any:
     """
     Make the executor; its threads are started at once: later there may be no memory for them.
 
@@ -218,7 +218,7 @@ def _make_executor(threads: int, endure: Callable[[Exception], None]) -> Any:
 
             return super()._make_handler(entity, node, take_or_report, *more)
 
-    executor = Executor(threads)
+    executor = Executor(threads, context=context)
     barrier = threading.Barrier(threads)
     for _ in range(threads):
         executor._executor.submit(barrier.wait)
