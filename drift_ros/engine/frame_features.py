@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 from torch import Tensor
+import torch.nn.functional as F
 
 from drift_ros.engine.errors import FrameError
 
@@ -80,6 +81,23 @@ class FrameFeatures:
                 LayerFeatures(layer.query[:, every, every], layer.key[:, every, every])
                 for layer in self.layers
             )
+        )
+
+    def padded(self, grid: tuple[int, int]) -> 'FrameFeatures':
+        """
+        Add rows and columns of tokens that look like nothing, up to a grid.
+
+        A coarser layer is added to in proportion.
+        """
+        rows, columns = (new / old for new, old in zip(grid, self.grid, strict=True))
+
+        def add(values: Tensor) -> Tensor:
+            height, width = values.shape[1:3]
+            more = (round(width * columns) - width, round(height * rows) - height)
+            return F.pad(values, (0, 0, 0, more[0], 0, more[1]))
+
+        return FrameFeatures(
+            tuple(LayerFeatures(add(layer.query), add(layer.key)) for layer in self.layers)
         )
 
     def check(self) -> None:

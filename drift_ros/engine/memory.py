@@ -24,6 +24,7 @@ from drift_ros.engine.kernel_fast import propagate
 from drift_ros.engine.reference import (
     marked_area,
     moments,
+    padded,
     places_of,
     Reference,
     thinned,
@@ -379,5 +380,11 @@ class ReferenceMemory:
     ) -> Tensor:
         coarse = [thinned(reference, _COARSE) for reference in references]
         thin = features.thinned(_COARSE)
-        found = self._attend(thin, coarse, [None] * len(coarse), weights)
+        rows, columns = thin.grid
+        if any(reference.features.grid != thin.grid for reference in coarse):
+            # the frame is seen at another scale than they were
+            grids = [thin.grid, *(reference.features.grid for reference in coarse)]
+            grid = (max(grid[0] for grid in grids), max(grid[1] for grid in grids))
+            thin, coarse = thin.padded(grid), [padded(reference, grid) for reference in coarse]
+        found = self._attend(thin, coarse, [None] * len(coarse), weights)[:rows, :columns]
         return resize_labels(found[None], features.grid, 'bilinear')[0]

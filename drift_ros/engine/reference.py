@@ -188,3 +188,13 @@ def thinned(reference: Reference, step: int) -> Reference:
     features = reference.features.thinned(step)
     labels = resize_labels(reference.labels[None], features.grid, 'area')[0]
     return Reference(features, labels, reference.owners)
+
+
+def padded(reference: Reference, grid: tuple[int, int]) -> Reference:
+    """Add rows and columns of background that look like nothing, up to a grid."""
+    height, width, _ = reference.labels.shape
+    labels = F.pad(reference.labels, (0, 0, 0, grid[1] - width, 0, grid[0] - height))
+    labels[height:, :, 0] = 1.0
+    labels[:, width:, 0] = 1.0
+    features = reference.features.padded(grid)
+    return dataclasses.replace(reference, features=features, labels=labels)

@@ -7,10 +7,10 @@ into that layer's text as an embedding, and the layer's own cross-attention is l
 """
 
 import pytest
+from tiny_models import make_unet
 import torch
 
 from drift_ros.diffusion.attention import AttentionReader, capturing
-from tiny_models import make_unet
 
 LAYER = 'up_blocks.1.attentions.0.transformer_blocks.0.attn2'
 SIZE = 32
