@@ -43,6 +43,7 @@ help:
 	@echo 'make lint    run the linters only'
 	@echo 'make train   train the embedded model (PHOTOS=folder, ARGS=...)'
 	@echo 'make eval    measure J and F on a DAVIS folder (ROOT=folder, ARGS=...)'
+	@echo 'make soak    attack a live tracker for HOURS=1, then try 10^5 inputs made by chance'
 	@echo 'make clean   remove $(VENV), caches and build files; keeps data/ and out/'
 
 .PHONY: setup
@@ -101,6 +102,13 @@ train: setup
 eval: setup
 	$(if $(ROOT),,$(error Name a folder with JPEGImages and Annotations: make eval ROOT=...))
 	$(BIN)/drift_ros eval davis '$(ROOT)' $(ARGS)
+
+HOURS ?= 1
+
+.PHONY: soak
+soak: setup
+	@$(ROS_LOCAL) $(PY) test/soak/soak.py --hours $(HOURS) $(ARGS)
+	$(PY) -m pytest test/unit/test_attacks.py --hypothesis-profile=soak
 
 .PHONY: clean
 clean:

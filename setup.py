@@ -2,6 +2,7 @@
 """Package description for colcon (ament_python) and pip."""
 
 from pathlib import Path
+import sys
 
 from setuptools import find_packages, setup
 
@@ -26,11 +27,27 @@ def files(folder):
     return found
 
 
+# ros2 run and ros2 launch look for programs in lib/<package>, where colcon puts them (setup.cfg);
+# a wheel has them in bin/ and something in lib/ that calls them.
+programs = (
+    [
+        (
+            f'lib/{package}',
+            sorted(str(p.relative_to(root)) for p in (root / 'resource/lib').iterdir()),
+        )
+    ]
+    if 'bdist_wheel' in sys.argv
+    else []
+)
+
 setup(
     name=package,
     version='0.2.0',
     description='Follow any object in a camera stream from one mask, with the self-attention of '
     'an image diffusion model, in ROS 2.',
+    long_description=(root / 'README.md').read_text(encoding='utf-8'),
+    long_description_content_type='text/markdown',
+    project_urls={'Paper': 'https://arxiv.org/abs/2511.19936'},
     author='drift_ros maintainers',
     author_email='drift_ros@users.noreply.github.com',
     license='Apache-2.0',
@@ -51,6 +68,7 @@ setup(
         (f'share/{package}', ['package.xml']),
         *files('launch'),
         *files('config'),
+        *programs,
     ],
     python_requires='>=3.10,<3.14',
     install_requires=requirements('requirements.txt'),

@@ -39,3 +39,21 @@ def end_quietly_as_program() -> None:
         end_quietly(0)  # as nodes end after any signal
     elif module.startswith(_COMMANDS):
         end_quietly(INTERRUPTED)
+
+
+def missing(error: ImportError) -> str:
+    """Say which package a program lacks, and how to come by it."""
+    name = (getattr(error, 'name', None) or '').partition('.')[0]
+    program = os.path.basename(sys.argv[0])
+    if name == 'drift_ros_msgs':
+        return (
+            f'{program}: the ROS interfaces drift_ros_msgs are not built, or not sourced. Build '
+            'them beside this package (colcon build --packages-select drift_ros_msgs in a '
+            'workspace, then source install/setup.bash), or set up a checkout with "make setup"'
+        )
+    if name in ('rclpy', 'rosidl_parser', 'rpyutils') or name.endswith(('_msgs', '_interfaces')):
+        return (
+            f'{program}: ROS 2 is needed, and its package {name} cannot be imported: source an '
+            'installed ROS 2 whose Python this is, or set up a checkout with "make setup"'
+        )
+    return f'{program}: {error}: install what requirements.txt names'

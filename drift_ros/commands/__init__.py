@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command line, one module a command."""
 
+import sys
+
 from drift_ros import starting
 
 
@@ -9,4 +11,7 @@ def run() -> None:
     starting.end_quietly(starting.INTERRUPTED)
     from drift_ros.commands.main import main
 
-    main()
+    try:
+        main()
+    except ModuleNotFoundError as error:
+        sys.exit(starting.missing(error))

@@ -67,7 +67,12 @@ def default_clip() -> Path:
         path = shared_file(f'data/clips/{name}')
         if path is not None:
             return path
-    raise ProcessError('the demo clip is missing: run "make setup", or give --video and --mask')
+    checkout = Path(__file__).resolve().parents[2] / 'Makefile'
+    fetch = 'run "make setup", or ' if checkout.is_file() else ''
+    raise ProcessError(
+        f'the demo clip is missing: {fetch}give a video of your own with --video and a mask of '
+        'its first frame with --mask'
+    )
 
 
 def clip_seeds(clip: Path) -> list[ClipMask]:

@@ -8,13 +8,18 @@ so they come after the first handler of signals.
 
 from functools import partial
 from importlib import import_module
+import sys
 
 from drift_ros import starting
 
 
 def _run(module: str) -> None:
     starting.end_quietly(0)
-    import_module(f'drift_ros.nodes.{module}').main()
+    try:
+        found = import_module(f'drift_ros.nodes.{module}')
+    except ImportError as error:
+        sys.exit(starting.missing(error))
+    found.main()
 
 
 tracker = partial(_run, 'tracker.node')

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Images to arrays and back, without cv_bridge.
+Images to arrays and back.
 
-Why not cv_bridge: it does not exist outside a distribution's packages, and what is published in
-its name elsewhere ignores row padding or reads 16-bit images as 8-bit ones. The functions here
-honour ``step``, ``is_bigendian`` and every encoding they claim, and refuse the others by name.
+A distribution's cv_bridge reads what it reads alike, where it is installed and works (see
+:mod:`drift_ros.ros.bridge`). It does not exist outside a distribution's packages, and what is
+published in its name elsewhere ignores row padding or reads 16-bit images as 8-bit ones. So the
+functions here need none, honour ``step``, ``is_bigendian`` and every encoding they claim, and
+refuse the others by name.
 
 Arrays handed to the engine are ``(H, W, 3)`` uint8 RGB frames and ``(H, W)`` integer label images
 (0 = background). Everything a message can get wrong raises :class:`ConversionError`, whose text
@@ -21,7 +23,7 @@ import numpy as np
 
 from drift_ros.media import pictures
 from drift_ros.media.greys import GreyRange
-from drift_ros.ros import encodings
+from drift_ros.ros import bridge, encodings
 
 if TYPE_CHECKING:  # message packages are imported where messages are made: reading needs none
     from sensor_msgs.msg import CompressedImage, Image
@@ -148,6 +150,8 @@ def image_to_rgb(msg: Image, greys: GreyRange | None = None) -> np.ndarray:
             f'is {msg.width}: publish an even width'
         )
     pixels = _pixels(msg, layout.dtype, layout.channels, 'image')
+    if (frame := bridge.to_rgb(msg)) is not None:
+        return frame
     try:
         return encodings.packed_to_rgb(pixels, msg.encoding, greys or GreyRange())
     except ValueError as error:

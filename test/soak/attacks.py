@@ -155,7 +155,7 @@ def full_disk(world: World) -> None:
     with open(log, 'w') as file:
         code = subprocess.run(
             [sys.executable, str(Path(__file__).with_name('confined_recorder.py')), str(folder)]
-            + ['1', '30', '/image', '/tracker/mask', '/tracker/tracks'],
+            + ['4', '40', '/image', '/tracker/mask', '/tracker/tracks'],
             env=environment(DOMAIN),
             stdout=file,
             stderr=subprocess.STDOUT,

@@ -170,6 +170,7 @@ class World:
     def fault(self, what: str) -> None:
         """Note that something went wrong."""
         self.faults.append(f'{self.elapsed():.0f} s, {self.doing}: {what}')
+        print(f'        fault: {self.faults[-1]}', flush=True)
 
     def elapsed(self) -> float:
         """Seconds since the start."""
@@ -295,10 +296,10 @@ class World:
             code = None
         if code != 0:
             self.fault(f'the tracker ended with {code}')
+        self.client.close()  # a port goes with the last who has it open
         left = [path for path in mine - others if os.path.exists(path)]
         if left:
             self.fault(f'the tracker left {", ".join(left)}')
-        self.client.close()
 
 
 def shared_memory(pid: int) -> set[str]:

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 import numpy as np
 import pytest
-from scenes import ColourFeatures, configure, GREEN, RED, scene, square_mask
+from scenes import ColourFeatures, GREEN, RED, scene, square_mask
 from tiny_models import save_checkpoint
 
 from drift_ros import Tracker, TrackerConfig
@@ -166,7 +166,9 @@ NUMBERS = st.one_of(st.integers(0, 4), st.integers(-(2**70), 2**70), st.floats()
 @pytest.fixture(scope='module')
 def tracker():
     """A tracker that follows one object; what is asked of it must leave that one alone."""
-    tracker = Tracker(config=configure(method='none'), features=ColourFeatures())
+    tracker = Tracker(
+        config=TrackerConfig.of({'refinement.method': 'none'}), features=ColourFeatures()
+    )
     tracker.seed(FRAME, CUP)
     return tracker
 
@@ -316,7 +318,13 @@ def services():
     from drift_ros.nodes.tracker.services import Services
     from drift_ros.nodes.tracker.worker import Worker
 
-    config = configure(method='none', prompts='grabcut', max_objects=3)
+    config = TrackerConfig.of(
+        {
+            'refinement.method': 'none',
+            'refinement.prompts': 'grabcut',
+            'states.max_objects': 3,
+        }
+    )
     errors = []
     worker = Worker(Tracker(config=config, features=ColourFeatures()), None, errors.append)
     pictures = Images(lambda *_: None, tuple)

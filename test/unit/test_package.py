@@ -107,6 +107,48 @@ def test_python_dependencies_are_declared():
     assert development <= known
 
 
+def test_opencv_and_cv_bridge():
+    """OpenCV is new enough for NumPy 2 and not apt's; cv_bridge is apt's, which needs NumPy 1."""
+    declared = {item.name for item in parse_package(str(ROOT)).exec_depends}
+    assert 'cv_bridge' in declared and 'python3-opencv' not in declared
+    (item,) = (v for k, v in requirements('requirements.txt').items() if k.startswith('opencv'))
+    assert '4.9.0' not in item.specifier and '4.10.0' in item.specifier
+    # the last one that goes with NumPy 1
+    assert '4.11.0' in item.specifier
+    beside = (ROOT / 'constraints-apt-ros.txt').read_text().splitlines()
+    assert [line for line in beside if not line.startswith('#')] == ['numpy<2']
+    assert '1.26.4' in requirements('requirements.txt')['numpy'].specifier
+    for page in ('README.md', 'CONTRIBUTING.md'):
+        text = (ROOT / page).read_text()
+        assert '--system-site-packages' in text and '-c src/drift_ros/constraints-apt-ros' in text
+
+
+def test_every_name_of_opencv_is_there():
+    """IMREAD_COLOR_RGB, for one, came with 4.11 only: names newer than the range do not pass."""
+    import cv2
+
+    newer = {'IMREAD_COLOR_RGB', 'IMREAD_ANYCOLOR_RGB', 'imreadanimation', 'imwriteanimation'}
+    for folder in ('drift_ros', 'training', 'tools'):
+        for path in sorted((ROOT / folder).rglob('*.py')):
+            for name in re.findall(r'\bcv2\.([A-Za-z_]\w*)', path.read_text()):
+                assert hasattr(cv2, name) and name not in newer, f'{path.name}: cv2.{name}'
+
+
+@pytest.mark.parametrize(
+    ('name', 'words'),
+    [
+        ('drift_ros_msgs.srv', 'interfaces drift_ros_msgs are not built'),
+        ('rclpy', 'ROS 2 is needed, and its package rclpy'),
+        ('sensor_msgs', 'its package sensor_msgs'),
+        ('diffusers', 'requirements.txt'),
+    ],
+)
+def test_what_is_missing_is_said(name, words):
+    from drift_ros.starting import missing
+
+    assert words in missing(ModuleNotFoundError(f'No module named {name!r}', name=name))
+
+
 def test_versions_are_named_once():
     files = [requirements(f'requirements{suffix}.txt') for suffix in ('', '-dev', '-ros')]
     names = [name for file in files for name in file]

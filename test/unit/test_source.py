@@ -105,22 +105,7 @@ def test_publishers_that_are_not_heard(publishers, kind, profile, words, none):
     assert nobody is none
 
 
-TEXTS = [
-    '0001',
-    'on',
-    'take #2',
-    '0',
-    '1e3',
-    'null',
-    '~',
-    '[a]',
-    'a: b',
-    "it's",
-    '"',
-    '\\',
-    'é',
-    '',
-]
+TEXTS = [*'0001|on|take #2|0|1e3|null|~|[a]|a: b|"|é|it|'.split('|'), "it's", '\\']
 
 
 @pytest.mark.parametrize(
