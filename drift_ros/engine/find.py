@@ -17,7 +17,7 @@ from drift_ros.engine.table import ObjectState
 
 # Of what is lost, larger pictures are looked at for what has become smaller, smaller ones for
 # what has become larger; 0: only the frame as it is.
-_SCALES = (0.6, 0.0, 1.6, 0.0)
+_SCALES = (0.5, 0.0, 1.6, 0.0)
 
 
 def find(features: FrameFeatures, tokens: Tensor, state: State) -> Judgement:

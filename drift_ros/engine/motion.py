@@ -59,7 +59,7 @@ class MotionOptions:
     """
 
     gain: float = 1.0
-    joining: float = 1.0
+    joining: float = 2.0
     leaving: float = 2.0
     noise: float = 6.0
     slip: float = 0.25

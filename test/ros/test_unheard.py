@@ -12,7 +12,7 @@ from sensor_msgs.msg import CompressedImage, Image
 
 from drift_ros.ros import conversions
 
-DOMAIN = 96
+DOMAIN = 77
 PROGRAM = Path(__file__).with_name('weightless_tracker.py')
 FRAME = scene((16, 16, 24, RED))
 

@@ -21,7 +21,7 @@ from web_client import get
 from drift_ros.ros import conversions, stamp
 
 WEIGHTLESS = Path(__file__).parent / 'weightless_tracker.py'
-DOMAIN = 98
+DOMAIN = 79
 if not (CHROMIUM and DRIVER):
     pytest.skip(
         'no Chromium with its driver: apt install chromium chromium-driver',

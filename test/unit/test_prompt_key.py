@@ -19,7 +19,7 @@ SIZE = 32
 @pytest.fixture(scope='module')
 def scene():
     """Run the network on latents of two textures; give the layer, its input and the object."""
-    unet = make_unet('sd15')
+    unet = make_unet('sd1')
     generator = torch.Generator().manual_seed(3)
     marked = torch.zeros(SIZE, SIZE, dtype=torch.bool)
     marked[8:24, 10:26] = True
