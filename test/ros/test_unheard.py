@@ -95,8 +95,10 @@ def test_the_security_policy_allows_what_the_node_does_and_no_more(client):
         'request': public(node.get_client_names_and_types_by_node('tracker', '/')),
         'call': set(),
     }
-    # only with another transport, and with simulated time
-    found['subscribe'] |= {'/image/compressed', '/clock'}
+    # only with another transport, with depth, with transforms, and with simulated time
+    found['subscribe'] |= {'/image/compressed', '/clock', '/camera_info', '/depth'}
+    found['subscribe'] |= {'/depth/compressedDepth'}
+    found['publish'] |= {'/tf'}
     assert {right: set(names) for right, names in allowed.items()} == found
 
 
