@@ -101,10 +101,10 @@ class Tracker(OnlineTracker):
             return super().prepare_seed(frame, label_mask, names, object_ids)
         except SeedError as error:
             # blurred edges are hundreds of objects, most of them too small: say that instead
-            values = np.asarray(label_mask)
-            if values.ndim == 2 and values.dtype.kind in 'iu' and (values > 0).any():
+            known = isinstance(label_mask, np.ndarray) and label_mask.dtype.kind in 'iu'
+            if known and label_mask.ndim == 2 and (label_mask > 0).any():
                 try:
-                    check_edges(values.clip(0), 'the mask')
+                    check_edges(label_mask.clip(0), 'the mask')
                 except LabelError as cause:
                     raise SeedError(str(cause), error.reasons) from error
             raise

@@ -176,7 +176,8 @@ def test_entry_points_can_be_imported():
         for item in metadata.distribution('drift_ros').entry_points
         if item.group == 'console_scripts'
     }
-    assert set(scripts) == {'drift_ros', 'tracker', 'player', 'recorder', 'web'}
+    nodes = {'tracker', 'player', 'recorder', 'follower', 'follow_goal', 'web'}
+    assert set(scripts) == {'drift_ros', *nodes}
     for item in scripts.values():
         assert callable(item.load()), item.name
 

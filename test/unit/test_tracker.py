@@ -445,10 +445,10 @@ def test_masks_may_come_in_any_form_that_is_an_array(form):
 def test_a_mask_of_thousands_of_labels_is_refused_in_a_sentence():
     tracker = make()
     mask = np.arange(96 * 128).reshape(96, 128)
-    with pytest.raises(SeedError, match='and 12279 more$') as caught:
+    with pytest.raises(SeedError, match='not crisp: it holds 12287 values') as caught:
         tracker.seed(scene(), mask)
     assert len(str(caught.value)) < 1000 and len(caught.value.reasons) == 96 * 128 - 1
-    with pytest.raises(SeedError, match='and 12279 more') as caught:
+    with pytest.raises(SeedError, match='not crisp') as caught:
         make(resolution=384).seed(scene(), mask, ['a'])
     assert len(str(caught.value)) < 1000
 
