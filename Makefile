@@ -85,7 +85,7 @@ demo-follow: setup
 
 .PHONY: test
 test: lint
-	@$(ROS_LOCAL) $(PY) -m pytest $(ARGS)
+	@$(ROS_LOCAL) $(PY) -m pytest -n auto --dist loadfile $(ARGS)
 
 .PHONY: lint
 lint: setup

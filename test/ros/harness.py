@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Node processes and a client of theirs, in a domain of their own on this machine."""
 
+from collections import defaultdict
 import contextlib
 import os
 from pathlib import Path
@@ -257,7 +258,10 @@ class Client(TrackerClient):
             for array in self.messages['diagnostics'][start:]:
                 for status in array.status:
                     values = {item.key: item.value for item in status.values}
-                    if condition({**values, 'message': status.message, 'level': status.level[0]}):
+                    # what another part of the node does not tell is nothing
+                    told = defaultdict(str, values)
+                    told.update(message=status.message, level=status.level[0])
+                    if condition(told):
                         return status, values
             return None
 
