@@ -61,12 +61,12 @@ def _sought(judged: Judgement, features: FrameFeatures, tokens: Tensor, state: S
             before = torch.zeros_like(search)
             before[..., 0] = 1.0
         scores = state.target.scores(seen, ids)
+        mass = resize_labels(search[None], features.grid, 'bilinear')[0]
         for number, channel in missing.items():
             wide = decide.recall(before, search, channel)
             found = state.target.judge(seen, wide, ids, (number,), scores)
             if found.existence[number] > sure.get(number, judged).existence[number]:
                 sure[number] = found
-                mass = resize_labels(search[None], features.grid, 'bilinear')[0]
                 kernel = decide.recall(kernel, mass, channel)
     if not sure:
         return judged
@@ -95,10 +95,8 @@ def _scale(state: State) -> float:
 
 def _moved(judged: Judgement, features: FrameFeatures, state: State) -> Judgement:
     """Let motion vote on the objects that were there in the last frame, too."""
-    table, before = state.table, state.memory.latest
-    followed = [
-        channel for number, channel in table.channels.items() if number not in table.missing
-    ]
+    before = state.memory.latest
+    followed = decide.others(state.table.channels, state.table.missing)
     if features.image is None or before is None or not followed:
         return judged
     votes = motion_votes(features.image, before, judged.soft, followed, state.motion)

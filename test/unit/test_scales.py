@@ -58,9 +58,9 @@ def found_again(scale):
 
 
 def test_what_has_become_smaller_is_found(monkeypatch):
-    assert found_again(0.5) is not None
+    assert found_again(0.6) is not None
     monkeypatch.setattr(find, '_SCALES', (0.0,))
-    assert found_again(0.5) is None
+    assert found_again(0.6) is None
 
 
 def test_what_is_as_large_as_before_is_found_at_once():
