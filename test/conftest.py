@@ -2,13 +2,19 @@
 """Settings all tests share."""
 
 import os
+import signal
 import sys
 
 from hypothesis import settings
+import pytest
 
 # Before anything imports torch or rclpy; processes that tests start inherit it.
 # Waiting threads must not spin: the machines tests run on have few cores.
 os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
+# Where tests run in the background of a script, SIGINT is ignored, and every process started from
+# here would inherit that: many tests interrupt what they start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # ROS graphs of tests stay on this machine, whatever the shell says.
 os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
 os.environ.pop('ROS_STATIC_PEERS', None)
@@ -22,6 +28,15 @@ settings.register_profile('drift_ros', deadline=None, derandomize=True)
 # "make soak": 10^5 cases, other ones each time; what fails is kept in .hypothesis and tried again.
 settings.register_profile('soak', deadline=None, max_examples=9_000, print_blob=True)
 settings.load_profile('drift_ros')
+
+
+@pytest.fixture(autouse=True)
+def ordinary_priority():
+    """No test leaves the process at real-time priority, as some libraries do for root."""
+    yield
+    policy = os.sched_getscheduler(0)
+    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+    assert policy == os.SCHED_OTHER
 
 
 def pytest_report_header():

@@ -52,7 +52,10 @@ def test_ray_gives_the_results_of_one_process(davis, tmp_path, monkeypatch):
     assert '00004.jpg' in errors['flow', 'two']
     assert len(alone) == len(shared) == 2 and len(seen) == 2
     for first, second in zip(alone, shared, strict=True):
-        assert {**first.as_dict(), 'milliseconds': 0} == {**second.as_dict(), 'milliseconds': 0}
+        free = {'milliseconds': 0}
+        if first.engine == deadly.label:  # the code of its class counts, too
+            free['fingerprint'] = ''
+        assert {**first.as_dict(), **free} == {**second.as_dict(), **free}
     masks = sorted(
         path.relative_to(tmp_path / 'a')
         for path in (tmp_path / 'a').rglob('*.png')
