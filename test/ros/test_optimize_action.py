@@ -49,7 +49,9 @@ def tracker(client):
         client.state(), ()
     ):
         assert client.change(step)
-    assert client.set(layers=['up_blocks.2.attentions.0'], optimize_steps=10000) == ['', '']
+    assert client.set(
+        layers=['up_blocks.2.attentions.0'], optimize_steps=10000, optimize_rate=0.03
+    ) == ['', '', '']
     assert client.change('configure')
     client.listen('mask', 'tracks')
     assert client.change('activate')
