@@ -89,6 +89,21 @@ class Tracker(OnlineTracker):
         """Prompt tokens (n, width) that :meth:`optimize` learnt, by object id."""
         return dict(getattr(self.state.features, 'tokens', {}))
 
+    def prepare(self, frame: np.ndarray) -> None:
+        """
+        Make ready for frames of this size, so that the first one costs no more than later ones.
+
+        Worth it while nothing is followed yet; without it, the first frame takes that time.
+
+        Parameters
+        ----------
+        frame : np.ndarray
+            (H, W, 3) uint8 RGB.
+
+        """
+        if isinstance(self.state.features, DiffusionFeatures):
+            self.state.features.prepare(frame)
+
     def prepare_seed(
         self,
         frame: np.ndarray,

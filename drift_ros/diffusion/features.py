@@ -136,6 +136,12 @@ class DiffusionFeatures:
         other._precision, other._passes = 'float32', {}
         return other
 
+    def prepare(self, frame: np.ndarray) -> None:
+        """Compile what frames (H, W, 3) uint8 RGB of this size need, unless that is done."""
+        if (*self.working_size(*frame.shape[:2]), 3) not in self._passes:
+            with self.checkpoint.lock, torch.inference_mode():
+                self._pass(torch.from_numpy(self.resize(frame)))
+
     def extract(self, frame: np.ndarray) -> FrameFeatures:
         """
         Run the network on one frame.

@@ -359,6 +359,8 @@ class TrackerNode(LifecycleNodeMixin, Node):
         """Find the objects in an image and publish them, on the worker's thread."""
         image = self._images.decode(frame.message)
         self._stream.size(*image.shape[:2])
+        if not tracker.objects:
+            tracker.prepare(image)  # while nothing waits for it
         result = tracker.step(image)
         self._diagnostics.size = f'{image.shape[1]}x{image.shape[0]}'
         look = self._space.look(frame, image, result)
