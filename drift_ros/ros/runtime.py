@@ -35,6 +35,8 @@ _TRIM = 30.0
 """Seconds between two times that free memory is given back."""
 _PAUSE = 0.1
 """Seconds to wait after a callback failed: what fails always must not take all the time."""
+_MOMENT = 2e-4
+"""Seconds between two looks at whether a thread has begun with what it was given."""
 
 
 def run(
@@ -204,10 +206,21 @@ def _make_executor(threads: int, endure: Callable[[Exception], None], context: A
 
     A message that cannot be taken is reported like a callback's error: without memory it cannot be
     taken from the middleware, after which rclpy's executor would never look at that one again.
+
+    rclpy's executor hands a callback to a thread again and again until the thread has begun with
+    it. It is not asked for more before that: the loop would take the interpreter from that very
+    thread, and from tracking, for up to a second.
     """
     from rclpy.executors import MultiThreadedExecutor
 
     class Executor(MultiThreadedExecutor):
+        def _spin_once_impl(self, *args: Any) -> None:
+            super()._spin_once_impl(*args)
+            end = time.monotonic() + _PAUSE
+            for task in self._futures[-1:]:  # the newest, unless it is done
+                while not (task.executing() or task.done()) and time.monotonic() < end:
+                    time.sleep(_MOMENT)
+
         def _make_handler(self, entity: Any, node: Any, take: Callable, *more: Any) -> Any:
             def take_or_report(entity: Any) -> Any:
                 try:
