@@ -278,7 +278,6 @@ def live(
 
     given = {name: engine.options[name] for name in OPTIONS if engine.options[name] != ''}
     with tempfile.TemporaryDirectory() as logs:
-        start = time.perf_counter()
         recording = replay(
             messages(), [Seed(0, labels, shown[0])], given, Path(logs), compressed=False, rate=rate
         )

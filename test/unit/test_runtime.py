@@ -62,3 +62,27 @@ def test_what_cannot_be_taken_once_is_taken_the_next_time(monkeypatch):
     executor.shutdown()
     node.destroy_node()
     rclpy.shutdown(context=context)
+
+
+def test_a_callback_is_handed_to_a_thread_once_however_late_that_begins():
+    context = rclpy.Context()
+    rclpy.init(context=context)
+    node = rclpy.create_node('late', context=context)
+    executor = runtime._make_executor(2, lambda error: None, context)
+    called, handed = [], []
+    submit = executor._executor.submit
+
+    def late(task):
+        handed.append(task)
+        return submit(lambda: (time.sleep(0.02), task()))
+
+    executor._executor.submit = late
+    timer = node.create_timer(0.05, lambda: called.append(1))
+    executor.add_node(node)
+    end = time.monotonic() + 60
+    while len(called) < 5 and time.monotonic() < end:
+        executor.spin_once(timeout_sec=0.1)
+    assert timer is not None and 5 <= len(called) <= len(handed) <= len(called) + 1
+    executor.shutdown()
+    node.destroy_node()
+    rclpy.shutdown(context=context)
