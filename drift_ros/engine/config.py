@@ -44,7 +44,7 @@ class FeatureOptions:
         1, 'Steps of DDIM inversion, each a whole pass of the U-Net.', low=1, high=1000
     )
     precision: str = option(
-        'auto',
+        'float32',
         'Arithmetic of the network on a CPU; a GPU has float16. float32: as torch computes. '
         'bfloat16: several times as fast where the processor multiplies in it, with features off '
         'by 1 %. auto: compiled, in bfloat16 there, else in float32; what is compiled is used '

@@ -178,7 +178,8 @@ class CosineFeatures:
         """Take the attention features (DiffusionFeatures) to stand in for."""
         if temperature <= 0:
             raise ValueError(f'cosine_temperature is {temperature}; it must be above 0')
-        self._features, self._temperature = features, temperature
+        # what is compiled runs past the hooks below
+        self._features, self._temperature = features.plain(), temperature
         self._hidden: dict[str, Any] = {}
 
         for name in features.layers:
