@@ -37,6 +37,8 @@ _PAUSE = 0.1
 """Seconds to wait after a callback failed: what fails always must not take all the time."""
 _MOMENT = 2e-4
 """Seconds between two looks at whether a thread has begun with what it was given."""
+_BEGIN = 0.1
+"""Seconds that is waited for: all threads may have work that takes long."""
 
 
 def run(
@@ -216,7 +218,7 @@ def _make_executor(threads: int, endure: Callable[[Exception], None], context: A
     class Executor(MultiThreadedExecutor):
         def _spin_once_impl(self, *args: Any) -> None:
             super()._spin_once_impl(*args)
-            end = time.monotonic() + _PAUSE
+            end = time.monotonic() + _BEGIN
             for task in self._futures[-1:]:  # the newest, unless it is done
                 while not (task.executing() or task.done()) and time.monotonic() < end:
                     time.sleep(_MOMENT)

@@ -218,6 +218,13 @@ class Client(TrackerClient):
         assert self.change('configure')
         assert self.change('activate')
 
+    def unconfigure(self):
+        """Take the node down as far as it is up."""
+        for step in {'active': ('deactivate', 'cleanup'), 'inactive': ('cleanup',)}.get(
+            self.state(), ()
+        ):
+            assert self.change(step)
+
     def set(self, **values):  # noqa: A003
         """Set parameters; return the reasons of refusal, '' where set."""
         request = SetParameters.Request(

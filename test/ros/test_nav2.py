@@ -18,7 +18,7 @@ if not hasattr(nav2, 'FollowObject'):
     pytest.skip('this nav2_msgs has no FollowObject', allow_module_level=True)
 
 from following_server import FollowingServer  # noqa: E402
-from test_space import CENTRE, depth_image, FOCAL  # noqa: E402
+from test_space_topics import CENTRE, depth_image, FOCAL  # noqa: E402
 
 from drift_ros.ros import conversions, qos, stamp  # noqa: E402
 

@@ -45,10 +45,7 @@ def client(process):
 @pytest.fixture
 def tracker(client):
     """Give an active node that follows objects 1 and 2 anew."""
-    for step in {'active': ('deactivate', 'cleanup'), 'inactive': ('cleanup',)}.get(
-        client.state(), ()
-    ):
-        assert client.change(step)
+    client.unconfigure()
     assert client.set(
         layers=['up_blocks.2.attentions.0'], optimize_steps=10000, optimize_rate=0.03
     ) == ['', '', '']

@@ -70,8 +70,6 @@ def command(bag, out, checkpoint, *more):
         '--set',
         'features.resolution=96',
         '--set',
-        'features.precision=float32',  # to compile this model takes longer than the bag is
-        '--set',
         'kernel.radius=6',
         '--set',
         'states.confidence=0',

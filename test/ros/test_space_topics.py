@@ -55,10 +55,7 @@ def client(process):
 @pytest.fixture
 def tracker(client):
     """Give an active node without objects, which knows nothing of cameras."""
-    for step in {'active': ('deactivate', 'cleanup'), 'inactive': ('cleanup',)}.get(
-        client.state(), ()
-    ):
-        assert client.change(step)
+    client.unconfigure()
     values = {
         'space.target': '',
         'space.publish_tf': True,

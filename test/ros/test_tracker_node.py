@@ -50,10 +50,7 @@ def client(process):
 @pytest.fixture
 def tracker(client, process):
     """Give an active node without objects, at the settings above, with all outputs listened to."""
-    for step in {'active': ('deactivate', 'cleanup'), 'inactive': ('cleanup',)}.get(
-        client.state(), ()
-    ):
-        assert client.change(step)
+    client.unconfigure()
     assert (
         client.set(
             replay=False, buffer_frames=30, image_transport='raw', max_objects=64, resolution=96

@@ -38,7 +38,25 @@ def index_of(frame):
     return int(frame.astype(int).sum(axis=(0, 2)).reshape(-1, 2).sum(axis=1).argmax()) // 3
 
 
-def write(path, codec='libx264', times=None, rate=25, count=COUNT, pix_fmt='yuv420p', **options):
+def write(path, codec='libx264', **more):
+    """
+    Write a video, see encode; AV1 in a process of its own.
+
+    As root that encoder gives its process real-time priority, for good: every process and thread
+    started from there later would starve all others on the machine.
+    """
+    if codec != 'libsvtav1':
+        return encode(path, codec, **more)
+    process = multiprocessing.get_context('spawn').Process(
+        target=encode, args=(path, codec), kwargs=more
+    )
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    return path
+
+
+def encode(path, codec, times=None, rate=25, count=COUNT, pix_fmt='yuv420p', **options):
     """Write a video; `times` (seconds) instead of a constant rate."""
     with av.open(str(path), 'w', options=options) as container:
         stream = container.add_stream(codec, rate=rate, options={'g': '8'})
@@ -55,20 +73,6 @@ def write(path, codec='libx264', times=None, rate=25, count=COUNT, pix_fmt='yuv4
     return path
 
 
-def write_av1(path):
-    """
-    Write an AV1 video, in a process of its own.
-
-    As root the encoder gives its process real-time priority, for good: every process and thread
-    started from there later would starve all others on the machine.
-    """
-    process = multiprocessing.get_context('spawn').Process(target=write, args=(path, 'libsvtav1'))
-    process.start()
-    process.join()
-    assert process.exitcode == 0
-    return path
-
-
 KINDS = {
     'mp4': ('libx264', 'yuv420p'),
     'avi': ('mjpeg', 'yuvj420p'),
@@ -76,7 +80,7 @@ KINDS = {
     'webm': ('libvpx-vp9', 'yuv420p'),
     'ts': ('libx264', 'yuv420p'),
     'mov': ('mjpeg', 'yuvj420p'),
-    'm4v': ('libsvtav1', None),
+    'm4v': ('libsvtav1', 'yuv420p'),
 }
 
 
@@ -94,9 +98,10 @@ def drain(reader):
 @pytest.mark.parametrize('suffix', KINDS)
 def test_every_frame_of_every_kind_is_read_and_counted(suffix, tmp_path):
     codec, pix_fmt = KINDS[suffix]
+    options = {'format': 'mp4'} if suffix == 'm4v' else {}
     path = tmp_path / f'clip.{suffix}'
-    if codec == 'libsvtav1':  # in an MP4
-        write_av1(tmp_path / 'clip.mp4').rename(path)
+    if options:  # AV1 in an MP4
+        write(tmp_path / 'clip.mp4', codec, pix_fmt=pix_fmt).rename(path)
     else:
         write(path, codec, pix_fmt=pix_fmt)
     reader = VideoReader(path)
@@ -208,7 +213,7 @@ def test_damage_within_a_file_is_told_and_costs_no_other_frame(suffix, codec, pi
 
 
 def test_frames_that_cannot_be_decoded_leave_a_gap(tmp_path):
-    path = write_av1(tmp_path / 'clip.mp4')
+    path = write(tmp_path / 'clip.mp4', 'libsvtav1')
     damage(path, 8, size=200, where=0.1)
     frames, said = drain(VideoReader(path))
     numbers = [number for number, _ in frames]

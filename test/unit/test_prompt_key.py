@@ -3,7 +3,9 @@
 The online prompt as the paper has it: a token whose cross-attention marks the object.
 
 In a small random Stable Diffusion: the decision is solved in closed form on a layer's queries, put
-into that layer's text as an embedding, and the layer's own cross-attention is looked at.
+into that layer's text as an embedding, and the layer's own cross-attention is looked at. The layer
+is the first one, where a linear decision tells objects of another texture; deeper in a random
+network it hardly does.
 """
 
 import pytest
@@ -12,14 +14,14 @@ import torch
 
 from drift_ros.diffusion.attention import AttentionReader, capturing
 
-LAYER = 'up_blocks.1.attentions.0.transformer_blocks.0.attn2'
+LAYER = 'down_blocks.0.attentions.0.transformer_blocks.0.attn2'
 SIZE = 32
 
 
 @pytest.fixture(scope='module')
 def scene():
     """Run the network on latents of two textures; give the layer, its input and the object."""
-    unet = make_unet('sd1')
+    unet = make_unet('sd2')
     generator = torch.Generator().manual_seed(3)
     marked = torch.zeros(SIZE, SIZE, dtype=torch.bool)
     marked[8:24, 10:26] = True
@@ -69,18 +71,20 @@ def test_a_solved_key_in_the_layers_own_cross_attention_is_the_score(scene, monk
     assert torch.allclose(attention[:, 1], score.sigmoid(), atol=1e-4)
     found = torch.logit(attention[:, 1]) + constant > 0
     overlap = (found & inside).sum() / (found | inside).sum()
-    assert overlap > 0.8
+    assert overlap > 0.9
 
 
-def test_with_several_heads_it_is_not_the_score(scene):
+def test_with_several_heads_it_still_tells_the_object_but_is_not_the_score(scene):
     attn, states, inside = scene
     assert attn.heads > 1
     with torch.no_grad():
         queries = attn.to_q(states)
-        decision, _ = solve(queries, inside)
+        decision, constant = solve(queries, inside)
         keys = torch.stack([torch.zeros_like(decision), decision / attn.scale])
         heads = attn.get_attention_scores(
             attn.head_to_batch_dim(queries[None]), attn.head_to_batch_dim(keys[None])
         )
     mean = heads[..., 1].mean(dim=0)
     assert (mean - (queries @ decision).sigmoid()).abs().max() > 1e-3
+    higher = (mean[inside][:, None] > mean[~inside]).float().mean()
+    assert higher > 0.95
