@@ -44,11 +44,11 @@ class FeatureOptions:
         1, 'Steps of DDIM inversion, each a whole pass of the U-Net.', low=1, high=1000
     )
     precision: str = option(
-        'float32',
-        'Arithmetic of the network on a CPU; a GPU has float16. float32: as torch computes. '
-        'bfloat16: several times as fast where the processor multiplies in it, with features off '
-        'by 1 %. auto: compiled, in bfloat16 there, else in float32; what is compiled is used '
-        'only if it gives what torch gives, for models of up to 1 GB.',
+        'auto',
+        'Arithmetic of the network on a CPU; a GPU has float16. auto: compiled, in bfloat16 where '
+        'the processor multiplies in it, with features off by 1 %, else in float32; what is '
+        'compiled is used only if it gives what torch gives, for models of up to 1 GB. float32: '
+        'as torch computes, the same on all machines. bfloat16: even where that is slower.',
         choices=('auto', 'float32', 'bfloat16'),
     )
     prompt: str = option(

@@ -99,7 +99,8 @@ class TrackResult:
     objects : tuple of ObjectEstimate
         Every live object, by ascending id.
     timings : dict of str to float
-        Milliseconds spent: 'features', 'propagation', 'refinement', 'total'.
+        Milliseconds spent: 'features', 'propagation', 'refinement', 'memory', 'total'; nothing
+        for memory where the result is given out before.
 
     """
 

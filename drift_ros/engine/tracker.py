@@ -280,7 +280,9 @@ class OnlineTracker:
         del fields['table']
         self._commit(ObjectTable.clear, **fields)
 
-    def step(self, frame: np.ndarray) -> TrackResult:
+    def step(
+        self, frame: np.ndarray, ready: Callable[[TrackResult], object] = lambda result: None
+    ) -> TrackResult:
         """
         Find the objects in the next frame.
 
@@ -288,6 +290,10 @@ class OnlineTracker:
         ----------
         frame : np.ndarray
             (H, W, 3) uint8 RGB, of the size the objects were seeded in.
+        ready : callable
+            Called with the result as soon as it is known, before the frame is remembered and
+            learnt from; its timings end there. What it raises is raised here, and tracking is as
+            it was.
 
         Returns
         -------
@@ -306,7 +312,9 @@ class OnlineTracker:
         clock = Stopwatch()
         channels = state.table.channels
         if not channels:
-            return TrackResult(decide.nothing(size), (), clock.stop())
+            result = TrackResult(decide.nothing(size), (), clock.stop())
+            ready(result)
+            return result
         features = state.features.extract(frame)
         features.check()
         clock.lap('features')
@@ -331,6 +339,16 @@ class OnlineTracker:
             labels = decide.assign(pieces, labels)
         # an object of which no pixel is left was not found, whatever its tokens say
         found = set(np.unique(labels).tolist()) & set(sure)
+
+        def observe(table: ObjectTable) -> ObjectTable:
+            return table.observe(seen, found, states.lost_after)
+
+        entries = observe(state.table).tracked
+        objects = estimates(entries, confidences, judged.existence, labels, states.box)
+        shown = labels.copy()  # the caller may draw on the result
+        clock.lap('refinement')
+        ready(TrackResult(labels, objects, clock.stop(), refined))
+
         memory, target = state.memory, state.target
         # only what is surely there is remembered and learnt of: errors would feed back
         certain = {number for number in found if judged.existence[number] >= 0.5}
@@ -339,14 +357,7 @@ class OnlineTracker:
             memory = memory.push(features, decide.forget(judged.soft, absent))
             sure_of = [number in certain for number in channels]
             target = target.learnt(tokens, judged, list(channels), sure_of)
-
-        def observe(table: ObjectTable) -> ObjectTable:
-            return table.observe(seen, found, states.lost_after)
-
-        entries = observe(state.table).tracked
-        objects = estimates(entries, confidences, judged.existence, labels, states.box)
-        clock.lap('refinement')
-        shown = labels.copy()  # the caller may draw on the result
+        clock.lap('memory')
         self._commit(observe, memory=memory, target=target, shown=shown, frames=state.frames + 1)
         return TrackResult(labels, objects, clock.stop(), refined)
 

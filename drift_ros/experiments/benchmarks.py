@@ -179,8 +179,11 @@ def _peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-STAGES = ('features', 'propagation', 'refinement', 'total')
-"""Stages of a step: U-Net and autoencoder; kernel and memory; masks at the frame's size."""
+STAGES = ('features', 'propagation', 'refinement', 'memory', 'total')
+"""
+Stages of a step: U-Net and autoencoder; kernel, prompt and motion; masks at the frame's size; what
+comes after the result is given out, remembering and learning.
+"""
 
 
 HEADS_BUDGET = 50.0

@@ -40,7 +40,33 @@ def test_follows_a_moving_object():
         assert np.abs(np.subtract(cup.box, (x, 16 + step, x + 24, 40 + step))).max() <= 4
         assert cup.area == (result.labels == 1).sum()
         assert 0.5 < cup.confidence <= 1
-    assert set(result.timings) == {'features', 'propagation', 'refinement', 'total'}
+    assert set(result.timings) == {'features', 'propagation', 'refinement', 'memory', 'total'}
+
+
+def test_a_result_is_given_out_before_the_frame_is_remembered():
+    tracker = make()
+    tracker.seed(scene((16, 16, 24, RED)), square_mask((16, 16, 24)))
+    before, given = tracker.state, []
+
+    def ready(result):
+        given.append(result)
+        assert tracker.state is before
+
+    result = tracker.step(scene((20, 16, 24, RED)), ready)
+    assert tracker.state.memory is not before.memory
+    (early,) = given
+    assert early.objects == result.objects and np.array_equal(early.labels, result.labels)
+    assert set(early.timings) == {'features', 'propagation', 'refinement', 'total'}
+    assert early.timings['total'] < result.timings['total']
+
+
+def test_a_result_that_cannot_be_given_out_leaves_tracking_as_it_was():
+    tracker = make()
+    tracker.seed(scene((16, 16, 24, RED)), square_mask((16, 16, 24)))
+    before = tracker.state
+    with pytest.raises(ZeroDivisionError):
+        tracker.step(scene((20, 16, 24, RED)), lambda result: 1 / 0)
+    assert tracker.state is before
 
 
 def test_objects_join_while_others_are_tracked():

@@ -18,6 +18,7 @@ import time
 import traceback
 from typing import Any, TYPE_CHECKING
 
+import numpy as np
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup, ReentrantCallbackGroup
 from rclpy.event_handler import SubscriptionEventCallbacks
@@ -43,6 +44,7 @@ from drift_ros.space.options import SpaceConfig
 
 if TYPE_CHECKING:
     from drift_ros.api import Tracker
+    from drift_ros.engine.estimates import TrackResult
 
 
 class TrackerNode(LifecycleNodeMixin, Node):
@@ -361,7 +363,10 @@ class TrackerNode(LifecycleNodeMixin, Node):
         self._stream.size(*image.shape[:2])
         if not tracker.objects:
             tracker.prepare(image)  # while nothing waits for it
-        result = tracker.step(image)
+        tracker.step(image, partial(self._publish, frame, image))
+
+    def _publish(self, frame: ReceivedImage, image: np.ndarray, result: TrackResult) -> None:
+        """Tell what was found in an image, before the tracker remembers it."""
         self._diagnostics.size = f'{image.shape[1]}x{image.shape[0]}'
         look = self._space.look(frame, image, result)
         if self._outputs.result(frame, image, result, look.places):
