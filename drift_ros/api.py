@@ -2,6 +2,7 @@
 """The tracker as programs use it: the engine put together with a model, a refiner and prompts."""
 
 from collections.abc import Generator, Mapping, Sequence
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +84,27 @@ class Tracker(OnlineTracker):
         super().__init__(features, make_refiner(config, device), config)
         self._device = device
         self._segmenter: Segmenter | None = None  # made when it is first needed
+
+    def beside(self, first_id: int, step: int) -> 'Tracker':
+        """
+        Give a tracker without objects that shares this one's model and options.
+
+        Parameters
+        ----------
+        first_id : int
+            Of its first object.
+        step : int
+            How much larger each next id is, so that several trackers can give different ones.
+
+        >>> front, rear = (tracker.beside(number, 2) for number in (1, 2))
+
+        """
+        other = copy.copy(self)
+        OnlineTracker.__init__(
+            other, self._blank.features, self._refiner, self.config, (first_id, step)
+        )
+        other._segmenter = None  # clicks go through the frames of its own
+        return other
 
     @property
     def tokens(self) -> dict[int, Tensor]:

@@ -3,7 +3,7 @@
 Start the tracker node and bring it to its active state.
 
 ``ros2 launch drift_ros tracker.launch.py image:=/camera/image_raw``, with ``ui:=true`` to mark
-objects in a browser.
+objects in a browser (in the first camera of ``images:="[/front/image_raw, /rear/image_raw]"``).
 """
 
 import os
@@ -27,6 +27,7 @@ from launch_ros.event_handlers import OnStateTransition
 from launch_ros.events.lifecycle import ChangeState
 from launch_ros.parameter_descriptions import ParameterValue
 from lifecycle_msgs.msg import Transition
+import yaml
 
 # Installed as share/drift_ros/launch; in a checkout the same two folders lie side by side.
 CONFIG = Path(__file__).parent.parent / 'config'
@@ -51,6 +52,19 @@ ARGUMENTS = (
         'image',
         'image',
         'Topic of the camera images; one that ends in /compressed is read as such.',
+        None,
+    ),
+    (
+        'images',
+        '',
+        'Several cameras, as a list: "[/front/image_raw, /rear/image_raw]". In place of image.',
+        None,
+    ),
+    (
+        'cameras',
+        '',
+        'Their names, as a list. Empty: the names before the last one of their topics (front, '
+        'rear).',
         None,
     ),
     ('depth', 'depth', 'Topic of depth images that are aligned with them.', None),
@@ -104,6 +118,51 @@ def parameter_file(name: str) -> Path:
     )
 
 
+def listed(name: str, text: str) -> list[str]:
+    """Read an argument that is a list of texts in YAML; empty where nothing was given."""
+    values = yaml.safe_load(text) if text else []
+    values = [values] if isinstance(values, str) else values
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise ValueError(f'{name}:={text} is no list of names: write {name}:="[one, another]"')
+    return values
+
+
+def camera_topics(cameras: list[str], images: list[str]) -> dict[str, str]:
+    """
+    Give the topic of each camera's images, by its name.
+
+    Raises
+    ------
+    ValueError
+        There is not one name for each topic, or a name is there twice.
+
+    """
+    if not images:
+        images = [f'{name}/image' for name in cameras]
+    if not cameras:
+        # /front/image_raw/compressed is what the camera front sends compressed
+        parts = [image.removesuffix('/compressed').strip('/').split('/') for image in images]
+        cameras = [part[-2] if len(part) > 1 else part[0] for part in parts]
+    if len(cameras) != len(images) or len(set(cameras)) < len(cameras):
+        raise ValueError(
+            f'cameras {cameras} and images {images} do not go together: give each topic a name '
+            'of its own with cameras:="[one, another]"'
+        )
+    return dict(zip(cameras, images))
+
+
+def remapped(image: str, depth: str, info: str, prefix: str = '') -> list[tuple[str, str]]:
+    """Give the remappings of one camera; without a topic of its own, camera_info is beside."""
+    folder, slash, _ = image.removesuffix('/compressed').rpartition('/')
+    return [
+        (f'{prefix}image', image),
+        (f'{prefix}image/compressed', f'{image}/compressed'),
+        (f'{prefix}depth', depth),
+        (f'{prefix}depth/compressedDepth', f'{depth}/compressedDepth'),
+        (f'{prefix}camera_info', info or f'{folder}{slash}camera_info'),
+    ]
+
+
 def start_tracker(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     """Return the node with what brings it up. Only arguments that are set become parameters."""
     overrides: dict[str, object] = {
@@ -114,11 +173,21 @@ def start_tracker(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     }
     if target := LaunchConfiguration('target').perform(context):
         overrides['space.target'] = ParameterValue(target, value_type=str)
-    image = LaunchConfiguration('image').perform(context)
-    depth = LaunchConfiguration('depth').perform(context)
-    info = LaunchConfiguration('camera_info').perform(context)
-    folder, slash, _ = image.removesuffix('/compressed').rpartition('/')
-    info = info or f'{folder}{slash}camera_info'
+    image, depth, info, *several = (
+        LaunchConfiguration(name).perform(context)
+        for name in ('image', 'depth', 'camera_info', 'cameras', 'images')
+    )
+    names, images = (listed(name, text) for name, text in zip(('cameras', 'images'), several))
+    topics, followed = camera_topics(names, images), 'tracker'
+    remappings = remapped(image, depth, info)
+    if topics:
+        overrides['cameras'] = list(topics)
+        followed = f'tracker/{next(iter(topics))}'
+        remappings = [
+            pair
+            for name, topic in topics.items()
+            for pair in remapped(topic, f'{name}/depth', '', f'{name}/')
+        ]
     use_sim_time = LaunchConfiguration('use_sim_time').perform(context).lower() == 'true'
     tracker = LifecycleNode(
         package='drift_ros',
@@ -129,13 +198,7 @@ def start_tracker(context: LaunchContext) -> list[LaunchDescriptionEntity]:
             str(parameter_file(LaunchConfiguration('params_file').perform(context))),
             {**overrides, 'use_sim_time': use_sim_time},
         ],
-        remappings=[
-            ('image', image),
-            ('image/compressed', f'{image}/compressed'),
-            ('depth', depth),
-            ('depth/compressedDepth', f'{depth}/compressedDepth'),
-            ('camera_info', info),
-        ],
+        remappings=remappings,
         arguments=['--ros-args', '--log-level', LaunchConfiguration('log_level')],
         output='screen',
         emulate_tty=True,
@@ -148,7 +211,7 @@ def start_tracker(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         namespace=LaunchConfiguration('namespace'),
         parameters=[
             {
-                'tracker': 'tracker',
+                'tracker': followed,
                 # as a text whatever it looks like
                 'host': ParameterValue(LaunchConfiguration('ui_host'), value_type=str),
                 'port': ParameterValue(LaunchConfiguration('ui_port'), value_type=int),

@@ -54,11 +54,13 @@ class State:
     frames: int = 0
 
     @classmethod
-    def blank(cls, features: FeatureExtractor, config: TrackerConfig) -> State:
-        """Know nothing yet."""
+    def blank(
+        cls, features: FeatureExtractor, config: TrackerConfig, ids: tuple[int, int]
+    ) -> State:
+        """Know nothing yet; ids are the first one, and the distance to the next."""
         return cls(
             features,
-            ObjectTable(),
+            ObjectTable(next_id=ids[0], step=ids[1]),
             ReferenceMemory(config),
             HeadWeighting(config),
             TargetModel.empty(PromptOptions(gain=config.target.gain, rate=config.target.rate)),

@@ -105,7 +105,9 @@ class ObjectTable:
     reserved : tuple of ObjectInfo
         Those of seeds that are prepared and not applied yet.
     next_id : int
-        Every id below has been given.
+        Every id below has been given, of those that are given here.
+    step : int
+        Ids are so far apart: trackers that share a range of ids give different ones.
     frame_size : tuple of int, optional
         (H, W) of the frames the objects live in; None while there are none.
 
@@ -114,6 +116,7 @@ class ObjectTable:
     tracked: tuple[TrackedObject, ...] = ()
     reserved: tuple[ObjectInfo, ...] = ()
     next_id: int = 1
+    step: int = 1
     frame_size: tuple[int, int] | None = None
 
     @property
@@ -169,15 +172,15 @@ class ObjectTable:
                 f'{len(names)} objects in the mask and room for {room} (states.max_objects is '
                 f'{most}); remove objects, mark fewer, or raise it'
             )
-        end = self.next_id + len(names)
-        if end - 1 > LAST_ID:
+        end = self.next_id + len(names) * self.step
+        if end - self.step > LAST_ID:
             raise SeedError(
                 f'ids are never reused, and the last one, {LAST_ID}, has been given; start the '
                 'tracker anew (of the node: cleanup, then configure)'
             )
         infos = tuple(
             ObjectInfo(number, name or f'object {number}')
-            for number, name in zip(range(self.next_id, end), names, strict=True)
+            for number, name in zip(range(self.next_id, end, self.step), names, strict=True)
         )
         table = dataclasses.replace(
             self, reserved=(*self.reserved, *infos), next_id=end, frame_size=size
@@ -197,8 +200,8 @@ class ObjectTable:
         """
         gone = {info.id for info in self.reserved if any(info.same(own) for own in infos)}
         next_id = self.next_id
-        while reuse and next_id - 1 in gone:
-            next_id -= 1
+        while reuse and next_id - self.step in gone:
+            next_id -= self.step
         kept = tuple(info for info in self.reserved if info.id not in gone)
         return dataclasses.replace(self, reserved=kept, next_id=next_id)._settled()
 
@@ -264,7 +267,7 @@ class ObjectTable:
 
     def clear(self) -> 'ObjectTable':
         """Forget all objects; their ids are not given again."""
-        return ObjectTable(next_id=self.next_id)
+        return ObjectTable(next_id=self.next_id, step=self.step)
 
     def select(self, object_ids: Collection[int]) -> dict[int, int]:
         """Label channels of some objects, by id, in the order of channels."""

@@ -45,14 +45,34 @@ class OnlineTracker:
     """
 
     def __init__(
-        self, features: FeatureExtractor, refiner: Refiner, config: TrackerConfig | None = None
+        self,
+        features: FeatureExtractor,
+        refiner: Refiner,
+        config: TrackerConfig | None = None,
+        ids: tuple[int, int] = (1, 1),
     ) -> None:
-        """Start without objects; raises ValueError when an option is out of range."""
+        """
+        Start without objects.
+
+        Parameters
+        ----------
+        features : FeatureExtractor
+        refiner : Refiner
+        config : TrackerConfig, optional
+        ids : tuple of int
+            The first object's id, and how much larger each next one is.
+
+        Raises
+        ------
+        ValueError
+            An option is out of range.
+
+        """
         self.config = config or TrackerConfig()
         self.config.validate()
         self._refiner = refiner
         self._lock = threading.Lock()  # of the table, which seeds may be prepared in meanwhile
-        self._blank = State.blank(features, self.config)
+        self._blank = State.blank(features, self.config, ids)
         self._state = self._blank
 
     @property

@@ -186,6 +186,12 @@ def read_prompts(prompts: Iterable[PromptMessage]) -> list[Prompt]:
     return read
 
 
+def status_name(node: Any, prefix: str, part: str) -> str:
+    """Name the status of a part of a node, of the camera whose topics have a prefix."""
+    place = node.get_fully_qualified_name().lstrip('/')
+    return f'{place}/{prefix}'.rstrip('/') + f': {part}'
+
+
 def diagnostic(
     name: str, hardware_id: str, level: int, message: str, values: Mapping[str, object]
 ) -> DiagnosticStatus:

@@ -14,6 +14,7 @@ import array
 from collections.abc import Iterable, Iterator
 import dataclasses
 from dataclasses import dataclass
+import re
 from typing import Any, get_args, get_type_hints, TypeVar
 
 from drift_ros.engine.config import DROPPED, find_option, RENAMED, TrackerConfig
@@ -26,6 +27,12 @@ from drift_ros.space.options import SpaceConfig
 class NodeConfig:
     """Parameters of the tracker node besides the engine's."""
 
+    cameras: tuple[str, ...] = option(
+        (),
+        'Names of several cameras, for one node and one model: each has topics and services of '
+        'its own, <name>/image and ~/<name>/mask. Empty: one camera, image and ~/mask.',
+        applies='start',
+    )
     model: str = option(
         '',
         'Folder or hub id of a diffusers checkpoint. Empty: the embedded model.',
@@ -94,6 +101,13 @@ class NodeConfig:
 
     def __post_init__(self) -> None:
         """Check what ranges cannot say; raises ValueError."""
+        names = self.cameras
+        wrong = [name for name in names if not re.fullmatch('[A-Za-z](_?[A-Za-z0-9])*', name)]
+        if wrong or len(set(names)) < len(names):
+            raise ValueError(
+                f'cameras is {list(names)}; it must be names, each once, of letters, digits and '
+                'single underscores, that begin with a letter'
+            )
         values = self.grey_range
         if values and (len(values) != 2 or not 0 <= values[0] < values[1] <= 65535):
             raise ValueError(

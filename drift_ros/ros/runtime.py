@@ -59,11 +59,11 @@ def run(
         ``stop()``, called first at the end: it makes the node's own threads return and blocking
         callbacks give way, without waiting for them; ``join(timeout) -> bool`` waits for them and
         releases what they used; ``endure(error)``: told what a callback raised, after which the
-        node goes on; without it, its log is told.
+        node goes on; without it, its log is told; ``threads`` (int), of the executor.
     args : sequence of str, optional
         Command line, with ROS arguments; default ``sys.argv``.
     threads : int
-        Of the executor.
+        Of the executor, where the node does not say.
 
     """
     stop = threading.Event()
@@ -138,7 +138,7 @@ def _live(factory: Callable[[], Any], stop: threading.Event, threads: int) -> in
         _complain(str(error))
         return 1
     endure = getattr(node, 'endure', None) or partial(_log, node)
-    executor = _make_executor(threads, endure)
+    executor = _make_executor(getattr(node, 'threads', threads), endure)
     executor.add_node(node)
     finished = getattr(node, 'finished', threading.Event())
 

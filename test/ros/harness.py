@@ -130,10 +130,10 @@ class Client(TrackerClient):
     The ``ask`` methods give the service's own answer, refusals included.
     """
 
-    def __init__(self, domain, tracker='tracker'):
+    def __init__(self, domain, tracker='tracker', name='test_client'):
         os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
         os.environ['FASTDDS_DEFAULT_PROFILES_FILE'] = PROFILES
-        super().__init__(f'/{tracker}', name='test_client', domain_id=domain, timeout=TIMEOUT)
+        super().__init__(f'/{tracker}', name=name, domain_id=domain, timeout=TIMEOUT)
         self.messages = {}
         self.subscriptions = {}
         self.publishers = {}

@@ -61,4 +61,4 @@ def to_rgb(message, greys=None):
 decode, conversions.to_rgb = conversions.to_rgb, to_rgb
 
 if __name__ == '__main__':
-    runtime.run(FailingNode, threads=6)
+    runtime.run(FailingNode)

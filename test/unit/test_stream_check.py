@@ -193,7 +193,7 @@ class TestDiagnostics:
             remedy='set the profile for the camera',
         )
         self.statistics.receive()
-        return self.diagnostics.Diagnostics._health(
+        return self.diagnostics.Status._health(
             self.shell, node, self.statistics.snapshot(), objects
         )
 

@@ -7,8 +7,9 @@ import threading
 import pytest
 
 from drift_ros.engine.errors import FrameError
+from drift_ros.nodes.tracker import worker as worker_module
 from drift_ros.nodes.tracker.frames import ReceivedImage
-from drift_ros.nodes.tracker.worker import Worker
+from drift_ros.nodes.tracker.worker import TrackingThread, Worker
 
 ERRORS = [FrameError, RuntimeError, MemoryError, KeyboardInterrupt, SystemExit, GeneratorExit]
 
@@ -140,3 +141,106 @@ def test_what_was_cancelled_is_not_done(stage):
     go.set()
     stage.settle()
     assert not done
+
+
+class Cameras:
+    """Workers that share a thread; an image of each takes so many seconds of a clock."""
+
+    def __init__(self, seconds, monkeypatch):
+        self.now, self.served = 0.0, []
+        monkeypatch.setattr(worker_module.time, 'monotonic', lambda: self.now)
+        self.thread = TrackingThread()
+        self.hold = threading.Event()
+        self.workers = []
+        for number, each in enumerate(seconds):
+            track = self.track(number, each)
+            self.workers.append(Worker([], track, self.served.append, self.thread))
+            self.workers[-1].mailbox.configure(True, 10**9)
+
+    def track(self, number, seconds):
+        def track(tracker, frame):
+            self.now += seconds
+            self.served.append(number)
+
+        return track
+
+    def put(self, number, count):
+        for sequence in range(count):
+            self.workers[number].mailbox.put(ReceivedImage(sequence, sequence, None, 1, 0.0))
+
+    def fill(self, *counts):
+        """Let images wait for all before the thread looks."""
+        go = threading.Event()
+        held = self.workers[0].submit(lambda tracker: go.wait(10))
+        for number, count in enumerate(counts):
+            self.put(number, count)
+        go.set()
+        held.result(10)
+
+    def settle(self):
+        for worker in self.workers:
+            worker.submit(lambda tracker: None, background=True).result(10)
+
+    def close(self):
+        for worker in self.workers:
+            worker.close()
+        assert self.thread.join(10)
+
+
+@pytest.fixture
+def cameras(monkeypatch):
+    made = []
+
+    def make(*seconds):
+        made.append(Cameras(seconds, monkeypatch))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+def test_cameras_that_share_a_thread_get_equal_time_whatever_their_images_take(cameras):
+    three = cameras(1.0, 3.0, 2.0)
+    three.fill(60, 60, 60)
+    three.settle()
+    used = [0.0, 0.0, 0.0]
+    for number in three.served[:110]:  # while images of all three wait
+        used[number] += (1.0, 3.0, 2.0)[number]
+        assert max(used) - min(used) <= 3.0
+    assert [three.served.count(number) for number in range(3)] == [60, 60, 60]
+
+
+def test_a_camera_that_was_quiet_does_not_get_the_thread_for_itself(cameras):
+    two = cameras(1.0, 1.0)
+    two.fill(50, 0)
+    two.settle()
+    two.served.clear()
+    two.fill(10, 10)
+    two.settle()
+    for end in range(2, 20, 2):
+        assert abs(two.served[:end].count(0) - end // 2) <= 1
+
+
+def test_a_camera_that_sends_seldom_is_served_as_soon_as_it_sends(cameras):
+    two = cameras(1.0, 1.0)
+    begun = threading.Event()
+
+    def send(tracker):  # in the midst of the other's images
+        two.put(1, 1)
+        begun.set()
+
+    two.fill(30, 0)
+    two.workers[0].submit(send).result(10)
+    at = len([number for number in two.served if number == 0])
+    two.settle()
+    assert two.served.index(1) <= at + 1
+
+
+def test_closing_one_camera_leaves_the_others(cameras):
+    two = cameras(1.0, 1.0)
+    two.workers[0].close()
+    two.put(1, 3)
+    two.workers[1].submit(lambda tracker: None, background=True).result(10)
+    assert two.served == [1, 1, 1]
+    assert not two.thread.join(0.01)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the tracker node is: counts, rates and latencies, and their publication on /diagnostics."""
+"""How tracking goes: counts, rates and latencies, and their publication on /diagnostics."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ class StreamStatistics:
 
 @dataclass(frozen=True)
 class Condition:
-    """What the node says of itself."""
+    """What the node says of itself and of one camera."""
 
     configured: bool
     active: bool
@@ -165,11 +165,13 @@ class Condition:
     """Ids of the objects there are."""
     remedy: str
     """Against frames that the middleware loses."""
+    used: float
+    """Seconds that tracking took so far; cameras share one thread."""
 
 
-class Diagnostics:
+class Status:
     """
-    Publishes the node's condition on /diagnostics.
+    How the tracking of one camera goes.
 
     Attributes
     ----------
@@ -181,45 +183,23 @@ class Diagnostics:
 
     """
 
-    def __init__(
-        self,
-        node: Node,
-        condition: Callable[[], Condition],
-        period: float,
-        group: CallbackGroup,
-        more: Sequence[Callable[[], Any]] = (),
-    ) -> None:
+    def __init__(self, node: Node, condition: Callable[[], Condition], prefix: str) -> None:
         """
-        Publish every ``period`` seconds from now on.
+        Begin with nothing.
 
         Parameters
         ----------
         node : Node
         condition : callable
-            Gives the node's condition; called by an executor thread.
-        period : float
-            Seconds.
-        group : CallbackGroup
-        more : sequence of callable
-            Give further statuses, of parts of the node.
+            Gives the node's condition, as far as this camera is concerned.
+        prefix : str
+            Of the camera's topics.
 
         """
         self.statistics = StreamStatistics()
         self.objects: Sequence[ObjectEstimate] = ()
         self.size = ''
-        self._node, self._condition, self._more = node, condition, more
-        self._publisher = node.create_publisher(DiagnosticArray, '/diagnostics', qos.DIAGNOSTICS)
-        # steady: diagnostics go on when simulated time stands still
-        self._timer = node.create_timer(
-            period,
-            self._publish,
-            callback_group=group,
-            clock=Clock(clock_type=ClockType.STEADY_TIME),
-        )
-
-    def set_period(self, seconds: float) -> None:
-        """Change how often is published."""
-        self._timer.timer_period_ns = int(seconds * 1e9)
+        self._node, self._condition, self._prefix = node, condition, prefix
 
     def _health(
         self, node: Condition, numbers: dict[str, Any], objects: Sequence[ObjectEstimate]
@@ -252,7 +232,8 @@ class Diagnostics:
             return _WARN, '; '.join(filter(None, warnings))
         return _OK, f'following {len(objects)} objects'
 
-    def _publish(self) -> None:
+    def diagnose(self) -> Any:
+        """Sum up as a diagnostic_msgs/DiagnosticStatus."""
         numbers, node = self.statistics.snapshot(), self._condition()
         objects = [item for item in self.objects if item.id in node.live]
         level, message = self._health(node, numbers, objects)
@@ -274,6 +255,7 @@ class Diagnostics:
             'rate out (Hz)': numbers['rate_out'],
             'latency median (ms)': numbers['latency_median'],
             'latency 95th percentile (ms)': numbers['latency_95'],
+            'tracking (s)': node.used,
             'memory (MB)': memory_in_use() / 1e6,
             'reference memory (MB)': node.reference_memory / 1e6,
             'objects': len(objects),
@@ -284,16 +266,54 @@ class Diagnostics:
                 f'existence {item.existence:.2f}'
             )
         values['last error'] = self.statistics.last_error or node.failure
+        return messages.diagnostic(
+            messages.status_name(self._node, self._prefix, 'tracking'),
+            self._node.resolve_topic_name(f'{self._prefix}image'),
+            level,
+            message,
+            values,
+        )
+
+
+class Diagnostics:
+    """Publishes statuses on /diagnostics."""
+
+    def __init__(
+        self,
+        node: Node,
+        statuses: Sequence[Callable[[], Any]],
+        period: float,
+        group: CallbackGroup,
+    ) -> None:
+        """
+        Publish every ``period`` seconds from now on.
+
+        Parameters
+        ----------
+        node : Node
+        statuses : sequence of callable
+            Give a diagnostic_msgs/DiagnosticStatus each; called by an executor thread.
+        period : float
+            Seconds.
+        group : CallbackGroup
+
+        """
+        self._node, self._statuses = node, tuple(statuses)
+        self._publisher = node.create_publisher(DiagnosticArray, '/diagnostics', qos.DIAGNOSTICS)
+        # steady: diagnostics go on when simulated time stands still
+        self._timer = node.create_timer(
+            period,
+            self._publish,
+            callback_group=group,
+            clock=Clock(clock_type=ClockType.STEADY_TIME),
+        )
+
+    def set_period(self, seconds: float) -> None:
+        """Change how often is published."""
+        self._timer.timer_period_ns = int(seconds * 1e9)
+
+    def _publish(self) -> None:
         array = DiagnosticArray()
         array.header.stamp = self._node.get_clock().now().to_msg()
-        array.status = [
-            messages.diagnostic(
-                f'{self._node.get_fully_qualified_name().lstrip("/")}: tracking',
-                self._node.resolve_topic_name('image'),
-                level,
-                message,
-                values,
-            ),
-            *(status() for status in self._more),
-        ]
+        array.status = [status() for status in self._statuses]
         self._publisher.publish(array)

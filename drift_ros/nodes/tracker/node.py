@@ -11,40 +11,27 @@ answering (get_state says "configuring" meanwhile).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 import time
 import traceback
 from typing import Any, TYPE_CHECKING
 
-import numpy as np
 from rcl_interfaces.msg import SetParametersResult
-from rclpy.callback_groups import MutuallyExclusiveCallbackGroup, ReentrantCallbackGroup
-from rclpy.event_handler import SubscriptionEventCallbacks
+from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.lifecycle import LifecycleNodeMixin, LifecycleState, TransitionCallbackReturn
 from rclpy.node import Node
-from sensor_msgs.msg import CompressedImage, Image
 
 from drift_ros.engine.config import TrackerConfig
-from drift_ros.engine.errors import DriftRosError, out_of_memory
-from drift_ros.nodes.tracker import source
-from drift_ros.nodes.tracker.diagnostics import Condition, Diagnostics
-from drift_ros.nodes.tracker.frames import ReceivedImage
-from drift_ros.nodes.tracker.images import Images
-from drift_ros.nodes.tracker.optimize import OptimizeAction
-from drift_ros.nodes.tracker.outputs import Outputs
-from drift_ros.nodes.tracker.services import NotReadyError, Services
-from drift_ros.nodes.tracker.space import Space
-from drift_ros.nodes.tracker.stream import LOST, StreamCheck
-from drift_ros.nodes.tracker.worker import Worker
-from drift_ros.ros import conversions, parameters, qos, runtime, stamp
+from drift_ros.nodes.tracker.diagnostics import Diagnostics
+from drift_ros.nodes.tracker.view import NodeState, View
+from drift_ros.nodes.tracker.worker import TrackingThread
+from drift_ros.ros import parameters, runtime
 from drift_ros.ros.parameters import NodeConfig
 from drift_ros.space.options import SpaceConfig
 
 if TYPE_CHECKING:
     from drift_ros.api import Tracker
-    from drift_ros.engine.estimates import TrackResult
 
 
 class TrackerNode(LifecycleNodeMixin, Node):
@@ -72,13 +59,8 @@ class TrackerNode(LifecycleNodeMixin, Node):
             self, 'tracker', automatically_declare_parameters_from_overrides=True, **kwargs
         )
         LifecycleNodeMixin.__init__(self, callback_group=group)
-        self._images_group = MutuallyExclusiveCallbackGroup()
-        self._worker: Worker | None = None
-        self._subscription: Any = None
-        self._failure = ''
-        self._device = ''
-        self._sequence = 0
-        self._unheard: Callable[[Sequence[Any]], tuple[str, bool]] = lambda _: ('', False)
+        self._failure, self._device = '', ''
+        self._thread: TrackingThread | None = None
 
         parameters.declare(self, *parameters.NODES['tracker'])
         self._parameters_table = {
@@ -87,17 +69,15 @@ class TrackerNode(LifecycleNodeMixin, Node):
         self._settings = parameters.read(self, NodeConfig)
         self.add_on_set_parameters_callback(self._check_parameters)
         self.add_post_set_parameters_callback(self._parameters_changed)
-        self._images = Images(self._warn, self._sources)
-        self._outputs = Outputs(self)
-        self._requests = Services(
-            self, self._running, self._images, self._outputs, self._refuse, group
-        )
-        self._optimize = OptimizeAction(self, self._running, lambda: self._outputs.active, group)
-        self._space = Space(self, self._outputs.publish)
-        period, more = self._settings.diagnostics_period, [self._space.diagnose]
-        self._diagnostics = Diagnostics(self, self._condition, period, group, more)
-        self._stream = StreamCheck(self._warn)
-        self._remedy = runtime.loss_remedy()
+        self._views = [
+            View(self, name, self._common, group) for name in self._settings.cameras or ('',)
+        ]
+        statuses = [
+            status
+            for view in self._views
+            for status in (view.status.diagnose, view.space.diagnose)
+        ]
+        self._diagnostics = Diagnostics(self, statuses, self._settings.diagnostics_period, group)
 
     def load_tracker(self, settings: NodeConfig, config: TrackerConfig) -> Tracker:
         """
@@ -113,55 +93,18 @@ class TrackerNode(LifecycleNodeMixin, Node):
 
         return Tracker(settings.model or None, config, device=settings.device)
 
-    def _running(self) -> Worker:
-        """
-        Give the worker.
+    def _common(self) -> NodeState:
+        return NodeState(self._settings, self._device, self._failure)
 
-        Raises
-        ------
-        NotReadyError
-            There is none.
+    @property
+    def threads(self) -> int:
+        """Of the executor: requests and, in replay, images may wait in threads."""
+        # of each camera two for masks, one that optimises, and the images
+        return 2 + 4 * len(self._views)
 
-        """
-        worker = self._worker
-        if worker is None:
-            raise NotReadyError(
-                'the node is not configured: call its configure transition first'
-                + (f' (the last attempt failed: {self._failure})' if self._failure else '')
-            )
-        return worker
-
-    def _condition(self) -> Condition:
-        worker, settings, subscription = self._worker, self._settings, self._subscription
-        return Condition(
-            configured=worker is not None,
-            active=self._outputs.active,
-            failure=self._failure,
-            model=settings.model or 'embedded',
-            device=self._device,
-            replay=settings.replay,
-            input_timeout=settings.input_timeout,
-            topic='' if subscription is None else subscription.topic_name,
-            publishers=self._sources(),
-            unheard=self._unheard(self._endpoints()),
-            grey_range=self._images.greys.text,
-            remedy=self._remedy,
-            waiting=0 if worker is None else worker.mailbox.waiting,
-            buffered=len(self._images.buffer),
-            reference_memory=0 if worker is None else worker.tracker.memory_bytes,
-            live=() if worker is None else tuple(item.id for item in worker.tracker.objects),
-        )
-
-    def _endpoints(self) -> Sequence[Any]:
-        """Give what is known of the publishers of the images."""
-        topic = '' if self._subscription is None else self._subscription.topic_name
-        return self.get_publishers_info_by_topic(topic) if topic else ()
-
-    def _sources(self) -> tuple[str, ...]:
-        """Name the nodes that publish the images."""
-        return tuple(
-            f'{item.node_namespace.rstrip("/")}/{item.node_name}' for item in self._endpoints()
-        )
+    @property
+    def _active(self) -> bool:
+        return any(view.outputs.active for view in self._views)
 
     # -- parameters ---------------------------------------------------------------------------
 
@@ -174,12 +117,12 @@ class TrackerNode(LifecycleNodeMixin, Node):
             reason = item.check(change.value)  # what is wrong in any state comes first
             if reason:
                 pass
-            elif item.applies == 'configure' and self._worker is not None:
+            elif item.applies == 'configure' and self._thread is not None:
                 reason = (
                     f'{item.name} takes effect when the node is configured: call cleanup, '
                     'set it, then configure'
                 )
-            elif item.applies == 'activate' and self._outputs.active:
+            elif item.applies == 'activate' and self._active:
                 reason = (
                     f'{item.name} takes effect when the node is activated: call '
                     'deactivate, set it, then activate'
@@ -203,13 +146,14 @@ class TrackerNode(LifecycleNodeMixin, Node):
     def _parameters_changed(self, changes: Sequence[Any]) -> None:
         if any(change.name == 'diagnostics_period' for change in changes):
             self._diagnostics.set_period(self.get_parameter('diagnostics_period').value)
-        if self._outputs.active:
+        if self._active:
             self._apply_settings()
 
     def _apply_settings(self) -> NodeConfig:
         self._settings = parameters.read(self, NodeConfig)
-        self._outputs.opacity = self._settings.overlay_opacity
-        self._space.options = parameters.read(self, SpaceConfig).space
+        for view in self._views:
+            view.outputs.opacity = self._settings.overlay_opacity
+            view.space.options = parameters.read(self, SpaceConfig).space
         return self._settings
 
     # -- transitions --------------------------------------------------------------------------
@@ -234,8 +178,10 @@ class TrackerNode(LifecycleNodeMixin, Node):
             self._failure = f'cannot configure: {error}'
             self.get_logger().error(self._failure)
             return TransitionCallbackReturn.FAILURE
-        self._outputs.create()
-        self._worker = Worker(tracker, self._track, self._refuse)
+        self._thread = TrackingThread()
+        count = len(self._views)
+        for number, view in enumerate(self._views, start=1):  # no id is given twice
+            view.configure(tracker if count == 1 else tracker.beside(number, count), self._thread)
         self.get_logger().info(
             f'configured in {time.monotonic() - start:.1f} s: model '
             f'{settings.model or "embedded"}, device {self._device}'
@@ -244,37 +190,18 @@ class TrackerNode(LifecycleNodeMixin, Node):
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Subscribe to the images and publish."""
-        worker, settings = self._running(), self._apply_settings()
-        self._images.configure(settings.buffer_frames, settings.buffer_mb << 20, settings.greys)
-        worker.mailbox.configure(settings.replay, settings.replay_queue_mb << 20)
-        statistics = self._diagnostics.statistics
-        statistics.reset()
-        if self._space.options.publish_tf:
-            self._outputs.create_tf()
-        self._stream.reset()
-        result = super().on_activate(state)
-        self._outputs.active = True
-        self._space.activate(self._space.options, settings.replay)
-        self._outputs.names(worker.tracker)
-        topic, kind = source.choose(self.resolve_topic_name('image'), settings.image_transport)
-        profile = qos.ALL_IMAGES if settings.replay else qos.LIVE_IMAGES
-        self._unheard = partial(source.unheard, topic=topic, kind=kind, profile=profile)
-        self._subscription = self.create_subscription(
-            kind,
-            topic,
-            self._receive,
-            profile,
-            callback_group=self._images_group,
-            event_callbacks=SubscriptionEventCallbacks(
-                message_lost=lambda info: self._lose(info.total_count_change)
-            ),
-        )
-        self.get_logger().info(f'tracking on {topic}')
+        settings, space = self._apply_settings(), parameters.read(self, SpaceConfig).space
+        for view in self._views:
+            view.prepare(settings, space)
+        result = super().on_activate(state)  # of the publishers
+        for view in self._views:
+            self.get_logger().info(f'tracking on {view.activate(settings, space)}')
         return result
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Unsubscribe and fall silent; objects and memory stay."""
-        self._stop_receiving()
+        for view in self._views:
+            view.deactivate()
         return super().on_deactivate(state)
 
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -294,111 +221,32 @@ class TrackerNode(LifecycleNodeMixin, Node):
         self._release()
         return TransitionCallbackReturn.SUCCESS
 
-    def _stop_receiving(self) -> None:
-        self._outputs.active = False
-        if self._worker is not None:
-            # before the subscription goes: its callback may be waiting here
-            self._worker.mailbox.clear()
-        if self._subscription is not None:
-            self.destroy_subscription(self._subscription)
-            self._subscription = None
-        self._space.deactivate()
-        self._images.buffer.clear()
-
     def _release(self) -> None:
-        self._stop_receiving()
-        worker, self._worker = self._worker, None
-        if worker is not None:
-            worker.close()
-            worker.join()  # at most one frame's work
-        self._outputs.destroy()
-        self._diagnostics.objects = ()
+        for view in self._views:
+            view.release()
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            thread.join()  # at most one frame's work
+        for view in self._views:
+            view.destroy()
 
     def stop(self) -> None:
-        """Make the worker return after what it is doing; see :func:`runtime.run`."""
-        self._outputs.active = False
-        if self._worker is not None:
-            self._worker.close()
+        """Make the workers return after what they are doing; see :func:`runtime.run`."""
+        for view in self._views:
+            view.stop()
 
     def join(self, timeout: float) -> bool:
-        """Wait for the worker; False when it is still busy after ``timeout`` seconds."""
-        return self._worker is None or self._worker.join(timeout)
-
-    # -- images -------------------------------------------------------------------------------
-
-    def _receive(self, message: Image | CompressedImage) -> None:
-        """Take an image from the middleware; decoding is the worker's."""
-        worker = self._worker
-        if worker is None:
-            return
-        frame = ReceivedImage(
-            self._sequence,
-            stamp.nanoseconds(message.header.stamp),
-            message,
-            len(message.data),
-            time.monotonic(),
-        )
-        self._sequence += 1
-        statistics = self._diagnostics.statistics
-        statistics.receive()
-        self._space.receive(frame)
-        self._stream.header(frame.stamp, message.header.frame_id)
-        self._images.buffer.add(frame)
-        dropped = worker.mailbox.put(frame)
-        if dropped is not None and dropped is not frame:
-            statistics.drop()
-
-    def _warn(self, flaw: str, text: str, number: int = 1) -> None:
-        """Say what is wrong with the stream, in diagnostics and in the log."""
-        self._diagnostics.statistics.warn(flaw, text, number)
-        self.get_logger().warning(text, throttle_duration_sec=5.0)
-
-    def _lose(self, number: int) -> None:
-        """Say that images were lost before they arrived; called by the middleware."""
-        self._warn(LOST, f'images are lost before they arrive here: {self._remedy}', number)
-
-    def _track(self, tracker: Tracker, frame: ReceivedImage) -> None:
-        """Find the objects in an image and publish them, on the worker's thread."""
-        image = self._images.decode(frame.message)
-        self._stream.size(*image.shape[:2])
-        if not tracker.objects:
-            tracker.prepare(image)  # while nothing waits for it
-        tracker.step(image, partial(self._publish, frame, image))
-
-    def _publish(self, frame: ReceivedImage, image: np.ndarray, result: TrackResult) -> None:
-        """Tell what was found in an image, before the tracker remembers it."""
-        self._diagnostics.size = f'{image.shape[1]}x{image.shape[0]}'
-        look = self._space.look(frame, image, result)
-        if self._outputs.result(frame, image, result, look.places):
-            self._diagnostics.objects = result.objects
-            self._diagnostics.statistics.track(time.monotonic() - frame.received)
-        self._space.tell(look)
-
-    def _refuse(self, error: BaseException) -> None:
-        """Say that an image or a request could not be used; tracking goes on with the next."""
-        reason = str(error)
-        if out_of_memory(error):
-            reason = (
-                f'out of memory ({type(error).__name__}: {error}): free some, or lower '
-                'features.resolution, buffer_mb or states.max_objects'
-            )
-        elif not isinstance(error, (conversions.ConversionError, DriftRosError)):
-            reason = f'{type(error).__name__}: {error}'
-            self.get_logger().error(
-                ''.join(traceback.format_exception(error)), throttle_duration_sec=5.0
-            )
-        self._diagnostics.statistics.refuse(reason)
-        self.get_logger().warning(f'dropped: {reason}', throttle_duration_sec=5.0)
+        """Wait for the thread that tracks; False when it is busy after ``timeout`` seconds."""
+        return self._thread is None or self._thread.join(timeout)
 
     def endure(self, error: BaseException) -> None:
         """Report what a callback raised; see :func:`runtime.run`."""
-        self._refuse(error)
+        self._views[0].endure(error)
 
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run the node as a process: ``ros2 run drift_ros tracker``."""
-    # waiting requests hold threads: two for masks, one that optimises, and in replay the images
-    runtime.run(TrackerNode, args, threads=6)
+    runtime.run(TrackerNode, args)
 
 
 if __name__ == '__main__':

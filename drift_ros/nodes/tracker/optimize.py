@@ -59,6 +59,7 @@ class OptimizeAction:
         worker: Callable[[], Worker],
         is_active: Callable[[], bool],
         group: CallbackGroup,
+        prefix: str = '',
     ) -> None:
         """
         Create the action server.
@@ -72,6 +73,8 @@ class OptimizeAction:
             Whether images are received.
         group : CallbackGroup
             Reentrant: a goal occupies a thread.
+        prefix : str
+            Of the name below ``~/``.
 
         """
         self._worker, self._is_active, self._log = worker, is_active, node.get_logger()
@@ -80,7 +83,7 @@ class OptimizeAction:
         self._server = ActionServer(
             node,
             Optimize,
-            '~/optimize',
+            f'~/{prefix}optimize',
             self._execute,
             callback_group=group,
             goal_callback=lambda goal: GoalResponse.ACCEPT,

@@ -50,10 +50,10 @@ class Outputs:
 
     """
 
-    def __init__(self, node: Any) -> None:
-        """Publish nothing yet."""
+    def __init__(self, node: Any, prefix: str = '') -> None:
+        """Publish nothing yet; later below ``~/`` and a prefix."""
         self.opacity = 0.5
-        self._node = node
+        self._node, self._prefix = node, prefix
         # held while something is published or the set of publishers changes
         self._lock = threading.Lock()
         self._publishers: dict[str, Any] = {}
@@ -63,7 +63,9 @@ class Outputs:
         """Create the publishers."""
         with self._lock:
             self._publishers = {
-                name: self._node.create_lifecycle_publisher(kind, f'~/{name}', profile)
+                name: self._node.create_lifecycle_publisher(
+                    kind, f'~/{self._prefix}{name}', profile
+                )
                 for name, (kind, profile) in PUBLISHED.items()
             }
 

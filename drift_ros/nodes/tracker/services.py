@@ -66,6 +66,7 @@ class Services:
         outputs: Outputs,
         on_error: Callable[[BaseException], None],
         group: CallbackGroup,
+        prefix: str = '',
     ) -> None:
         """
         Create them on a node.
@@ -81,6 +82,8 @@ class Services:
             Told what failed after its request was answered, and what should never fail.
         group : CallbackGroup
             Reentrant: requests wait.
+        prefix : str
+            Of the names below ``~/``.
 
         """
         self._worker, self._image, self._outputs = worker, images.find, outputs
@@ -97,10 +100,17 @@ class Services:
             (Trigger, 'reset', self._reset),
         ):
             node.create_service(
-                kind, f'~/{name}', partial(self._answer, name, handler), callback_group=group
+                kind,
+                f'~/{prefix}{name}',
+                partial(self._answer, f'{prefix}{name}', handler),
+                callback_group=group,
             )
         node.create_subscription(
-            PointStamped, '~/seed_point', self._seed_point, qos.CLICKS, callback_group=group
+            PointStamped,
+            f'~/{prefix}seed_point',
+            self._seed_point,
+            qos.CLICKS,
+            callback_group=group,
         )
 
     # -- what all have in common

@@ -62,7 +62,7 @@ class Space:
 
     """
 
-    def __init__(self, node: Any, publish: Any) -> None:
+    def __init__(self, node: Any, publish: Any, prefix: str = '') -> None:
         """
         Subscribe to nothing yet.
 
@@ -71,10 +71,12 @@ class Space:
         node : Node
         publish : callable
             Called with a mapping from output to message.
+        prefix : str
+            Of the topics ``camera_info`` and ``depth``.
 
         """
         self.options = SpaceOptions()
-        self._node, self._publish = node, publish
+        self._node, self._publish, self._prefix = node, publish, prefix
         self._group = MutuallyExclusiveCallbackGroup()
         self._lock = threading.Lock()
         self._subscriptions: list[Any] = []
@@ -99,7 +101,11 @@ class Space:
         node, more = self._node, {'callback_group': self._group}
         self._subscriptions = [
             node.create_subscription(
-                CameraInfo, 'camera_info', self._receive_info, qos.CAMERA_INFO, **more
+                CameraInfo,
+                f'{self._prefix}camera_info',
+                self._receive_info,
+                qos.CAMERA_INFO,
+                **more,
             )
         ]
         if options.depth_transport != 'none':
@@ -108,7 +114,8 @@ class Space:
                 node.create_subscription(
                     CompressedImage if compressed else Image,
                     # as image_transport does: the base topic is remapped
-                    node.resolve_topic_name('depth') + ('/compressedDepth' if compressed else ''),
+                    node.resolve_topic_name(f'{self._prefix}depth')
+                    + ('/compressedDepth' if compressed else ''),
                     self._receive_depth,
                     qos.ALL_DEPTH if replay else qos.LIVE_DEPTH,
                     **more,
@@ -335,7 +342,8 @@ class Space:
 
     def diagnose(self) -> Any:
         """Sum up as a diagnostic_msgs/DiagnosticStatus."""
-        now, info = time.monotonic(), self._node.resolve_topic_name('camera_info')
+        now = time.monotonic()
+        info = self._node.resolve_topic_name(f'{self._prefix}camera_info')
         causes = [why for when, why in list(self._causes.values()) if now - when < _RECENT]
         level, message = 0, 'places are computed'
         depths = self._depths.count
@@ -362,8 +370,8 @@ class Space:
             'target': 'none' if self._number is None else self._number,
             'causes': '; '.join(causes),
         }
-        name = self._node.get_fully_qualified_name().lstrip('/')
-        return messages.diagnostic(f'{name}: space', info, level, message, values)
+        name = messages.status_name(self._node, self._prefix, 'space')
+        return messages.diagnostic(name, info, level, message, values)
 
 
 def _same_camera(first: CameraInfo, second: CameraInfo) -> bool:

@@ -5,7 +5,8 @@ The one thread that tracks. No ROS.
 A :class:`Worker` owns a tracker and does what is asked of it, one thing at a time: images that
 were received, and jobs, for each of which it hands out a future. Whatever a job or an image
 raises, the thread goes on with the next: the tracker's operations happen wholly or not at all, and
-the worker keeps nothing that could be left half done.
+the worker keeps nothing that could be left half done. Workers of several cameras share a
+:class:`TrackingThread`, which gives each as much of its time as any other.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from concurrent.futures import Future
 import contextlib
 from dataclasses import dataclass, field
 import threading
+import time
 from typing import Any, TYPE_CHECKING, TypeVar
 
 from drift_ros.engine.errors import DriftRosError
@@ -53,8 +55,14 @@ class Mailbox:
     middleware's own queue and then the publisher slow down instead of images being lost.
     """
 
-    def __init__(self, replay: bool = False, limit: int = 256 << 20) -> None:
-        self._condition = threading.Condition()
+    def __init__(
+        self,
+        replay: bool = False,
+        limit: int = 256 << 20,
+        condition: threading.Condition | None = None,
+    ) -> None:
+        # who empties several waits for all of them at once
+        self._condition = condition or threading.Condition()
         self._frames: deque[ReceivedImage] = deque()
         self._jobs: deque[Job] = deque()
         self._background: deque[Job] = deque()
@@ -112,26 +120,30 @@ class Mailbox:
                 return
         job.future.cancel()
 
-    def get(self) -> ReceivedImage | Job | None:
-        """Wait for the next thing to do; None when the mailbox is closed."""
+    def take(self) -> ReceivedImage | Job | None:
+        """Give the next thing to do; None when there is nothing now."""
         with self._condition:
-            while not self._closed:
-                if self._jobs and (
-                    not self._replay or not self._frames or self._jobs[0].after <= self._taken
-                ):
-                    return self._jobs.popleft()
-                if self._background and not (self._frames and self._frames_turn):
-                    self._frames_turn = True
-                    return self._background.popleft()
-                if self._frames:
-                    self._frames_turn = False
-                    frame = self._frames.popleft()
-                    self._bytes -= frame.size
-                    self._taken = frame.sequence
-                    self._condition.notify_all()
-                    return frame
-                self._condition.wait()
+            if self._jobs and (
+                not self._replay or not self._frames or self._jobs[0].after <= self._taken
+            ):
+                return self._jobs.popleft()
+            if self._background and not (self._frames and self._frames_turn):
+                self._frames_turn = True
+                return self._background.popleft()
+            if self._frames:
+                self._frames_turn = False
+                frame = self._frames.popleft()
+                self._bytes -= frame.size
+                self._taken = frame.sequence
+                self._condition.notify_all()
+                return frame
             return None
+
+    @property
+    def ready(self) -> bool:
+        """Whether :meth:`take` would give something."""
+        with self._condition:
+            return bool(self._jobs or self._background or self._frames)
 
     def clear(self) -> None:
         """Throw the waiting images away and take no more until configured again."""
@@ -144,7 +156,7 @@ class Mailbox:
             self._condition.notify_all()
 
     def close(self) -> None:
-        """Throw everything away, cancel what is queued, and let :meth:`get` return None."""
+        """Throw everything away, cancel what is queued, and take nothing more."""
         self.clear()
         with self._condition:
             left = [*self._jobs, *self._background]
@@ -168,9 +180,64 @@ class Mailbox:
             return len(self._frames)
 
 
+class TrackingThread:
+    """
+    The thread that tracks, for one worker or several.
+
+    Of those with something to do, the one that has used the least time comes next. Time in which
+    a worker had nothing to do is not saved up: it cannot have the thread for itself afterwards.
+    """
+
+    def __init__(self) -> None:
+        """Start without workers; the thread starts with the first one."""
+        self.condition = threading.Condition()
+        """Of the workers' mailboxes."""
+        self._workers: list[Worker] = []
+        self._now = 0.0  # what the worker had used that was served last, when its turn came
+        # a thread in a network pass cannot be interrupted; the process may end without it
+        self._thread = threading.Thread(target=self._run, name='tracking', daemon=True)
+
+    def add(self, worker: Worker) -> None:
+        """Serve one more worker."""
+        with self.condition:
+            self._workers.append(worker)
+            if len(self._workers) == 1:
+                self._thread.start()
+
+    def join(self, timeout: float | None = None) -> bool:
+        """Wait until all workers are closed and the thread has ended; False when it has not."""
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        while True:
+            # everything: no image, no job and no report of what they raised ends tracking
+            with contextlib.suppress(BaseException):
+                worker = self._next()
+                if worker is None:
+                    return
+                start = time.monotonic()
+                try:
+                    worker.work()
+                finally:
+                    worker.used += time.monotonic() - start
+
+    def _next(self) -> Worker | None:
+        """Wait for a worker that has something to do; None when all are closed."""
+        with self.condition:
+            while any(not worker.mailbox.closed for worker in self._workers):
+                waiting = [worker for worker in self._workers if worker.mailbox.ready]
+                if waiting:
+                    chosen = min(waiting, key=lambda worker: max(worker.used, self._now))
+                    self._now = chosen.used = max(chosen.used, self._now)
+                    return chosen
+                self.condition.wait()
+            return None
+
+
 class Worker:
     """
-    Owns a tracker, and the thread that alone uses its network and memory.
+    Owns a tracker, and has a thread that alone uses its network and memory.
 
     Attributes
     ----------
@@ -178,6 +245,8 @@ class Worker:
         For what it allows from any thread: ``prepare_seed``, ``check_object``, ``objects``...
     mailbox : Mailbox
         Takes images. Jobs go through :meth:`submit`.
+    used : float
+        Seconds of the thread, for :class:`TrackingThread` to be fair by.
 
     """
 
@@ -186,9 +255,10 @@ class Worker:
         tracker: Tracker,
         on_image: Callable[[Tracker, ReceivedImage], None],
         on_error: Callable[[BaseException], None],
+        thread: TrackingThread | None = None,
     ) -> None:
         """
-        Start the thread.
+        Begin to work.
 
         Parameters
         ----------
@@ -198,14 +268,16 @@ class Worker:
         on_error : callable
             Told on the thread what an image raised, and what a job raised that is no
             DriftRosError; those are for who holds the job's future.
+        thread : TrackingThread, optional
+            Shared with other workers; None: one of its own.
 
         """
         self.tracker = tracker
-        self.mailbox = Mailbox()
         self._on_image, self._on_error = on_image, on_error
-        # a thread in a network pass cannot be interrupted; the process may end without it
-        self._thread = threading.Thread(target=self._run, name='tracking', daemon=True)
-        self._thread.start()
+        self._thread = thread or TrackingThread()
+        self.mailbox = Mailbox(condition=self._thread.condition)
+        self.used = 0.0
+        self._thread.add(self)
 
     def submit(
         self, work: Callable[[Tracker], Result], *, after: int = -1, background: bool = False
@@ -229,20 +301,16 @@ class Worker:
 
     def join(self, timeout: float | None = None) -> bool:
         """Wait for the thread to end; False when it has not within ``timeout`` seconds."""
-        self._thread.join(timeout)
-        return not self._thread.is_alive()
+        return self._thread.join(timeout)
 
-    def _run(self) -> None:
-        while True:
-            # everything: no image, no job and no report of what they raised ends tracking
-            with contextlib.suppress(BaseException):
-                item = self.mailbox.get()
-                if item is None:
-                    return
-                try:
-                    self._do(item)
-                except BaseException as error:
-                    self._on_error(error)
+    def work(self) -> None:
+        """Do the next thing, on the thread; what it raises is told."""
+        try:
+            item = self.mailbox.take()
+            if item is not None:
+                self._do(item)
+        except BaseException as error:
+            self._on_error(error)
 
     def _do(self, item: ReceivedImage | Job) -> None:
         if isinstance(item, ReceivedImage):

@@ -134,15 +134,21 @@ class WebNode(Node):
 
     def _find_camera(self) -> tuple[str, str] | None:
         """Give the topic and type of the images that the tracker listens to."""
-        namespace, _, name = self.client.tracker.rpartition('/')
-        found: list[tuple[str, str]] = []
-        with contextlib.suppress(Exception):  # rclpy raises where no such node is known
-            listed = self.get_subscriber_names_and_types_by_node(name, namespace or '/')
-            found = [(topic, kind) for topic, kinds in listed for kind in kinds if kind in _TYPES]
+        found = self._images_of(self.client.tracker)
+        # one of several cameras of a node is called below it
+        others = [] if found else self._images_of(self.client.tracker.rpartition('/')[0])
         # it may listen to depth images, too; its diagnostics name the camera's
         said = '' if self._diagnosed is None else self._diagnosed.hardware_id
-        named = [item for item in found if item[0] in (said, f'{said}/compressed')]
+        named = [item for item in found + others if item[0] in (said, f'{said}/compressed')]
         return next(iter(named or found), None)
+
+    def _images_of(self, node: str) -> list[tuple[str, str]]:
+        """Give topics and types of the images a node listens to."""
+        namespace, _, name = node.rpartition('/')
+        with contextlib.suppress(Exception):  # rclpy raises where no such node is known
+            listed = self.get_subscriber_names_and_types_by_node(name, namespace or '/')
+            return [(topic, kind) for topic, kinds in listed for kind in kinds if kind in _TYPES]
+        return []
 
     def _listen(self, camera: tuple[str, str] | None) -> None:
         """Subscribe to a camera's topic, and to no other."""
