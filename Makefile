@@ -85,7 +85,7 @@ demo-follow: setup
 
 .PHONY: test
 test: lint
-	@$(ROS_LOCAL) $(PY) -m pytest -n auto --dist loadfile $(ARGS)
+	@$(ROS_LOCAL) $(PY) -m pytest -n auto --dist loadfile --max-worker-restart 0 $(ARGS)
 
 .PHONY: lint
 lint: setup

@@ -168,6 +168,8 @@ def _show(report: dict[str, Any], earlier: dict[str, Any] | None) -> None:
     from drift_ros.experiments.speed import ratios
 
     console, rows = Console(), report['rows']
+    if not console.is_terminal:  # nothing is wrapped that is read later
+        console.width = max(console.width, 120)
     console.print(', '.join(f'{name} {value}' for name, value in report['machine'].items()))
     timed = [row for row in rows if 'total' in row]
     table = Table(

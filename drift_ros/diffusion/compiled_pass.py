@@ -51,7 +51,7 @@ def compile_pass(network: Pass, pixels: Tensor, precision: str) -> Pass | None:
     try:
         compiled = _compile(network, pixels, len(expected), precision)
         found = compiled(pixels)
-    except (ImportError, RuntimeError):  # what it cannot translate is a RuntimeError
+    except Exception:  # what it cannot translate it says in errors of its own; torch does it
         return None
     for ours, theirs in zip(expected, found, strict=True):
         # not finite: not within the tolerance

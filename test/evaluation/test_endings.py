@@ -12,10 +12,6 @@ import numpy as np
 import psutil
 import pytest
 
-from drift_ros.evaluation import run as runner
-from drift_ros.evaluation.baselines import FirstMask
-from drift_ros.evaluation.datasets import find_sequences
-from drift_ros.evaluation.engines import parse_engine
 from drift_ros.ros import signals
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -112,28 +108,50 @@ def test_an_interrupt_at_the_start(davis, tmp_path, module, code, at):
     assert 'Traceback' not in found.stderr, found.stderr
 
 
-def test_an_interrupt_that_is_swallowed_ends_the_run(davis, tmp_path, monkeypatch):
-    """Callbacks of C libraries print and forget it; the next frame does not."""
-    steps = []
+SWALLOWING = """
+import os, pathlib, signal, sys, time
+from drift_ros.evaluation import run
+from drift_ros.evaluation.baselines import FirstMask
+from drift_ros.evaluation.datasets import find_sequences
+from drift_ros.evaluation.engines import parse_engine
+from drift_ros.ros import signals
 
-    def step(self, frame):
-        steps.append(1)
-        if len(steps) == 3:
-            try:
-                os.kill(os.getpid(), signal.SIGINT)
-                time.sleep(1)
-            except KeyboardInterrupt:
-                pass
-        return before(self, frame)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+steps, before, handler = [], FirstMask.step, signal.getsignal(signal.SIGINT)
 
-    before = FirstMask.step
-    monkeypatch.setattr(FirstMask, 'step', step)
-    handler = signal.getsignal(signal.SIGINT)
-    with pytest.raises(SystemExit) as ended, signals.interruptible():
-        runner.run([parse_engine('first-mask')], find_sequences(davis), tmp_path)
-    assert ended.value.code == 130 and len(steps) == 3
+def step(self, frame):
+    steps.append(1)
+    if len(steps) == 3:
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+        except KeyboardInterrupt:
+            pass
+    return before(self, frame)
+
+FirstMask.step = step
+try:
+    with signals.interruptible():
+        run.run([parse_engine('first-mask')], find_sequences(pathlib.Path(sys.argv[1])),
+                pathlib.Path(sys.argv[2]))
+finally:
     assert signal.getsignal(signal.SIGINT) is handler
     signals.check()
+    print(len(steps), 'steps')
+"""
+
+
+def test_an_interrupt_that_is_swallowed_ends_the_run(davis, tmp_path):
+    """Callbacks of C libraries print and forget it; the next frame does not."""
+    found = subprocess.run(
+        [sys.executable, '-c', SWALLOWING, str(davis), str(tmp_path)],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert found.returncode == 130, found.stderr
+    assert found.stdout.endswith('3 steps\n') and 'Traceback' not in found.stderr
 
 
 @pytest.mark.parametrize('error', [None, ValueError, SystemExit, ImportError])

@@ -47,6 +47,8 @@ def by_stand_in(**arguments):
                         # as launch_ros does: a text is read as YAML, unless its type is fixed
                         if isinstance(value, launch_stand_in.ParameterValue):
                             values[key] = value.evaluate(context)
+                        elif isinstance(value, list):  # of texts: stays one
+                            values[key] = value
                         else:
                             text = launch_stand_in.perform(value, context)
                             values[key] = yaml.safe_load(text) if isinstance(text, str) else text
@@ -152,6 +154,8 @@ def test_declared_arguments(launched):
         'autostart',
         'log_level',
         'image',
+        'images',
+        'cameras',
         'depth',
         'camera_info',
         'target',
@@ -229,6 +233,44 @@ def test_texts_stay_texts_whatever_they_look_like(launched, text):
 @pytest.mark.parametrize('image', ['/cam/image_raw', '/cam/compressed'])
 def test_the_image_topic_is_remapped(launched, image):
     assert launched(image=image).nodes['tracker'].remappings['image'] == image
+
+
+@pytest.mark.parametrize(
+    ('given', 'cameras', 'topics'),
+    [
+        ({'images': '[/front/image_raw, /rear/image_raw]'}, ['front', 'rear'], None),
+        ({'images': '/arm/rgb/compressed'}, ['arm'], ['/arm/rgb/compressed']),
+        ({'cameras': '[a, b]'}, ['a', 'b'], ['a/image', 'b/image']),
+        ({'cameras': '[a, b]', 'images': '[/x, /y/z]'}, ['a', 'b'], ['/x', '/y/z']),
+    ],
+)
+def test_several_cameras(launched, given, cameras, topics):
+    nodes = launched(ui='true', **given).nodes
+    tracker = nodes['tracker']
+    assert tracker.values['cameras'] == cameras
+    topics = topics or [f'/{name}/image_raw' for name in cameras]
+    for name, topic in zip(cameras, topics):
+        assert tracker.remappings[f'{name}/image'] == topic
+        assert tracker.remappings[f'{name}/image/compressed'] == f'{topic}/compressed'
+    info = topics[0].removesuffix('/compressed').rpartition('/')[0] + '/camera_info'
+    assert tracker.remappings[f'{cameras[0]}/camera_info'].strip('/') == info.strip('/')
+    assert 'image' not in tracker.remappings
+    assert nodes['web'].values['tracker'] == f'tracker/{cameras[0]}'
+
+
+@pytest.mark.parametrize(
+    'given',
+    [
+        {'cameras': '[a]', 'images': '[/x, /y]'},
+        {'cameras': '[a, a]'},
+        {'images': '[/left/image, /left/rgb]'},
+        {'images': '{a: b}'},
+        {'images': '[1, 2]'},
+    ],
+)
+def test_cameras_that_cannot_be_told_apart(launched, given):
+    with pytest.raises(Exception, match='cameras:=|images:='):
+        launched(**given)
 
 
 @pytest.mark.parametrize('autostart', ['true', 'false'])
