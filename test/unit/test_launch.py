@@ -103,7 +103,7 @@ def by_launch(**arguments):
         files, values = [], {}
         for path, is_file in node._Node__expanded_parameter_arguments or ():
             assert is_file
-            content = yaml.safe_load(Path(path).read_text())
+            content = yaml.full_load(Path(path).read_text())  # launch_ros writes tuples
             if Path(path).name.startswith('launch_params_'):
                 (given,) = content.values()
                 values.update(given['ros__parameters'])
@@ -247,7 +247,7 @@ def test_the_image_topic_is_remapped(launched, image):
 def test_several_cameras(launched, given, cameras, topics):
     nodes = launched(ui='true', **given).nodes
     tracker = nodes['tracker']
-    assert tracker.values['cameras'] == cameras
+    assert list(tracker.values['cameras']) == cameras
     topics = topics or [f'/{name}/image_raw' for name in cameras]
     for name, topic in zip(cameras, topics):
         assert tracker.remappings[f'{name}/image'] == topic
