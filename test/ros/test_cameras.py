@@ -2,8 +2,9 @@
 """Several cameras, one node: each has its own topics, services, objects and faults."""
 
 from pathlib import Path
+import re
 
-from harness import Client, compressed, NodeProcess, wait_for
+from harness import Client, compressed, NodeProcess, ROOT, wait_for
 import numpy as np
 import pytest
 from scenes import GREEN, RED, scene, square_mask
@@ -147,3 +148,26 @@ def test_names_that_are_none_are_refused(names, tmp_path):
     node = NodeProcess(PROGRAM, DOMAIN, tmp_path / 'log', parameters={'cameras': names})
     assert node.process.wait(60) == 1
     assert 'cameras is' in node.output and 'Traceback' not in node.output
+
+
+def test_a_node_in_a_program_of_ones_own(tmp_path):
+    """The program of docs/cameras.md as it is printed, with a tracker that needs no weights."""
+    text = (ROOT / 'docs' / 'cameras.md').read_text()
+    (program,) = re.findall(r'```python\n(import rclpy\n.*?)```', text, re.DOTALL)
+    program = program.replace('TrackerNode()', 'FailingNode()')
+    path = tmp_path / 'own.py'
+    path.write_text(
+        f'import sys\nsys.path.insert(0, {str(PROGRAM.parent)!r})\n'
+        f'from weightless_tracker import FailingNode\n{program}'
+    )
+    node = NodeProcess(path, DOMAIN + 1, tmp_path / 'log')
+    try:
+        with Client(DOMAIN + 1) as client:
+            wait_for(lambda: client.state() == 'active', 'an active node')
+            client.listen('mask')
+            assert client.ask_seed(square_mask((16, 16, 24)), frame=FRONT[0]).success
+            mask = client.result(client.publish(FRONT[1]))
+            assert conversions.image_to_labels(mask).any()
+        assert node.interrupt()[0] == 0
+    finally:
+        node.close()
