@@ -244,3 +244,7 @@ def test_closing_one_camera_leaves_the_others(cameras):
     two.workers[1].submit(lambda tracker: None, background=True).result(10)
     assert two.served == [1, 1, 1]
     assert not two.thread.join(0.01)
+
+
+def test_a_thread_without_workers_is_over():
+    assert TrackingThread().join(0)

@@ -241,7 +241,7 @@ class TrackerNode(LifecycleNodeMixin, Node):
 
     def endure(self, error: BaseException) -> None:
         """Report what a callback raised; see :func:`runtime.run`."""
-        self._views[0].endure(error)
+        self._views[0].refuse(error)
 
 
 def main(args: Sequence[str] | None = None) -> None:

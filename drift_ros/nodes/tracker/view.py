@@ -93,7 +93,7 @@ class View:
         self._images = Images(self._warn, self._sources)
         self.outputs = Outputs(node, prefix)
         self._services = Services(
-            node, self._running, self._images, self.outputs, self._refuse, group, prefix
+            node, self._running, self._images, self.outputs, self.refuse, group, prefix
         )
         self._optimize = OptimizeAction(
             node, self._running, lambda: self.outputs.active, group, prefix
@@ -160,7 +160,7 @@ class View:
     def configure(self, tracker: Tracker, thread: TrackingThread) -> None:
         """Track with a tracker, on a thread, from now on."""
         self.outputs.create()
-        self._worker = Worker(tracker, self._track, self._refuse, thread)
+        self._worker = Worker(tracker, self._track, self.refuse, thread)
 
     def prepare(self, settings: NodeConfig, options: SpaceOptions) -> None:
         """Forget the images of before, and create what is published only on request."""
@@ -207,13 +207,12 @@ class View:
         self.space.deactivate()
         self._images.buffer.clear()
 
-    def release(self) -> Worker | None:
-        """Forget everything; give the worker, which ends after what it is doing."""
+    def release(self) -> None:
+        """Forget everything; the worker ends after what it is doing."""
         self.deactivate()
         worker, self._worker = self._worker, None
         if worker is not None:
             worker.close()
-        return worker
 
     def destroy(self) -> None:
         """Take down what only the worker used, once that has ended."""
@@ -281,7 +280,7 @@ class View:
             self.status.statistics.track(time.monotonic() - frame.received)
         self.space.tell(look)
 
-    def _refuse(self, error: BaseException) -> None:
+    def refuse(self, error: BaseException) -> None:
         """Say that an image or a request could not be used; tracking goes on with the next."""
         reason = str(error)
         if out_of_memory(error):
@@ -296,7 +295,3 @@ class View:
             )
         self.status.statistics.refuse(reason)
         self._log(f'dropped: {reason}')
-
-    def endure(self, error: BaseException) -> None:
-        """Report what a callback raised."""
-        self._refuse(error)

@@ -206,6 +206,8 @@ class TrackingThread:
 
     def join(self, timeout: float | None = None) -> bool:
         """Wait until all workers are closed and the thread has ended; False when it has not."""
+        if self._thread.ident is None:  # there was no worker
+            return True
         self._thread.join(timeout)
         return not self._thread.is_alive()
 
