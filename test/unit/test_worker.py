@@ -220,6 +220,7 @@ def test_a_camera_that_was_quiet_does_not_get_the_thread_for_itself(cameras):
     two.settle()
     for end in range(2, 20, 2):
         assert abs(two.served[:end].count(0) - end // 2) <= 1
+    assert [worker.used for worker in two.workers] == [60.0, 10.0]  # what each took, no more
 
 
 def test_a_camera_that_sends_seldom_is_served_as_soon_as_it_sends(cameras):

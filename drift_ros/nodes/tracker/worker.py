@@ -193,7 +193,7 @@ class TrackingThread:
         self.condition = threading.Condition()
         """Of the workers' mailboxes."""
         self._workers: list[Worker] = []
-        self._now = 0.0  # what the worker had used that was served last, when its turn came
+        self._now = 0.0  # turn of the worker that was served last, before it was
         # a thread in a network pass cannot be interrupted; the process may end without it
         self._thread = threading.Thread(target=self._run, name='tracking', daemon=True)
 
@@ -222,7 +222,7 @@ class TrackingThread:
                 try:
                     worker.work()
                 finally:
-                    worker.used += time.monotonic() - start
+                    worker.spend(time.monotonic() - start)
 
     def _next(self) -> Worker | None:
         """Wait for a worker that has something to do; None when all are closed."""
@@ -230,8 +230,8 @@ class TrackingThread:
             while any(not worker.mailbox.closed for worker in self._workers):
                 waiting = [worker for worker in self._workers if worker.mailbox.ready]
                 if waiting:
-                    chosen = min(waiting, key=lambda worker: max(worker.used, self._now))
-                    self._now = chosen.used = max(chosen.used, self._now)
+                    chosen = min(waiting, key=lambda worker: max(worker.turn, self._now))
+                    self._now = chosen.turn = max(chosen.turn, self._now)
                     return chosen
                 self.condition.wait()
             return None
@@ -248,7 +248,10 @@ class Worker:
     mailbox : Mailbox
         Takes images. Jobs go through :meth:`submit`.
     used : float
-        Seconds of the thread, for :class:`TrackingThread` to be fair by.
+        Seconds of the thread so far.
+    turn : float
+        The same, and what others used while this one had nothing to do: who has the least comes
+        next.
 
     """
 
@@ -278,7 +281,7 @@ class Worker:
         self._on_image, self._on_error = on_image, on_error
         self._thread = thread or TrackingThread()
         self.mailbox = Mailbox(condition=self._thread.condition)
-        self.used = 0.0
+        self.used = self.turn = 0.0
         self._thread.add(self)
 
     def submit(
@@ -304,6 +307,11 @@ class Worker:
     def join(self, timeout: float | None = None) -> bool:
         """Wait for the thread to end; False when it has not within ``timeout`` seconds."""
         return self._thread.join(timeout)
+
+    def spend(self, seconds: float) -> None:
+        """Count time on the thread."""
+        self.used += seconds
+        self.turn += seconds
 
     def work(self) -> None:
         """Do the next thing, on the thread; what it raises is told."""
