@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+import gc
 import time
 import traceback
 from typing import Any, TYPE_CHECKING
@@ -229,6 +230,8 @@ class TrackerNode(LifecycleNodeMixin, Node):
             thread.join()  # at most one frame's work
         for view in self._views:
             view.destroy()
+        # a model and its compiled passes, with their threads, refer to each other
+        gc.collect()
 
     def stop(self) -> None:
         """Make the workers return after what they are doing; see :func:`runtime.run`."""
