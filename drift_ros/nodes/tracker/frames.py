@@ -32,6 +32,12 @@ class ReceivedImage:
     doubt: str = ''
     """Where it was found by its stamp: why that may be another image than was meant."""
 
+    @classmethod
+    def now(cls, sequence: int, message: Any) -> ReceivedImage:
+        """Note a message that has just arrived."""
+        when = stamp.nanoseconds(message.header.stamp)
+        return cls(sequence, when, message, len(message.data), time.monotonic())
+
 
 class FrameBuffer:
     """Recent images by stamp, bounded in number and bytes; stamps always ascend. Thread safe."""

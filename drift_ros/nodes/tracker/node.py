@@ -152,9 +152,10 @@ class TrackerNode(LifecycleNodeMixin, Node):
 
     def _apply_settings(self) -> NodeConfig:
         self._settings = parameters.read(self, NodeConfig)
+        space = parameters.read(self, SpaceConfig).space
         for view in self._views:
             view.outputs.opacity = self._settings.overlay_opacity
-            view.space.options = parameters.read(self, SpaceConfig).space
+            view.space.options = space
         return self._settings
 
     # -- transitions --------------------------------------------------------------------------

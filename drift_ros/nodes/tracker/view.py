@@ -32,7 +32,7 @@ from drift_ros.nodes.tracker.services import NotReadyError, Services
 from drift_ros.nodes.tracker.space import Space
 from drift_ros.nodes.tracker.stream import LOST, StreamCheck
 from drift_ros.nodes.tracker.worker import TrackingThread, Worker
-from drift_ros.ros import conversions, qos, runtime, stamp
+from drift_ros.ros import conversions, qos, runtime
 from drift_ros.ros.parameters import NodeConfig
 from drift_ros.space.options import SpaceOptions
 
@@ -232,13 +232,7 @@ class View:
         worker = self._worker
         if worker is None:
             return
-        frame = ReceivedImage(
-            self._sequence,
-            stamp.nanoseconds(message.header.stamp),
-            message,
-            len(message.data),
-            time.monotonic(),
-        )
+        frame = ReceivedImage.now(self._sequence, message)
         self._sequence += 1
         statistics = self.status.statistics
         statistics.receive()

@@ -194,15 +194,7 @@ class WebNode(Node):
     # -- pictures
 
     def _receive(self, message: Image | CompressedImage) -> None:
-        self.scene.frame(
-            ReceivedImage(
-                self._sequence,
-                stamp.nanoseconds(message.header.stamp),
-                message,
-                len(message.data),
-                time.monotonic(),
-            )
-        )
+        self.scene.frame(ReceivedImage.now(self._sequence, message))
         self._sequence += 1
 
     def _tracked(self, result: Result) -> None:
