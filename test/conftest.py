@@ -2,6 +2,7 @@
 """Settings all tests share."""
 
 import os
+from pathlib import Path
 import signal
 import sys
 
@@ -18,6 +19,11 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # ROS graphs of tests stay on this machine, whatever the shell says.
 os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
 os.environ.pop('ROS_STATIC_PEERS', None)
+# Fast DDS reads its profiles once a process, when it makes its first participant. With its own
+# small segments a worker's later tests would lose images of 640x480 now and then.
+PROFILES = str(Path(__file__).parents[1] / 'config' / 'fastdds_large_images.xml')
+os.environ['FASTDDS_DEFAULT_PROFILES_FILE'] = PROFILES
+os.environ['FASTRTPS_DEFAULT_PROFILES_FILE'] = PROFILES  # Jazzy
 # Launch files and parameters are found in the environment.
 _prefixes = [p for p in os.environ.get('AMENT_PREFIX_PATH', '').split(os.pathsep) if p]
 if sys.prefix not in _prefixes:

@@ -187,3 +187,4 @@ def prepare_environment() -> None:
     profile = shared_file('config/fastdds_large_images.xml')
     if profile is not None:
         os.environ.setdefault('FASTDDS_DEFAULT_PROFILES_FILE', str(profile))
+        os.environ.setdefault('FASTRTPS_DEFAULT_PROFILES_FILE', str(profile))  # Jazzy

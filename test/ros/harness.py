@@ -26,7 +26,6 @@ from drift_ros.engine.config import OPTIONS
 from drift_ros.ros import conversions, qos, stamp
 
 ROOT = Path(__file__).resolve().parents[2]
-PROFILES = str(ROOT / 'config' / 'fastdds_large_images.xml')
 # Discovery is one-sided for a moment: what is sent to a peer that has not seen the sender yet
 # (best-effort images, service answers) is dropped by the middleware.
 SETTLE = 0.5
@@ -61,11 +60,9 @@ def environment(domain):
     return {
         **os.environ,
         'ROS_DOMAIN_ID': str(domain),
-        'ROS_AUTOMATIC_DISCOVERY_RANGE': 'LOCALHOST',
         'PYTHONPATH': os.pathsep.join(paths),
         'OMP_NUM_THREADS': '1',
         'PYTHONUNBUFFERED': '1',
-        'FASTDDS_DEFAULT_PROFILES_FILE': PROFILES,
     }
 
 
@@ -131,8 +128,6 @@ class Client(TrackerClient):
     """
 
     def __init__(self, domain, tracker='tracker', name='test_client'):
-        os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
-        os.environ['FASTDDS_DEFAULT_PROFILES_FILE'] = PROFILES
         super().__init__(f'/{tracker}', name=name, domain_id=domain, timeout=TIMEOUT)
         self.messages = {}
         self.subscriptions = {}

@@ -3,7 +3,8 @@
 
 import os
 
-os.environ.pop('FASTDDS_DEFAULT_PROFILES_FILE', None)  # before rclpy
+for distribution in ('FASTDDS', 'FASTRTPS'):  # before rclpy
+    os.environ.pop(f'{distribution}_DEFAULT_PROFILES_FILE', None)
 
 import array  # noqa: E402
 

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """TrackerClient with a tracker process, and the README's program as it is printed."""
 
-import os
 from pathlib import Path
 import re
 import subprocess
@@ -10,7 +9,7 @@ import threading
 import time
 
 import cv2
-from harness import Client, environment, PROFILES, tracker_process, wait_for
+from harness import Client, environment, tracker_process, wait_for
 from lifecycle_msgs.srv import GetState
 import numpy as np
 import pytest
@@ -257,7 +256,6 @@ def test_a_node_that_somebody_else_spins(camera):
 
 
 def test_nobody_is_there():
-    os.environ['FASTDDS_DEFAULT_PROFILES_FILE'] = PROFILES
     begun = time.monotonic()
     with TrackerClient('/nobody', domain_id=DOMAIN + 1, timeout=0.5) as client:
         with pytest.raises(NoAnswerError, match='no service /nobody/reset appeared'):

@@ -22,6 +22,10 @@ sys.path.insert(0, str(ROOT / 'test' / 'ros'))
 
 from harness import Client, environment, NodeProcess  # noqa: E402
 
+from drift_ros.ros.processes import prepare_environment  # noqa: E402
+
+prepare_environment()  # before anything of ROS: its profiles are read once a process
+
 DOMAIN = 97
 GRACE = 12
 """Answers after an interruption, or a seed, in which an object need not be found again yet."""

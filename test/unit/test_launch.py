@@ -301,6 +301,7 @@ def test_arguments_have_choices(launched, argument):
 def test_profile_is_set_unless_the_user_has_one(launched, monkeypatch):
     variable = 'FASTDDS_DEFAULT_PROFILES_FILE'
     monkeypatch.delenv(variable, raising=False)
+    monkeypatch.delenv('FASTRTPS_DEFAULT_PROFILES_FILE', raising=False)
     assert Path(launched().environment[variable]).is_file()
     monkeypatch.setenv(variable, '/my/profile.xml')
     assert launched().environment[variable] == '/my/profile.xml'
