@@ -21,9 +21,10 @@ os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
 os.environ.pop('ROS_STATIC_PEERS', None)
 # Fast DDS reads its profiles once a process, when it makes its first participant. With its own
 # small segments a worker's later tests would lose images of 640x480 now and then.
-PROFILES = str(Path(__file__).parents[1] / 'config' / 'fastdds_large_images.xml')
-os.environ['FASTDDS_DEFAULT_PROFILES_FILE'] = PROFILES
-os.environ['FASTRTPS_DEFAULT_PROFILES_FILE'] = PROFILES  # Jazzy
+_profiles = 'FASTRTPS' if os.environ.get('ROS_DISTRO') == 'jazzy' else 'FASTDDS'
+os.environ[f'{_profiles}_DEFAULT_PROFILES_FILE'] = str(
+    Path(__file__).parents[1] / 'config' / 'fastdds_large_images.xml'
+)
 # Launch files and parameters are found in the environment.
 _prefixes = [p for p in os.environ.get('AMENT_PREFIX_PATH', '').split(os.pathsep) if p]
 if sys.prefix not in _prefixes:

@@ -186,5 +186,6 @@ def prepare_environment() -> None:
     os.environ.setdefault('ROS_DOMAIN_ID', str(1 + os.getpid() % 100))
     profile = shared_file('config/fastdds_large_images.xml')
     if profile is not None:
-        os.environ.setdefault('FASTDDS_DEFAULT_PROFILES_FILE', str(profile))
-        os.environ.setdefault('FASTRTPS_DEFAULT_PROFILES_FILE', str(profile))  # Jazzy
+        # Fast DDS 3 reads the old name as well, with a warning
+        name = 'FASTRTPS' if os.environ.get('ROS_DISTRO') == 'jazzy' else 'FASTDDS'
+        os.environ.setdefault(f'{name}_DEFAULT_PROFILES_FILE', str(profile))
