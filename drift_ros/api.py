@@ -20,10 +20,13 @@ from drift_ros.diffusion.textual_inversion import (
     prompt_reaches,
     TextualInversion,
 )
+from drift_ros.engine import decide
 from drift_ros.engine.config import TrackerConfig
-from drift_ros.engine.errors import OptimizeError, PromptError, SeedError
+from drift_ros.engine.errors import NotFoundError, OptimizeError, PromptError, SeedError
+from drift_ros.engine.find import seek
 from drift_ros.engine.protocols import FeatureExtractor
-from drift_ros.engine.seeds import SeedRequest
+from drift_ros.engine.seeds import check_frame, SeedRequest
+from drift_ros.engine.table import ObjectInfo
 from drift_ros.engine.tracker import OnlineTracker
 from drift_ros.media.labels import check_edges, LabelError
 from drift_ros.prompts.segmenter import (
@@ -132,10 +135,11 @@ class Tracker(OnlineTracker):
         label_mask: np.ndarray,
         names: Sequence[str] | Mapping[int, str] | None = None,
         object_ids: Mapping[int, int] | None = None,
+        adopted: Mapping[int, ObjectInfo] | None = None,
     ) -> SeedRequest:
-        """Check a seed and reserve its ids, without the network; from any thread. As seed()."""
+        """As of :class:`~drift_ros.engine.tracker.OnlineTracker`."""
         try:
-            return super().prepare_seed(frame, label_mask, names, object_ids)
+            return super().prepare_seed(frame, label_mask, names, object_ids, adopted)
         except SeedError as error:
             # blurred edges are hundreds of objects, most of them too small: say that instead
             known = isinstance(label_mask, np.ndarray) and label_mask.dtype.kind in 'iu'
@@ -213,6 +217,75 @@ class Tracker(OnlineTracker):
             {label: prompt.object_id for label, prompt in numbered.items()},
         )
         return request, found
+
+    def find(
+        self, frame: np.ndarray, other: OnlineTracker, object_id: int, threshold: float = 0.0
+    ) -> float:
+        """
+        Look for an object that another camera's tracker follows, and follow it here as well.
+
+        It keeps its id and its name; of its own seed frames nothing is taken over, so that from
+        here on it is what this camera shows of it.
+
+        Parameters
+        ----------
+        frame : np.ndarray
+            (H, W, 3) uint8 RGB, of this tracker's camera.
+        other : OnlineTracker
+            Follows the object, with the same model.
+        object_id : int
+        threshold : float
+            Probability from which what resembles it most counts as it; 0: ``states.recovery``.
+
+        Returns
+        -------
+        float
+            [0, 1], probability that what was found is the object.
+
+        Raises
+        ------
+        NotFoundError
+            It is not to be seen in the frame.
+        UnknownObjectError, FrameError, SeedError
+            Nothing was changed.
+
+        """
+        request, existence = self.prepare_find(frame, other, object_id, threshold)
+        self._seed(request)
+        return existence
+
+    def prepare_find(
+        self, frame: np.ndarray, other: OnlineTracker, object_id: int, threshold: float = 0.0
+    ) -> tuple[SeedRequest, float]:
+        """
+        Look for an object, and make the seed that follows it here; :meth:`apply_seed` does.
+
+        Its label in the seed is 1. Raises as :meth:`find`.
+        """
+        check_frame(frame)
+        own, known, options = self.state.table, other.state, self.config.states
+        size = (frame.shape[0], frame.shape[1])
+        own.check_size(size)
+        known.table.check(object_id)
+        (info,) = (info for info in known.table.infos if info.id == object_id)
+        own.reserve((), size, options.max_objects, [info])  # refused before anything is looked at
+        if object_id not in known.table.channels:
+            raise SeedError(f'object {object_id} is about to be seeded; ask once it is followed')
+        if not 0.0 <= threshold <= 1.0:
+            raise SeedError(f'the threshold is {threshold:g}; it is a probability, from 0 to 1')
+        threshold = threshold or options.recovery
+        existence, coarse = seek(frame, known, object_id, self.config.experimental.normalize)
+        labels = decide.nothing(size)
+        if existence >= threshold:
+            refined = self._refiner.refine(frame, {object_id: coarse}, known.looks, 0)
+            labels = decide.assign([(1, refined.piece(object_id))], labels)
+        if not labels.any():
+            raise NotFoundError(
+                f'object {object_id} ({info.name}) is not to be seen here: what resembles it most '
+                f'is it with a probability of {existence:.2f} (asked for: {threshold:g})',
+                existence,
+            )
+        return self.prepare_seed(frame, labels, adopted={1: info}), existence
 
     def optimize(
         self, object_ids: Sequence[int] = (), budget: float = 0.0

@@ -151,6 +151,52 @@ def step(
         _show(report, earlier)
 
 
+@benchmark.command()
+@click.argument('root')
+@click.option('--counts', default='1,2,4', show_default=True, help='Numbers of cameras.')
+@click.option(
+    '--rates', default='30', show_default=True, help='Frames a second of the cameras, in turn.'
+)
+@click.option('--seconds', default=20.0, show_default=True, help='For each number of cameras.')
+@click.option(
+    '--json',
+    'out',
+    type=click.Path(path_type=Path, dir_okay=False),
+    help='Write all figures there.',
+)
+def cameras(root: str, counts: str, rates: str, seconds: float, out: Path | None) -> None:
+    """
+    Compare one node for several cameras with a node for each (needs ROS).
+
+    The cameras show sequences of the DAVIS-layout folder ROOT, 640 x 480, from their first masks
+    on. Memory is the proportional resident size of all processes.
+    """
+    from drift_ros.evaluation.datasets import find_sequences, sound
+    from drift_ros.experiments import speed
+    from drift_ros.experiments.cameras import measure
+
+    with user_errors():
+        found = sound(find_sequences(root, max_frames=40))
+        numbers, paces = _numbers(counts, 1, 64), _numbers(rates, 1, 240)
+        rows = [
+            measure(found, count, paces, together, seconds)
+            for count in numbers
+            for together in ((True, False) if count > 1 else (False,))
+        ]
+        if out is not None:
+            out.write_text(json.dumps({'machine': speed.machine(), 'rows': rows}))
+        table = Table('', 'MB', 'processor', 'results a second', 'latency, ms, median')
+        for row in rows:
+            cells = [
+                ', '.join(f'{value:.1f}' for key, value in row.items() if key.startswith(what))
+                for what in ('results', 'latency')
+            ]
+            table.add_row(
+                row['name'], f'{row["megabytes"]:.0f}', f'{row["processor"]:.2f}', *cells
+            )
+        Console(width=140).print(table)
+
+
 def _numbers(text: str, low: int, high: int) -> list[int]:
     """Read numbers separated by commas."""
     try:

@@ -57,6 +57,23 @@ class SeedError(DriftRosError):
         self.reasons = dict(reasons or {})
 
 
+class NotFoundError(DriftRosError):
+    """
+    An object was sought where it is not.
+
+    Attributes
+    ----------
+    existence : float
+        Probability that it is there, by what was found.
+
+    """
+
+    def __init__(self, message: str, existence: float) -> None:
+        """Keep the message and the probability."""
+        super().__init__(message)
+        self.existence = existence
+
+
 class PromptError(DriftRosError):
     """
     A prompt was refused, or gave no mask.

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where the objects are: what kernel, online prompt and motion say of a frame. Pure functions."""
 
+from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,6 +20,8 @@ from drift_ros.engine.table import ObjectState
 # Of what is lost, larger pictures are looked at for what has become smaller, smaller ones for
 # what has become larger; 0: only the frame as it is.
 _SCALES = (0.5, 0.0, 1.6, 0.0)
+# Sizes, besides its own, in which a frame of another camera is looked at, all of them at once.
+_ELSEWHERE = (0.5, 0.7, 1.4, 2.0)
 
 
 def find(features: FrameFeatures, tokens: Tensor, state: State) -> Judgement:
@@ -45,29 +49,55 @@ def find(features: FrameFeatures, tokens: Tensor, state: State) -> Judgement:
     return _moved(judged, features, state)
 
 
+def seek(
+    frame: np.ndarray, state: State, object_id: int, stretch: bool
+) -> tuple[float, np.ndarray]:
+    """
+    Look for an object in a frame of another camera: anywhere, and in other sizes.
+
+    Parameters
+    ----------
+    frame : np.ndarray
+        (H, W, 3) uint8 RGB.
+    state : State
+        Of the tracker that follows the object.
+    object_id : int
+    stretch : bool
+        As of :func:`~drift_ros.engine.decide.compete`.
+
+    Returns
+    -------
+    float
+        Probability that it is there.
+    np.ndarray
+        (h, w) float32 in [0, 1], where.
+
+    """
+    features = state.features.extract(frame)
+    features.check()
+    wanted = state.table.select([object_id])
+    existence, best = 0.0, torch.zeros(*features.grid, 1 + len(state.table.channels))
+    for view, seen in _views(features, describe(features), state, _ELSEWHERE):
+        for _, _, found in _searched(view, seen, state, _blank(view, state), wanted):
+            if found.existence[object_id] > existence:
+                existence = found.existence[object_id]
+                best = resize_labels(found.soft[None], features.grid, 'bilinear')[0]
+    alone = decide.leave_out(best, decide.others(state.table.channels, [object_id]))
+    return existence, decide.compete(alone, wanted, stretch)[object_id]
+
+
 def _sought(judged: Judgement, features: FrameFeatures, tokens: Tensor, state: State) -> Judgement:
     """Look for missing objects in the whole frame, for lost ones at another scale as well."""
-    weights, missing = state.weighting.weights, state.table.missing
     ids, kernel, sure = list(state.table.channels), judged.kernel, dict[int, Judgement]()
-    views = [(features, tokens)]
     scale = _scale(state)
-    if scale and features.image is not None and isinstance(state.features, Extractor):
-        scaled = state.features.extract_scaled(features.image, scale)
-        views.append((scaled, describe(scaled)))
-    for view, seen in views:
-        search = state.memory.search(view, weights, missing.values())
-        before = judged.kernel
-        if view is not features:
-            before = torch.zeros_like(search)
-            before[..., 0] = 1.0
-        scores = state.target.scores(seen, ids)
-        mass = resize_labels(search[None], features.grid, 'bilinear')[0]
-        for number, channel in missing.items():
-            wide = decide.recall(before, search, channel)
-            found = state.target.judge(seen, wide, ids, (number,), scores)
+    for view, seen in _views(features, tokens, state, [scale] if scale else []):
+        before = judged.kernel if view is features else _blank(view, state)
+        searched = _searched(view, seen, state, before, state.table.missing)
+        for number, search, found in searched:
             if found.existence[number] > sure.get(number, judged).existence[number]:
                 sure[number] = found
-                kernel = decide.recall(kernel, mass, channel)
+                mass = resize_labels(search[None], features.grid, 'bilinear')[0]
+                kernel = decide.recall(kernel, mass, state.table.missing[number])
     if not sure:
         return judged
     judged = state.target.judge(tokens, kernel, ids)
@@ -79,6 +109,45 @@ def _sought(judged: Judgement, features: FrameFeatures, tokens: Tensor, state: S
         existence={**judged.existence, **existence},
         shown={**judged.shown, **shown},
     )
+
+
+def _views(
+    features: FrameFeatures, tokens: Tensor, state: State, scales: Sequence[float]
+) -> Iterator[tuple[FrameFeatures, Tensor]]:
+    """Give a frame and its tokens, then the same so many times as large, where that is known."""
+    yield features, tokens
+    if features.image is not None and isinstance(state.features, Extractor):
+        for scale in scales:
+            scaled = state.features.extract_scaled(features.image, scale)
+            yield scaled, describe(scaled)
+
+
+def _blank(view: FrameFeatures, state: State) -> Tensor:
+    """Say "background" everywhere: (h, w, 1 + objects)."""
+    labels = view.layers[0].query.new_zeros(*view.grid, 1 + len(state.table.channels)).float()
+    labels[..., 0] = 1.0
+    return labels
+
+
+def _searched(
+    view: FrameFeatures,
+    tokens: Tensor,
+    state: State,
+    before: Tensor,
+    wanted: Mapping[int, int],
+) -> Iterator[tuple[int, Tensor, Judgement]]:
+    """
+    Search a whole view for objects, given by id and channel.
+
+    Gives each one's id, the kernel's search for all, and what is judged of it where the search
+    takes the place of what the kernel said ``before``.
+    """
+    ids = list(state.table.channels)
+    search = state.memory.search(view, state.weighting.weights, wanted.values())
+    scores = state.target.scores(tokens, ids)
+    for number, channel in wanted.items():
+        wide = decide.recall(before, search, channel)
+        yield number, search, state.target.judge(tokens, wide, ids, (number,), scores)
 
 
 def _scale(state: State) -> float:

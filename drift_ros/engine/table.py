@@ -44,6 +44,8 @@ class ObjectInfo:
     id: int
     name: str
     origin: object = dataclasses.field(default_factory=object, repr=False, compare=False)
+    adopted: bool = dataclasses.field(default=False, repr=False, compare=False)
+    """Its id was given by another tracker."""
 
     def same(self, other: 'ObjectInfo') -> bool:
         """Say whether both are this very object, under whatever names."""
@@ -153,25 +155,33 @@ class ObjectTable:
             )
 
     def reserve(
-        self, names: Sequence[str], size: tuple[int, int], most: int
+        self,
+        names: Sequence[str],
+        size: tuple[int, int],
+        most: int,
+        adopted: Sequence[ObjectInfo] = (),
     ) -> tuple['ObjectTable', tuple[ObjectInfo, ...]]:
         """
         Give ids to new objects, one a name, in frames of (H, W).
 
         ``most`` objects may be there at once. An object without a name is called after its id.
+        Those ``adopted`` from another tracker come after them, with the ids they have.
 
         Raises
         ------
         SeedError
-            There is no room for so many, or the ids are used up.
+            There is no room for so many, the ids are used up, or an id is taken here.
 
         """
-        room = most - len(self.infos)
-        if len(names) > room:
+        room, count = most - len(self.infos), len(names) + len(adopted)
+        if count > room:
             raise SeedError(
-                f'{len(names)} objects in the mask and room for {room} (states.max_objects is '
+                f'{count} objects in the mask and room for {room} (states.max_objects is '
                 f'{most}); remove objects, mark fewer, or raise it'
             )
+        taken = {info.id for info in self.infos} & {info.id for info in adopted}
+        if taken:
+            raise SeedError(f'object {min(taken)} is followed here already')
         end = self.next_id + len(names) * self.step
         if end - self.step > LAST_ID:
             raise SeedError(
@@ -181,7 +191,7 @@ class ObjectTable:
         infos = tuple(
             ObjectInfo(number, name or f'object {number}')
             for number, name in zip(range(self.next_id, end, self.step), names, strict=True)
-        )
+        ) + tuple(ObjectInfo(info.id, info.name, adopted=True) for info in adopted)
         table = dataclasses.replace(
             self, reserved=(*self.reserved, *infos), next_id=end, frame_size=size
         )
@@ -198,11 +208,12 @@ class ObjectTable:
         With ``reuse``, their ids are given again if they are the last ones: nobody has been told
         of them.
         """
-        gone = {info.id for info in self.reserved if any(info.same(own) for own in infos)}
+        gone = [info for info in self.reserved if any(info.same(own) for own in infos)]
+        own_ids = {info.id for info in gone if not info.adopted}
         next_id = self.next_id
-        while reuse and next_id - self.step in gone:
+        while reuse and next_id - self.step in own_ids:
             next_id -= self.step
-        kept = tuple(info for info in self.reserved if info.id not in gone)
+        kept = tuple(info for info in self.reserved if info not in gone)
         return dataclasses.replace(self, reserved=kept, next_id=next_id)._settled()
 
     def follow(self, object_ids: Collection[int]) -> 'ObjectTable':

@@ -168,8 +168,13 @@ class OnlineTracker:
         label_mask: np.ndarray,
         names: Sequence[str] | Mapping[int, str] | None = None,
         object_ids: Mapping[int, int] | None = None,
+        adopted: Mapping[int, ObjectInfo] | None = None,
     ) -> SeedRequest:
-        """Check a seed and reserve its ids, without the network; from any thread. As seed()."""
+        """
+        Check a seed and reserve its ids, without the network; from any thread. As seed().
+
+        Objects of another tracker may be ``adopted``, by label: they keep their ids.
+        """
         check_frame(frame)
         size = (frame.shape[0], frame.shape[1])
         self._state.table.check_size(size)
@@ -178,16 +183,18 @@ class OnlineTracker:
         named = names_of(labels, names)
         known = self._state
         corrected = corrections(object_ids, labels, known.table.infos)
-        new = [label for label in labels if label not in corrected]
-        wanted, most = [named[label] for label in new], self.config.states.max_objects
-        known.table.reserve(wanted, size, most)  # too many are refused before they are looked at
+        guests = dict(adopted or {})
+        new = [label for label in labels if label not in {**corrected, **guests}]
+        wanted = [named[label] for label in new]
+        reserving = (wanted, size, self.config.states.max_objects, tuple(guests.values()))
+        known.table.reserve(*reserving)  # too many are refused before they are looked at
         others = tuple(info for info in known.table.infos if info not in corrected.values())
         notes = tuple(covered(label_mask == label, known.shown, others) for label in labels)
         with self._lock:
             state = self._state
             state.table.check_size(size)
-            table, infos = state.table.reserve(wanted, size, most)
-            chosen = {**corrected, **dict(zip(new, infos, strict=True))}
+            table, infos = state.table.reserve(*reserving)
+            chosen = {**corrected, **dict(zip((*new, *guests), infos, strict=True))}
             request = SeedRequest(
                 frame=np.array(frame),
                 mask=label_mask,

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, cycle, islice
 import os
@@ -22,6 +22,7 @@ from drift_ros.experiments.benchmarks import STAGES
 if TYPE_CHECKING:
     from drift_ros.evaluation.datasets import SequenceSource
     from drift_ros.evaluation.engines import EngineSpec
+    from drift_ros.ros.replay import Seed
 
 Row = dict[str, Any]
 """What was measured: 'name', and lists of samples or single figures, as JSON has them."""
@@ -255,32 +256,14 @@ def live(
         The node did not come up, or died.
 
     """
-    import cv2
-    from rclpy.serialization import serialize_message
-    from std_msgs.msg import Header
-
     from drift_ros.engine.config import OPTIONS
-    from drift_ros.evaluation.protocol import seed_mask
-    from drift_ros.ros import conversions, stamp
-    from drift_ros.ros.replay import replay, Seed
+    from drift_ros.ros.replay import replay
 
-    frames = list(sequence)
-    mask = seed_mask(frames[0], 0, ())
-    assert mask is not None
-    labels = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
-    shown = [cv2.resize(frame.image, size, interpolation=cv2.INTER_AREA) for frame in frames]
-
-    def messages() -> Iterator[tuple[int, bytes]]:
-        for index, image in enumerate(islice(back_and_forth(shown), int(10 * rate))):
-            when = round(1e9 * (1.0 + index / rate))
-            header = Header(stamp=stamp.message(when), frame_id='camera')
-            yield when, serialize_message(conversions.rgb_to_image(image, header))
-
+    shown, seed = as_seen(sequence, size)
+    messages = islice(serialized(back_and_forth(shown), rate), int(10 * rate))
     given = {name: engine.options[name] for name in OPTIONS if engine.options[name] != ''}
     with tempfile.TemporaryDirectory() as logs:
-        recording = replay(
-            messages(), [Seed(0, labels, shown[0])], given, Path(logs), compressed=False, rate=rate
-        )
+        recording = replay(messages, [seed], given, Path(logs), compressed=False, rate=rate)
     published, arrivals = recording.published, recording.arrivals
     latency = [1e3 * (when - published[index]) for index, when, _ in arrivals]
     span = max(when for _, when, _ in arrivals) - published[0]
@@ -291,6 +274,34 @@ def live(
         'dropped': 1.0 - len(arrivals) / len(published),
         'processor': recording.cpu,
     }
+
+
+def as_seen(sequence: SequenceSource, size: tuple[int, int]) -> tuple[list[np.ndarray], Seed]:
+    """Give a sequence's frames as a camera of (width, height) shows them, and the first's seed."""
+    import cv2
+
+    from drift_ros.evaluation.protocol import seed_mask
+    from drift_ros.ros.replay import Seed
+
+    frames = list(sequence)
+    mask = seed_mask(frames[0], 0, ())
+    assert mask is not None
+    labels = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
+    shown = [cv2.resize(frame.image, size, interpolation=cv2.INTER_AREA) for frame in frames]
+    return shown, Seed(0, labels, shown[0])
+
+
+def serialized(images: Iterable[np.ndarray], rate: float) -> Iterator[tuple[int, bytes]]:
+    """Give stamps in nanoseconds at a rate, and serialised Images; needs ROS."""
+    from rclpy.serialization import serialize_message
+    from std_msgs.msg import Header
+
+    from drift_ros.ros import conversions, stamp
+
+    for index, image in enumerate(images):
+        when = round(1e9 * (1.0 + index / rate))
+        header = Header(stamp=stamp.message(when), frame_id='camera')
+        yield when, serialize_message(conversions.rgb_to_image(image, header))
 
 
 def ratios(now: Sequence[Row], before: Sequence[Row]) -> list[tuple[str, float, float, float]]:

@@ -21,7 +21,14 @@ from typing import Any
 
 from builtin_interfaces.msg import Time
 from drift_ros_msgs.msg import Prompt, PromptPoint
-from drift_ros_msgs.srv import RemoveObject, RenameObject, SeedMask, SeedPrompt, Segment
+from drift_ros_msgs.srv import (
+    FindObject,
+    RemoveObject,
+    RenameObject,
+    SeedMask,
+    SeedPrompt,
+    Segment,
+)
 from lifecycle_msgs.srv import ChangeState, GetState
 import numpy as np
 from rclpy.node import Node
@@ -323,6 +330,55 @@ class TrackerClient(Connection):
             mask=conversions.image_to_labels(answer.mask) > 0,
             score=float(answer.scores[0]),
             note=answer.notes[0] if kind is SeedPrompt else '',
+            header=answer.mask.header,
+        )
+
+    def find(
+        self,
+        object_id: int,
+        *,
+        threshold: float = 0.0,
+        frame: np.ndarray | None = None,
+        stamp: Time | None = None,
+    ) -> Marked:
+        """
+        Look for an object that another camera of the node follows, and follow it here as well.
+
+        Parameters
+        ----------
+        object_id : int
+        threshold : float
+            Probability from which what resembles it most counts as it; 0: states.recovery.
+        frame : np.ndarray, optional
+            (H, W, 3) uint8 RGB, the frame to look in.
+        stamp : Time, optional
+            Of the frame to look in; default: the newest the node has received.
+
+        Returns
+        -------
+        Marked
+            Where it was found; the score is the probability that it is the object.
+
+        Raises
+        ------
+        RefusedError
+            It is not to be seen there, no other camera follows it, or this one does already.
+        NoAnswerError, ArgumentError
+            Nothing has changed; there is no such service on a node with one camera.
+
+        """
+        request = FindObject.Request(
+            object_id=_id(object_id), threshold=float(threshold), stamp=stamp or Time()
+        )
+        if frame is not None:
+            request.image = _image(conversions.rgb_to_image, frame, Header(stamp=request.stamp))
+        answer = self._ask(FindObject, 'find', request)
+        _check(answer)
+        return Marked(
+            id=request.object_id,
+            mask=conversions.image_to_labels(answer.mask) > 0,
+            score=float(answer.existence),
+            note=answer.note,
             header=answer.mask.header,
         )
 

@@ -73,8 +73,22 @@ class Recording:
         )
 
 
-class _Camera:
-    """Publishes the frames, and notes what the tracker answers."""
+class Camera:
+    """
+    Publishes frames, and notes what the tracker answers.
+
+    Attributes
+    ----------
+    frames : dict of int to int
+        Frame by stamp, in nanoseconds.
+    arrivals : list of tuple
+        As of :class:`Recording`, in seconds of time.monotonic().
+    tracks : dict of int to TrackArray
+        By frame.
+    seeded : threading.Event
+        Whether a seed was carried out.
+
+    """
 
     def __init__(self, client: TrackerClient, compressed: bool) -> None:
         from drift_ros_msgs.msg import TrackArray
@@ -183,36 +197,37 @@ def replay(
         client = stack.enter_context(
             TrackerClient(namespace=NAMESPACE, name='replay', timeout=_PATIENCE)
         )
-        camera = _Camera(client, compressed)
+        camera = Camera(client, compressed)
         try:
-            return _Replay(client, camera, children, pid, rate, progress).run(iter(images), seeds)
+            return Replay(client, camera, children, pid, rate, progress).run(iter(images), seeds)
         except ClientError as error:
             raise ProcessError(f'{error}\n{children.tail("tracker")}') from error
 
 
-class _Replay:
-    """One replay; its steps share the client and the process."""
+class Replay:
+    """Shows a tracker images; its steps share the client and the process."""
 
     def __init__(
         self,
         client: TrackerClient,
-        camera: _Camera,
+        camera: Camera,
         children: Children,
         pid: int,
         rate: float | None,
         progress: Callable[[], None],
     ) -> None:
-        self._client, self._camera, self._children = client, camera, children
+        self._client, self.camera, self._children = client, camera, children
         self._pid, self._rate, self._progress = pid, rate, progress
         client.watch = self._watch
 
     def run(self, images: Any, seeds: Sequence[Seed]) -> Recording:
+        """Show all images at their pace, and give what came back."""
         if not seeds or seeds[0].index != 0:
             raise ValueError('a replay needs a seed for its first frame')
-        self._bring_up()
+        self.bring_up()
         first_stamp, first = next(images)
         recording = Recording()
-        self._start(first, seeds[0], recording)
+        self.start(first, seeds[0], recording)
         late = {seed.index: seed for seed in seeds[1:]}
         threads: list[threading.Thread] = []
         failures: list[Exception] = []
@@ -229,8 +244,8 @@ class _Replay:
             self._progress()
             for index, (stamp, data) in enumerate(images, start=1):
                 due = start + (index / self._rate if self._rate else (stamp - first_stamp) / 1e9)
-                self._sleep_until(due)
-                recording.published.append(self._camera.publish(index, data) - start)
+                self.sleep_until(due)
+                recording.published.append(self.camera.publish(index, data) - start)
                 if index in late:
                     threads.append(threading.Thread(target=seed, args=(index,), daemon=True))
                     threads[-1].start()
@@ -240,24 +255,24 @@ class _Replay:
             slowest = max(
                 (
                     at - start - recording.published[index]
-                    for index, at, _ in list(self._camera.arrivals)
+                    for index, at, _ in list(self.camera.arrivals)
                 ),
                 default=0.0,
             )
-            self._wait(lambda: self._camera.arrivals[-1][0] == last, 30.0 + 3 * slowest)
+            self.wait(lambda: self.camera.arrivals[-1][0] == last, 30.0 + 3 * slowest)
         for thread in threads:
             thread.join(_PATIENCE)
         if failures:
             raise failures[0]
         recording.arrivals = [
-            (index, at - start, data) for index, at, data in list(self._camera.arrivals) if index
+            (index, at - start, data) for index, at, data in list(self.camera.arrivals) if index
         ]
         if last and not recording.arrivals:
             raise ProcessError(
                 'the tracker answered none of the frames:\n' + self._children.tail('tracker')
             )
-        self._wait(lambda: recording.arrivals[-1][0] in self._camera.tracks, 2.0)
-        recording.tracks = dict(self._camera.tracks)
+        self.wait(lambda: recording.arrivals[-1][0] in self.camera.tracks, 2.0)
+        recording.tracks = dict(self.camera.tracks)
         recording.cpu, recording.memory = usage.cpu, usage.memory
         return recording
 
@@ -269,10 +284,11 @@ class _Replay:
                 + self._children.tail('tracker')
             )
 
-    def _sleep_until(self, due: float) -> None:
-        self._wait(lambda: time.monotonic() >= due, due - time.monotonic() + 1.0)
+    def sleep_until(self, due: float) -> None:
+        """Sleep until a time.monotonic(), watching the process."""
+        self.wait(lambda: time.monotonic() >= due, due - time.monotonic() + 1.0)
 
-    def _wait(self, condition: Callable[[], Any], timeout: float) -> bool:
+    def wait(self, condition: Callable[[], Any], timeout: float) -> bool:
         """Wait for something, watching the process; False when it did not come about."""
         end = time.monotonic() + timeout
         checked = 0.0
@@ -286,7 +302,8 @@ class _Replay:
             time.sleep(0.001)
         return True
 
-    def _bring_up(self) -> None:
+    def bring_up(self) -> None:
+        """Configure and activate the tracker."""
         for transition in ('configure', 'activate'):
             if not self._client.change_state(transition):
                 raise ProcessError(
@@ -296,23 +313,23 @@ class _Replay:
     def _seed(self, seed: Seed, recording: Recording) -> None:
         """Give the tracker a mask of a frame that was published."""
         answers = self._client.seed(
-            seed.labels, header=self._camera.header(seed.index), frame=seed.image
+            seed.labels, header=self.camera.header(seed.index), frame=seed.image
         )
         recording.table.update({answer.id: answer.label for answer in answers})
 
-    def _start(self, first: bytes, seed: Seed, recording: Recording) -> None:
+    def start(self, first: bytes, seed: Seed, recording: Recording) -> None:
         """Show the first frame until it is answered, so that both sides know each other; seed."""
         end = time.monotonic() + _PATIENCE
-        while not self._camera.arrivals:
+        while not self.camera.arrivals:
             if time.monotonic() > end:
                 raise ProcessError(
                     f'no mask came within {_PATIENCE:.0f} s of the first frame:\n'
                     + self._children.tail('tracker')
                 )
-            self._camera.publish(0, first)
-            self._wait(lambda: self._camera.arrivals, 1.0)
+            self.camera.publish(0, first)
+            self.wait(lambda: self.camera.arrivals, 1.0)
         self._seed(seed, recording)
-        if not self._wait(self._camera.seeded.is_set, _PATIENCE):
+        if not self.wait(self.camera.seeded.is_set, _PATIENCE):
             raise ProcessError(
                 f'the seed was not applied within {_PATIENCE:.0f} s:\n'
                 + self._children.tail('tracker')

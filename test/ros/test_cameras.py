@@ -7,9 +7,10 @@ import re
 from harness import Client, compressed, NodeProcess, ROOT, wait_for
 import numpy as np
 import pytest
-from scenes import GREEN, RED, scene, square_mask
+from scenes import GREEN, overlap, RED, scene, square_mask
 from weightless_tracker import mark, NO_PICTURE, NOT_A_NUMBER
 
+from drift_ros import RefusedError
 from drift_ros.ros import conversions
 
 DOMAIN = 83
@@ -118,6 +119,35 @@ def test_faults_of_one_camera_leave_the_others_masks_as_they_are(cameras):
     rear_status, values = node.diagnostics(lambda values: values['frames tracked'] == '18')
     assert rear_status.name == 'tracker/rear: tracking'
     assert values['frames refused'] == '0' and rear_status.level == b'\x00'
+
+
+def test_an_object_of_one_camera_is_found_in_another_and_keeps_its_id(cameras):
+    _, front, rear = cameras
+    (red,) = front.seed(square_mask((16, 16, 24)), frame=FRONT[0], names=['red'])
+    follow(front, FRONT[1:4])
+    with pytest.raises(RefusedError, match='no image'):  # none was received by this camera yet
+        rear.find(red.id)
+    rear.result(send(rear, REAR[0]))
+    found = rear.find(red.id)
+    assert found.id == red.id and found.score > 0.8
+    assert overlap(found.mask, square_mask((16, 12, 20)) > 0) > 0.9
+    labels = follow(rear, REAR[1:3])[-1]
+    assert overlap(labels == red.id, square_mask((16, 12, 20)) > 0) > 0.9
+    wait_for(lambda: rear.messages['label_info'], 'names')
+    assert rear.messages['label_info'][-1].class_map[0].class_name == 'red'
+    # what cannot be found is answered with the reason, and changes nothing
+    with pytest.raises(RefusedError, match=f'object {red.id} is followed here already'):
+        rear.find(red.id, frame=REAR[0])
+    with pytest.raises(RefusedError, match='no other camera follows object 99; objects of'):
+        rear.find(99)
+    (green,) = rear.seed(square_mask((76, 50, 28)), frame=REAR[2], names=['green'])
+    with pytest.raises(RefusedError, match='is not to be seen here'):
+        front.find(green.id, frame=FRONT[4])
+    assert front.find(green.id, frame=REAR[2]).id == green.id  # the frame that is sent counts
+    assert [item.id for item in front.result(send(front, REAR[3]), 'tracks').tracks] == [
+        red.id,
+        green.id,
+    ]
 
 
 def test_replay_keeps_the_order_of_each_camera(cameras):

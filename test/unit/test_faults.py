@@ -134,6 +134,11 @@ def prepared(**options):
     return tracker
 
 
+ELSEWHERE = make().beside(9, 10)
+"""A tracker of another camera, that follows object 9."""
+ELSEWHERE.seed(FRAMES[0], square_mask((16, 16, 24)), ['handed over'])
+
+
 def same(one, two):
     """Whether two states are one: the table by its values, all else the very same objects."""
     return one.table == two.table and all(
@@ -157,6 +162,7 @@ OPERATIONS = {
     'rename': lambda t: t.rename(1, 'other'),
     'reset': lambda t: t.reset(),
     'step': lambda t: t.step(FRAMES[3]),
+    'find': lambda t: t.find(FRAMES[3], ELSEWHERE, 9),
 }
 ERRORS = [RuntimeError, MemoryError, KeyboardInterrupt]
 

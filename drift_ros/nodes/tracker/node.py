@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 import gc
 import time
 import traceback
@@ -24,6 +25,8 @@ from rclpy.lifecycle import LifecycleNodeMixin, LifecycleState, TransitionCallba
 from rclpy.node import Node
 
 from drift_ros.engine.config import TrackerConfig
+from drift_ros.engine.errors import UnknownObjectError
+from drift_ros.engine.table import listed_ids
 from drift_ros.nodes.tracker.diagnostics import Diagnostics
 from drift_ros.nodes.tracker.view import NodeState, View
 from drift_ros.nodes.tracker.worker import TrackingThread
@@ -70,8 +73,10 @@ class TrackerNode(LifecycleNodeMixin, Node):
         self._settings = parameters.read(self, NodeConfig)
         self.add_on_set_parameters_callback(self._check_parameters)
         self.add_post_set_parameters_callback(self._parameters_changed)
+        names = self._settings.cameras
         self._views = [
-            View(self, name, self._common, group) for name in self._settings.cameras or ('',)
+            View(self, name, self._common, group, partial(self._elsewhere, name) if name else None)
+            for name in names or ('',)
         ]
         statuses = [
             status
@@ -96,6 +101,28 @@ class TrackerNode(LifecycleNodeMixin, Node):
 
     def _common(self) -> NodeState:
         return NodeState(self._settings, self._device, self._failure)
+
+    def _elsewhere(self, camera: str, object_id: int) -> Tracker:
+        """
+        Give the tracker of another camera that follows an object.
+
+        Raises
+        ------
+        UnknownObjectError
+
+        """
+        known: set[int] = set()
+        for view in self._views:
+            tracker = view.tracker
+            if view.name != camera and tracker is not None:
+                live = {info.id for info in tracker.objects}
+                if object_id in live:
+                    return tracker
+                known |= live
+        raise UnknownObjectError(
+            f'no other camera follows object {object_id}; objects of theirs: '
+            f'{listed_ids(sorted(known))}'
+        )
 
     @property
     def threads(self) -> int:

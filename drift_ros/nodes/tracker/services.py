@@ -1,22 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-The tracker node's services: masks, boxes and clicks, names, removal and reset.
+The tracker node's services: masks, boxes and clicks, finding, names, removal and reset.
 
 Executor threads check a request and hand a job to the worker. Seeds by mask, removal and reset are
-answered then and there; a mask of boxes or points has to be made first, so those requests wait for
-the job's future. At most :data:`LIMIT` of them may, so that threads remain for all other services;
-one more is refused. What is refused is answered with its reason in one place.
+answered then and there; the mask of boxes or points, or of what is sought, has to be made first,
+so those requests wait for the job's future. At most :data:`LIMIT` of them may, so that threads
+remain for all other services; one more is refused. What is refused is answered with its reason in
+one place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future
+import contextlib
 from functools import partial
 import threading
 from typing import Any, TYPE_CHECKING, TypeVar
 
-from drift_ros_msgs.srv import RemoveObject, RenameObject, SeedMask, SeedPrompt, Segment
+from drift_ros_msgs.srv import (
+    FindObject,
+    RemoveObject,
+    RenameObject,
+    SeedMask,
+    SeedPrompt,
+    Segment,
+)
 from geometry_msgs.msg import PointStamped
 import numpy as np
 from rclpy.callback_groups import CallbackGroup
@@ -25,7 +34,13 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 from std_srvs.srv import Trigger
 
-from drift_ros.engine.errors import DriftRosError, PromptError, SeedError, UnknownObjectError
+from drift_ros.engine.errors import (
+    DriftRosError,
+    NotFoundError,
+    PromptError,
+    SeedError,
+    UnknownObjectError,
+)
 from drift_ros.media.labels import LabelError, LabelRule
 from drift_ros.nodes.tracker.images import Images, RequestImage
 from drift_ros.nodes.tracker.outputs import Outputs
@@ -56,7 +71,7 @@ _REFUSALS = (DriftRosError, conversions.ConversionError, LabelError, LookupError
 
 
 class Services:
-    """Serves masks, boxes, points and clicks, names, removal and reset."""
+    """Serves masks, boxes, points and clicks, finding, names, removal and reset."""
 
     def __init__(
         self,
@@ -67,6 +82,7 @@ class Services:
         on_error: Callable[[BaseException], None],
         group: CallbackGroup,
         prefix: str = '',
+        elsewhere: Callable[[int], Tracker] | None = None,
     ) -> None:
         """
         Create them on a node.
@@ -84,8 +100,12 @@ class Services:
             Reentrant: requests wait.
         prefix : str
             Of the names below ``~/``.
+        elsewhere : callable, optional
+            Gives the tracker of another camera that follows an object, by id; raises
+            UnknownObjectError. None: there is no other camera.
 
         """
+        self._elsewhere = elsewhere
         self._worker, self._image, self._outputs = worker, images.find, outputs
         self._on_error, self._log = on_error, node.get_logger()
         self._places = threading.BoundedSemaphore(LIMIT)
@@ -98,6 +118,7 @@ class Services:
             (RemoveObject, 'remove_object', self._remove_object),
             (RenameObject, 'rename_object', self._rename_object),
             (Trigger, 'reset', self._reset),
+            *([] if elsewhere is None else [(FindObject, 'find', self._find)]),
         ):
             node.create_service(
                 kind,
@@ -229,26 +250,33 @@ class Services:
         """Check prompts, let the worker do something with them, and wait."""
         count = len(request.prompts)
         response.scores, response.errors = [0.0] * count, [''] * count
+        with self._place():
+            from drift_ros.prompts.segmenter import check_prompts
+
+            try:
+                prompts = messages.read_prompts(request.prompts)
+                picture = self._image(request.image, request.stamp)
+                check_prompts(picture.image, prompts)
+                future = worker.submit(
+                    lambda tracker: work(tracker, picture, prompts), after=picture.after
+                )
+                return picture, self._wait(future)
+            except (PromptError, SeedError) as error:
+                first = 0 if isinstance(error, PromptError) else 1  # labels count from 1
+                for number, reason in error.reasons.items():
+                    response.errors[number - first] = reason
+                raise
+
+    @contextlib.contextmanager
+    def _place(self) -> Iterator[None]:
+        """Let a request wait for a mask, if not too many do."""
         if not self._places.acquire(blocking=False):
             raise NotReadyError(
                 f'{LIMIT} requests for masks are being worked on: wait for their '
                 'answers, or put several prompts into one request'
             )
         try:
-            from drift_ros.prompts.segmenter import check_prompts
-
-            prompts = messages.read_prompts(request.prompts)
-            picture = self._image(request.image, request.stamp)
-            check_prompts(picture.image, prompts)
-            future = worker.submit(
-                lambda tracker: work(tracker, picture, prompts), after=picture.after
-            )
-            return picture, self._wait(future)
-        except (PromptError, SeedError) as error:
-            first = 0 if isinstance(error, PromptError) else 1  # labels count from 1
-            for number, reason in error.reasons.items():
-                response.errors[number - first] = reason
-            raise
+            yield
         finally:
             self._places.release()
 
@@ -288,6 +316,31 @@ class Services:
             self._log.info(f'seeded {made.object_ids[0]} at a click: {area} pixels')
 
         worker.submit(seed, after=picture.after)
+
+    # -- other cameras
+
+    def _find(
+        self, worker: Worker, request: FindObject.Request, response: FindObject.Response
+    ) -> None:
+        assert self._elsewhere is not None
+        other = self._elsewhere(request.object_id)
+
+        def find(tracker: Tracker) -> tuple[SeedRequest, float]:
+            seed, existence = tracker.prepare_find(
+                picture.image, other, request.object_id, request.threshold
+            )
+            self._follow(tracker, seed, picture.header)
+            return seed, existence
+
+        with self._place():
+            picture = self._image(request.image, request.stamp)
+            try:
+                seed, response.existence = self._wait(worker.submit(find, after=picture.after))
+            except NotFoundError as error:
+                response.existence = error.existence
+                raise
+        (response.note,) = picture.notes(seed.notes)
+        response.mask = conversions.labels_to_image(_numbered(seed), picture.header)
 
     # -- removal
 

@@ -66,7 +66,12 @@ class View:
     """
 
     def __init__(
-        self, node: Node, name: str, state: Callable[[], NodeState], group: CallbackGroup
+        self,
+        node: Node,
+        name: str,
+        state: Callable[[], NodeState],
+        group: CallbackGroup,
+        elsewhere: Callable[[int], Tracker] | None = None,
     ) -> None:
         """
         Create the services.
@@ -80,6 +85,8 @@ class View:
             Gives the node's state.
         group : CallbackGroup
             Reentrant: requests wait.
+        elsewhere : callable, optional
+            As of :class:`Services`.
 
         """
         self.name = name
@@ -93,7 +100,7 @@ class View:
         self._images = Images(self._warn, self._sources)
         self.outputs = Outputs(node, prefix)
         self._services = Services(
-            node, self._running, self._images, self.outputs, self.refuse, group, prefix
+            node, self._running, self._images, self.outputs, self.refuse, group, prefix, elsewhere
         )
         self._optimize = OptimizeAction(
             node, self._running, lambda: self.outputs.active, group, prefix
@@ -102,6 +109,12 @@ class View:
         self.status = Status(node, self._condition, prefix)
         self._stream = StreamCheck(self._warn)
         self._remedy = runtime.loss_remedy()
+
+    @property
+    def tracker(self) -> Tracker | None:
+        """From configure to cleanup."""
+        worker = self._worker
+        return None if worker is None else worker.tracker
 
     def _running(self) -> Worker:
         """
