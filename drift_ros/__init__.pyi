@@ -4,6 +4,7 @@ from .engine.config import TrackerConfig as TrackerConfig
 from .engine.errors import CheckpointError as CheckpointError
 from .engine.errors import DriftRosError as DriftRosError
 from .engine.errors import FrameError as FrameError
+from .engine.errors import NotFoundError as NotFoundError
 from .engine.errors import OptimizeError as OptimizeError
 from .engine.errors import PromptError as PromptError
 from .engine.errors import SeedError as SeedError

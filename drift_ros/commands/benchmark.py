@@ -188,8 +188,8 @@ def cameras(root: str, counts: str, rates: str, seconds: float, out: Path | None
         table = Table('', 'MB', 'processor', 'results a second', 'latency, ms, median')
         for row in rows:
             cells = [
-                ', '.join(f'{value:.1f}' for key, value in row.items() if key.startswith(what))
-                for what in ('results', 'latency')
+                ', '.join(f'{value:.1f}' for value in row[what])
+                for what in ('results a second', 'latency')
             ]
             table.add_row(
                 row['name'], f'{row["megabytes"]:.0f}', f'{row["processor"]:.2f}', *cells

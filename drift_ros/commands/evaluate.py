@@ -133,6 +133,11 @@ def davis(
     help='live: frames per second; every rate is a run [default: as the stamps of the bag say].',
 )
 @click.option(
+    '--together',
+    is_flag=True,
+    help='live: show all cameras of a bag to one node at once, as on a robot.',
+)
+@click.option(
     '--image',
     'images',
     multiple=True,
@@ -192,6 +197,7 @@ def evaluate_bag(
     bags: Sequence[Path],
     offline: bool,
     rate: str | None,
+    together: bool,
     images: Sequence[str],
     truths: Sequence[str],
     max_frames: int,
@@ -212,6 +218,8 @@ def evaluate_bag(
     with user_errors():
         if rate is not None and offline:
             raise ValueError('--rate is the pace of a live replay: add --live')
+        if together and offline:
+            raise ValueError('--together is how a live replay is shown: add --live')
         single = {
             key: options.pop(key)
             for key in ('truth_folder', 'seed_mask', 'seed_stamp', 'seed_topic')
@@ -224,6 +232,7 @@ def evaluate_bag(
             'bags': [str(path) for path in bags],
             'mode': 'offline' if offline else 'live',
             'rates': rates,
+            'together': together,
             'topics': {
                 item.name: [item.image_topic, item.truth_topic, item.seed_topic]
                 for item in found
@@ -239,7 +248,14 @@ def evaluate_bag(
             click.echo(f'note: {note}', err=True)
         folder = options['out'] or Path('out', 'eval', f'bag-{found[0].name}')
         failed = run_and_show(
-            found, data, folder, options, rates=rates, compare=compare_run, write_bags=write_bags
+            found,
+            data,
+            folder,
+            options,
+            rates=rates,
+            together=together,
+            compare=compare_run,
+            write_bags=write_bags,
         )
     if failed:
         raise click.exceptions.Exit(1)

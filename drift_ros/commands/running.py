@@ -150,6 +150,7 @@ def run_and_show(
     options: dict[str, Any],
     *,
     rates: Sequence[float | None] = (),
+    together: bool = False,
     compare: Path | None = None,
     write_bags: bool = False,
 ) -> dict[tuple[str, str], str]:
@@ -172,7 +173,9 @@ def run_and_show(
             {**data, **{key: options[key] for key in ('workers', 'threads', 'ray')}},
         )
         console = Console()
-        results, errors = _run(console, specs, sequences, folder, run_options, options, rates)
+        results, errors = _run(
+            console, specs, sequences, folder, run_options, options, rates, together
+        )
         _write_and_show(
             console, folder, description, results, errors, sequences, options['report'], compare
         )
@@ -195,6 +198,7 @@ def _run(
     run_options: RunOptions,
     options: Mapping[str, Any],
     rates: Sequence[float | None],
+    together: bool,
 ) -> tuple[list[JobResult], dict[tuple[str, str], str]]:
     from drift_ros.evaluation import live
     from drift_ros.evaluation import run as runner
@@ -223,7 +227,9 @@ def _run(
             progress=progress,
         )
         if rates:
-            more, failed = live.run_live(specs, sequences, rates, folder, run_options, progress)
+            more, failed = live.run_live(
+                specs, sequences, rates, folder, run_options, progress, together
+            )
             results, errors = [*results, *more], {**errors, **failed}
         bar.update(task, description='done')
     return results, errors

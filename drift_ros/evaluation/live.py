@@ -94,14 +94,14 @@ def find_seeds(sequence: BagSequence, late_objects: bool) -> list[Seed]:
 
 def run_live_job(
     spec: EngineSpec,
-    sequence: BagSequence | BrokenSequence,
+    sequences: Sequence[BagSequence],
     rate: float | None,
     folder: Path,
     options: RunOptions,
     progress: Progress,
-) -> JobResult:
+) -> list[JobResult]:
     """
-    Replay a bag to a tracker node with the options of ``spec``; score, write and return.
+    Replay cameras to one tracker node with the options of ``spec``; score, write and return.
 
     Masks that were the prediction at t_k go to ``masks`` as those of other engines, all masks
     that arrived to ``delivered``.
@@ -112,27 +112,29 @@ def run_live_job(
         The node failed.
 
     """
-    from drift_ros.ros.replay import replay
+    from drift_ros.ros.replay import replay, Stream
 
-    if isinstance(sequence, BrokenSequence):
-        raise DatasetError(sequence.reason)
     label = live_label(spec.label, rate)
     parameters = {name: spec.options[name] for name in OPTIONS if spec.options[name] != ''}
     parameters['device'] = spec.device
     if spec.model:
         parameters['model'] = spec.model
-    seeds = find_seeds(sequence, options.late_objects)
-    recording = replay(
-        sequence.serialized(),
-        seeds,
-        parameters,
-        folder / 'logs' / label / sequence.name,
-        compressed=sequence.compressed,
-        rate=rate,
-        threads=options.threads,
-        progress=lambda: progress(label, sequence.name, 1),
-    )
-    return _score(label, sequence, seeds[0].labels, recording, rate, folder, options)
+    streams = {
+        f'camera{number}': Stream(
+            sequence.serialized(),
+            find_seeds(sequence, options.late_objects),
+            sequence.compressed,
+            rate,
+            functools.partial(progress, label, sequence.name, 1),
+        )
+        for number, sequence in enumerate(sequences, start=1)
+    }
+    logs = folder / 'logs' / label / '+'.join(sequence.name for sequence in sequences)
+    recordings = replay(streams, parameters, logs, threads=options.threads)
+    return [
+        _score(label, sequence, stream.seeds[0].labels, recordings[name], rate, folder, options)
+        for sequence, (name, stream) in zip(sequences, streams.items(), strict=True)
+    ]
 
 
 def _score(
@@ -270,11 +272,13 @@ def run_live(
     folder: Path,
     options: RunOptions,
     progress: Progress,
+    together: bool = False,
 ) -> tuple[list[JobResult], dict[tuple[str, str], str]]:
     """
     Replay every bag at every rate to a node with every engine's options, one after another.
 
-    Nothing is taken over from earlier runs: what is measured is this machine, now.
+    Nothing is taken over from earlier runs: what is measured is this machine, now. With
+    ``together``, all cameras of a bag are shown to one node at once.
 
     Returns
     -------
@@ -284,18 +288,27 @@ def run_live(
     """
     from drift_ros.ros.processes import ProcessError
 
-    results, errors = [], {}
+    sound = [sequence for sequence in sequences if isinstance(sequence, BagSequence)]
+    groups = [[sequence] for sequence in sound]
+    if together:
+        bags = dict.fromkeys(sequence.path for sequence in sound)
+        groups = [[sequence for sequence in sound if sequence.path == path] for path in bags]
+    results, errors = list[JobResult](), dict[tuple[str, str], str]()
     for spec in specs:
         for rate in rates:
-            for sequence in sequences:
-                key = live_label(spec.label, rate), sequence.name
+            label = live_label(spec.label, rate)
+            for broken in sequences:
+                if isinstance(broken, BrokenSequence):
+                    errors[label, broken.name] = f'{DatasetError.__name__}: {broken.reason}'
+            for group in groups:
+                keys = [(label, sequence.name) for sequence in group]
+                job = functools.partial(run_live_job, spec, group, rate, folder, options, progress)
                 try:
-                    job = functools.partial(run_live_job, spec, sequence, rate, folder, options)
-                    done = outcome(functools.partial(job, progress), key, folder)
+                    done = outcome(job, keys[0], folder)
                 except ProcessError as error:
                     done = str(error)
                 if isinstance(done, str):
-                    errors[key] = done
+                    errors.update(dict.fromkeys(keys, done))
                 else:
-                    results.append(done)
+                    results += done
     return results, errors

@@ -19,6 +19,7 @@ import os
 from pathlib import Path
 import tempfile
 import traceback
+from typing import TypeVar
 
 from drift_ros.engine.errors import DriftRosError
 from drift_ros.evaluation import cluster
@@ -30,6 +31,8 @@ from drift_ros.evaluation.provenance import fingerprint
 from drift_ros.evaluation.results import Collector, JobResult, read_result
 from drift_ros.evaluation.workers import in_processes, limit_threads, Progress, WORKER_DIED
 from drift_ros.ros import signals
+
+Done = TypeVar('Done')
 
 Key = tuple[str, str]
 """Engine and sequence of a job."""
@@ -246,7 +249,7 @@ Outcomes = Generator[tuple[Key, JobResult | str], None, None]
 """Keys of jobs with their results, or what went wrong."""
 
 
-def outcome(call: Callable[[], JobResult], key: Key, folder: Path) -> JobResult | str:
+def outcome(call: Callable[[], Done], key: Key, folder: Path) -> Done | str:
     """Do a job, or say what went wrong; whatever it is does not end the others."""
     try:
         return call()

@@ -257,13 +257,14 @@ def live(
 
     """
     from drift_ros.engine.config import OPTIONS
-    from drift_ros.ros.replay import replay
+    from drift_ros.ros.replay import replay, Stream
 
     shown, seed = as_seen(sequence, size)
     messages = islice(serialized(back_and_forth(shown), rate), int(10 * rate))
     given = {name: engine.options[name] for name in OPTIONS if engine.options[name] != ''}
     with tempfile.TemporaryDirectory() as logs:
-        recording = replay(messages, [seed], given, Path(logs), compressed=False, rate=rate)
+        stream = Stream(messages, [seed], rate=rate)
+        recording = replay({'camera': stream}, given, Path(logs))['camera']
     published, arrivals = recording.published, recording.arrivals
     latency = [1e3 * (when - published[index]) for index, when, _ in arrivals]
     span = max(when for _, when, _ in arrivals) - published[0]

@@ -10,8 +10,8 @@ import pytest
 from scenes import GREEN, overlap, RED, scene, square_mask
 from weightless_tracker import mark, NO_PICTURE, NOT_A_NUMBER
 
-from drift_ros import RefusedError
 from drift_ros.ros import conversions
+from drift_ros.ros.client import RefusedError
 
 DOMAIN = 83
 PROGRAM = Path(__file__).with_name('weightless_tracker.py')

@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 from rosbags.rosbag2 import Writer
 from rosbags.typesys import get_typestore, Stores
-from scenes import RED, scene, square_mask
+from scenes import ColourFeatures, configure, overlap, RED, scene, square_mask
 
+from drift_ros import Tracker
 from drift_ros.evaluation import bag_files, bags, live
 from drift_ros.evaluation.bag_writing import STORAGES
 from drift_ros.media.labels import read_labels
@@ -37,23 +38,38 @@ def domain():
     os.environ.pop('ROS_DOMAIN_ID') if old is None else os.environ.update(ROS_DOMAIN_ID=old)
 
 
+CAMERAS = {
+    (bag_files.IMAGE_TOPIC, bag_files.TRUTH_TOPIC): lambda index: (8 + 4 * index, 30, 24),
+    ('/rear/image', '/rear/truth'): lambda index: (80 - 4 * index, 50, 32),
+}
+"""Topics of images and true masks, and where the square is in a frame."""
+
+
+def write_bag(path, cameras):
+    """Write a bag in which a red square moves through what cameras see, with its true masks."""
+    store = get_typestore(Stores.ROS2_KILTED)
+    with Writer(path, version=9, storage_plugin=STORAGES['mcap']) as writer:
+        topics = {
+            topic: writer.add_connection(topic, bag_files.IMAGE, typestore=store)
+            for pair in cameras
+            for topic in pair
+        }
+        for index in range(FRAMES):
+            header = bag_files.make_header(store, 10**9 + index * 10**8)
+            for pair, place in cameras.items():
+                pictures = scene((*place(index), RED)), square_mask(place(index))
+                for topic, picture in zip(pair, pictures):
+                    message = bag_files.image_message(store, header, picture)
+                    data = store.serialize_cdr(message, bag_files.IMAGE)
+                    writer.write(topics[topic], index, data)
+    return path
+
+
 @pytest.fixture(scope='module')
 def bag(tmp_path_factory):
-    """Make a bag in which a red square moves, with its true masks."""
-    store = get_typestore(Stores.ROS2_KILTED)
+    """Make a bag of one camera."""
     path = tmp_path_factory.mktemp('bags') / 'square'
-    with Writer(path, version=9, storage_plugin=STORAGES['mcap']) as writer:
-        topics = [
-            writer.add_connection(topic, bag_files.IMAGE, typestore=store)
-            for topic in (bag_files.IMAGE_TOPIC, bag_files.TRUTH_TOPIC)
-        ]
-        for index in range(FRAMES):
-            place = (8 + 4 * index, 30, 24)
-            header = bag_files.make_header(store, 10**9 + index * 10**8)
-            for topic, picture in zip(topics, (scene((*place, RED)), square_mask(place))):
-                message = bag_files.image_message(store, header, picture)
-                writer.write(topic, index, store.serialize_cdr(message, bag_files.IMAGE))
-    return path
+    return write_bag(path, dict(list(CAMERAS.items())[:1]))
 
 
 def command(bag, out, checkpoint, *more):
@@ -129,17 +145,66 @@ def test_live_run(bag, checkpoint, tmp_path):
     assert all(shown < index for index, shown in enumerate(scores['live']['shown']) if index)
 
 
+def test_several_cameras_through_one_node(checkpoint, tmp_path):
+    """Each is scored for itself; its masks are those it gets alone."""
+    both = write_bag(tmp_path / 'both', CAMERAS)
+    topics = [part for pair in CAMERAS for part in zip(('--image', '--truth'), pair)]
+    done = subprocess.run(
+        command(
+            both,
+            tmp_path / 'out',
+            checkpoint,
+            *(word for part in topics for word in part),
+            *('--together', '--rate', '1', '--no-report'),
+        ),
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = json.loads((tmp_path / 'out' / 'results.json').read_text())['live']
+    names = [f'both{image.replace("/", "-")}' for image, _ in CAMERAS]
+    assert [row['sequence'] for row in rows] == names
+    assert [path.name for path in (tmp_path / 'out' / 'logs' / 'tracker@1Hz').iterdir()] == [
+        '+'.join(names)
+    ]  # one process
+    for row in rows:
+        assert row['frames'] == FRAMES - 1 and row['rate_in'] == pytest.approx(1, rel=0.2)
+        delivered = sorted(
+            (tmp_path / 'out' / 'delivered' / 'tracker@1Hz' / row['sequence']).iterdir()
+        )
+        assert delivered
+        if not row['dropped']:
+            for file in delivered:
+                alone = tmp_path / 'out' / 'masks' / 'tracker' / row['sequence'] / file.name
+                np.testing.assert_array_equal(read_labels(file), read_labels(alone))
+
+
+def test_an_object_is_handed_over_in_a_bag_of_two_views(tmp_path):
+    both = write_bag(tmp_path / 'both', CAMERAS)
+    front, rear = (
+        list(bags.open_sequence(both, image_topic=image, truth_topic=truth))
+        for image, truth in CAMERAS
+    )
+    base = Tracker(config=configure(resolution=96, radius=6), features=ColourFeatures())
+    here, there = base.beside(1, 2), base.beside(2, 2)
+    (number,) = here.seed(front[0].image, front[0].truth, ['square'])
+    for frame in front[1:3]:
+        here.step(frame.image)
+    assert there.find(rear[2].image, here, number) > 0.8
+    for frame in rear[3:]:
+        result = there.step(frame.image)
+        assert [(item.id, item.name) for item in result.objects] == [(number, 'square')]
+        assert overlap(result.labels == number, frame.truth > 0) > 0.9
+
+
 def test_node_that_cannot_start(bag, tmp_path):
     """The node's own words are in the error, and no process stays."""
     with pytest.raises(processes.ProcessError, match='could not be configured(.|\n)*no-model'):
         sequence = bags.open_sequence(bag)
-        replay.replay(
-            sequence.serialized(),
-            live.find_seeds(sequence, False),
-            {'model': str(tmp_path / 'no-model')},
-            tmp_path / 'logs',
-            compressed=False,
-        )
+        stream = replay.Stream(sequence.serialized(), live.find_seeds(sequence, False))
+        replay.replay({'camera': stream}, {'model': str(tmp_path / 'no-model')}, tmp_path / 'logs')
 
 
 def test_node_that_dies(bag, checkpoint, tmp_path, monkeypatch):
@@ -153,15 +218,17 @@ def test_node_that_dies(bag, checkpoint, tmp_path, monkeypatch):
 
     monkeypatch.setattr(processes.Children, 'start', watched)
     sequence = bags.open_sequence(bag)
+    stream = replay.Stream(
+        sequence.serialized(),
+        live.find_seeds(sequence, False),
+        rate=2.0,
+        progress=lambda: os.kill(pids[0], signal.SIGKILL),
+    )
     with pytest.raises(processes.ProcessError, match='ended with code -9(.|\n)*seeded'):
         replay.replay(
-            sequence.serialized(),
-            live.find_seeds(sequence, False),
+            {'camera': stream},
             {'model': str(checkpoint), 'features.resolution': 96},
             tmp_path / 'logs',
-            compressed=False,
-            rate=2.0,
-            progress=lambda: os.kill(pids[0], signal.SIGKILL),
         )
 
 
