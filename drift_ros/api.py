@@ -374,6 +374,29 @@ class Tracker(OnlineTracker):
             yield progress
 
 
+def look_ahead(pairs: Sequence[tuple[Tracker, np.ndarray]]) -> None:
+    """
+    Take the next frames of several trackers through the network at once.
+
+    Their next steps take what was found, if they get these very arrays.
+
+    Parameters
+    ----------
+    pairs : sequence
+        Trackers that share a model, and (H, W, 3) uint8 RGB frames. Those that follow nothing, or
+        have learnt prompts of their own, look for themselves.
+
+    """
+    shared: dict[int, tuple[DiffusionFeatures, list[np.ndarray]]] = {}
+    for tracker, frame in pairs:
+        features = tracker.state.features
+        if isinstance(features, DiffusionFeatures) and tracker.state.table.channels:
+            shared.setdefault(id(features), (features, []))[1].append(frame)
+    for features, frames in shared.values():
+        if len(frames) > 1:
+            features.extract_ahead(frames)
+
+
 def diffusion_features(
     checkpoint: str | Path | Checkpoint | None,
     config: TrackerConfig,

@@ -111,6 +111,7 @@ class DiffusionFeatures:
         self._tied = [_tied(checkpoint.unet.get_submodule(name)) for name in self.layers]
         self._precision = precision
         self._passes: dict[tuple[int, ...], Pass] = {}  # by size of the picture
+        self._ahead: list[tuple[np.ndarray, FrameFeatures]] = []
 
     def conditioned(self, prompt: Tensor, tokens: Mapping[int, Tensor]) -> 'DiffusionFeatures':
         """
@@ -127,13 +128,13 @@ class DiffusionFeatures:
         other = copy.copy(self)
         other.prompt = prompt.to(self.checkpoint.dtype)
         other.tokens = dict(tokens)
-        other._passes = {}
+        other._passes, other._ahead = {}, []
         return other
 
     def plain(self) -> 'DiffusionFeatures':
         """Give the same extractor as torch runs it in the type of its weights, uncompiled."""
         other = copy.copy(self)
-        other._precision, other._passes = 'float32', {}
+        other._precision, other._passes, other._ahead = 'float32', {}, []
         return other
 
     def prepare(self, frame: np.ndarray) -> None:
@@ -157,14 +158,48 @@ class DiffusionFeatures:
             float32 on the checkpoint's device.
 
         """
+        for place, (known, features) in enumerate(self._ahead):
+            if known is frame:
+                del self._ahead[place]
+                return features
         return self.extract_resized(self.resize(frame))
+
+    def extract_ahead(self, frames: Sequence[np.ndarray]) -> None:
+        """
+        Run the network on several frames at once, those of one working size in one batch.
+
+        :meth:`extract` of each of these very arrays then gives what was found, once; what was
+        found before and not asked for is forgotten. A batch is torch's, never compiled: it pays
+        where a GPU has room for more than one picture.
+
+        Parameters
+        ----------
+        frames : sequence of np.ndarray
+            (H, W, 3) uint8 RGB each.
+
+        """
+        self._ahead = []
+        sizes: dict[tuple[int, ...], list[tuple[np.ndarray, np.ndarray]]] = {}
+        for frame in frames:
+            image = self.resize(frame)
+            sizes.setdefault(image.shape, []).append((frame, image))
+        for pairs in sizes.values():
+            pixels = torch.from_numpy(np.stack([image for _, image in pairs]))
+            with self.checkpoint.lock, torch.inference_mode():
+                found = self._look_at(pixels)
+            for place, (frame, image) in enumerate(pairs):
+                own = [tensor[place].clone() for tensor in found]  # no view of the whole batch
+                self._ahead.append((frame, self._features(own, image)))
 
     def extract_resized(self, image: np.ndarray) -> FrameFeatures:
         """Run the network on a frame of the working size, as :meth:`resize` gives it."""
         pixels = torch.from_numpy(image)
         with self.checkpoint.lock, torch.inference_mode():
-            found = iter(self._pass(pixels)(pixels))
-        layers = []
+            return self._features(self._pass(pixels)(pixels), image)
+
+    def _features(self, tensors: Sequence[Tensor], image: np.ndarray) -> FrameFeatures:
+        """Put queries and keys of the layers together."""
+        found, layers = iter(tensors), []
         for tied in self._tied:
             query = next(found)
             layers.append(LayerFeatures(query, query if tied else next(found)))
@@ -211,13 +246,17 @@ class DiffusionFeatures:
 
         Gives each layer's query and, unless it is the same, key: (heads, h, w, d) float32.
         """
+        return [tensor[0] for tensor in self._look_at(pixels[None])]
+
+    def _look_at(self, pixels: Tensor) -> list[Tensor]:
+        """As :meth:`_look`, of pictures (n, h, w, 3) uint8: (n, heads, h, w, d) each."""
         latents = self.noisy(self._encode(pixels))
         captured: dict[str, list[Tensor]] = {}
         latent_size = (latents.shape[-2], latents.shape[-1])
 
         def read(name: str, attn: torch.nn.Module, states: Tensor) -> None:
             tied = self._tied[self.layers.index(name)]
-            captured[name] = _queries_keys(attn, states, latent_size, tied)
+            captured[name] = _queries_keys(attn, states, latent_size, tied, len(pixels))
 
         processors = {
             name: partial(AttentionReader, read=partial(read, name), last=name == self.layers[-1])
@@ -238,13 +277,14 @@ class DiffusionFeatures:
     def encode(self, image: np.ndarray) -> Tensor:
         """Encode an image of the working size into clean latents (1, channels, h, w)."""
         with torch.inference_mode():
-            return self._encode(torch.from_numpy(image))
+            return self._encode(torch.from_numpy(image)[None])
 
     def _encode(self, pixels: Tensor) -> Tensor:
+        """Pictures (n, h, w, 3) uint8 to clean latents (n, channels, h, w)."""
         vae = self.checkpoint.vae
         pixels = pixels.to(self.checkpoint.device)
         # the autoencoder may need a wider type than the U-Net
-        pixels = pixels.permute(2, 0, 1)[None].to(next(vae.parameters()).dtype) / 127.5 - 1.0
+        pixels = pixels.permute(0, 3, 1, 2).to(next(vae.parameters()).dtype) / 127.5 - 1.0
         encoded = vae.encode(pixels.contiguous(memory_format=torch.channels_last))
         # A KL autoencoder gives a distribution, whose mode is taken; a tiny one gives latents.
         latents = encoded.latent_dist.mode() if 'latent_dist' in encoded else encoded.latents
@@ -252,7 +292,7 @@ class DiffusionFeatures:
         return ((latents - shift) * vae.config.scaling_factor).to(self.checkpoint.dtype)
 
     def noisy(self, latents: Tensor) -> Tensor:
-        """Take clean latents (1, channels, h, w) to the noise level: (samples, channels, h, w)."""
+        """Take clean latents (n, channels, h, w) to the noise level: (n * samples, ...)."""
         if self._ddim is not None:
             with torch.inference_mode():
                 return self._ddim.invert(latents, self.timestep, self._steps, self.run_unet)
@@ -263,7 +303,8 @@ class DiffusionFeatures:
         # On the CPU, so that every device gets the same noise.
         generator = torch.Generator().manual_seed(self._noise_seed)
         noise = torch.randn((self._samples, *latents.shape[1:]), generator=generator)
-        return scaled + (1.0 - alpha) ** 0.5 * noise.to(latents)
+        # (n, samples, channels, h, w)
+        return (scaled[:, None] + (1.0 - alpha) ** 0.5 * noise.to(latents)).flatten(0, 1)
 
     def working_size(self, height: int, width: int) -> tuple[int, int]:
         """Size in pixels that a frame is resized to: multiples of :attr:`stride`."""
@@ -347,15 +388,20 @@ def with_colour(features: FrameFeatures, share: float) -> FrameFeatures:
 
 
 def _queries_keys(
-    attn: torch.nn.Module, states: Tensor, latent_size: tuple[int, int], tied: bool
+    attn: torch.nn.Module, states: Tensor, latent_size: tuple[int, int], tied: bool, count: int
 ) -> list[Tensor]:
-    """Project and put on the token grid, float32, mean over the samples; keys unless tied."""
+    """
+    Project and put on the token grid: (count, heads, h, w, d) float32; keys unless tied.
+
+    ``states`` (count * samples, tokens, channels); the mean over the samples is taken.
+    """
     grid = token_grid(states.shape[1], latent_size)
 
     def project(projection: torch.nn.Module, norm: torch.nn.Module | None) -> Tensor:
         heads = split_heads(attn, projection(states), norm).float()
-        # the mean of one sample would be a copy
-        return (heads.mean(dim=0) if len(heads) > 1 else heads[0]).unflatten(1, grid)
+        if len(heads) > count:  # the mean of one sample would be a copy
+            heads = heads.unflatten(0, (count, -1)).mean(dim=1)
+        return heads.unflatten(2, grid)
 
     query = project(attn.to_q, attn.norm_q)
     return [query] if tied else [query, project(attn.to_k, attn.norm_k)]

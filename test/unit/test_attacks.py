@@ -326,7 +326,8 @@ def services():
         }
     )
     errors = []
-    worker = Worker(Tracker(config=config, features=ColourFeatures()), None, errors.append)
+    tracker = Tracker(config=config, features=ColourFeatures())
+    worker = Worker(tracker, None, None, errors.append)
     pictures = Images(lambda *_: None, tuple)
     pictures.configure(2, 10**9, None)
     message = conversions.rgb_to_image(FRAME, _header(5))

@@ -7,9 +7,12 @@ import shutil
 from diffusers.models.attention_processor import AttnProcessor
 import numpy as np
 import pytest
+from scenes import configure, overlap, square_mask
 from tiny_models import FAMILIES, save_checkpoint
 import torch
 
+from drift_ros import Tracker
+from drift_ros.api import look_ahead
 from drift_ros.diffusion.attention import self_attention_layers
 from drift_ros.diffusion.checkpoint import load_checkpoint
 from drift_ros.diffusion.colour_patches import colour_patches
@@ -37,6 +40,10 @@ def broken(sd1, tmp_path):
 
 def frame(height=96, width=128):
     return np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def picture(number):
+    return np.random.default_rng(number).integers(0, 256, (96, 128, 3), np.uint8)
 
 
 class RecordProbabilities(AttnProcessor):
@@ -197,6 +204,69 @@ def test_extraction_is_deterministic(sd1):
     features = DiffusionFeatures(load_checkpoint(sd1, device='cpu'), resolution=64)
     first, second = features.extract(frame()), features.extract(frame())
     assert torch.equal(first.layers[0].query, second.layers[0].query)
+
+
+@pytest.mark.parametrize(
+    'noise', [{}, {'noise': 'random', 'noise_samples': 2}, {'noise': 'inversion'}], ids=str
+)
+def test_a_batch_gives_what_single_pictures_give(folder, noise):
+    checkpoint = load_checkpoint(folder, device='cpu')
+    batched, single = (
+        DiffusionFeatures(checkpoint, resolution=64, timestep=100, **noise) for _ in range(2)
+    )
+    pictures = [picture(1), frame(64, 128), picture(2)]  # one of another size
+    batched.extract_ahead(pictures)
+    extract_resized = batched.extract_resized
+    batched.extract_resized = None  # what was found is taken, not found again
+    for each in pictures[::-1]:
+        ours, theirs = batched.extract(each), single.extract(each)
+        np.testing.assert_array_equal(ours.image, theirs.image)
+        for one, other in zip(ours.layers, theirs.layers, strict=True):
+            for name in ('query', 'key'):
+                found, wanted = getattr(one, name), getattr(other, name)
+                torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
+            assert (one.key is one.query) == (other.key is other.query)
+    batched.extract_resized = extract_resized
+    again = batched.extract(pictures[0])  # each is given once
+    assert torch.equal(again.layers[0].query, single.extract(pictures[0]).layers[0].query)
+    batched.extract_ahead(pictures[:1])
+    assert not batched.conditioned(checkpoint.prompt, {})._ahead
+    batched.extract_ahead([])
+    assert not batched._ahead
+
+
+def test_trackers_that_share_a_model_look_ahead_together(sd1, monkeypatch):
+    """Steps take what was found at once; who follows nothing is left out."""
+    config = configure(resolution=64, radius=6, existence=0.0, confidence=0.0)
+    base = Tracker(load_checkpoint(sd1, device='cpu'), config)
+    trackers = [base.beside(number, 3) for number in (1, 2, 3)]
+    twins = [base.beside(number, 3) for number in (1, 2)]
+    pictures = [
+        np.random.default_rng(n).integers(0, 256, (96, 128, 3), np.uint8) for n in range(3)
+    ]
+    for one, twin, shown in zip(trackers, twins, pictures):
+        for each in (one, twin):
+            each.seed(shown, square_mask((20, 20, 40)))
+    batches = []
+    look_at = DiffusionFeatures._look_at
+    monkeypatch.setattr(
+        DiffusionFeatures,
+        '_look_at',
+        lambda self, pixels: batches.append(len(pixels)) or look_at(self, pixels),
+    )
+    look_ahead(list(zip(trackers, pictures)))
+    assert batches == [2]
+    results = [one.step(shown) for one, shown in zip(trackers, pictures)]
+    assert batches == [2]
+    for result, twin, shown in zip(results, twins, pictures):
+        expected = twin.step(shown)
+        assert overlap(result.labels > 0, expected.labels > 0) > 0.99
+        assert result.objects[0].existence == pytest.approx(
+            expected.objects[0].existence, abs=1e-3
+        )
+    batches.clear()
+    look_ahead([(trackers[0], pictures[0])])  # nothing to share
+    assert not batches
 
 
 @pytest.mark.parametrize('component', ['unet', 'vae', 'scheduler', 'tokenizer', 'text_encoder'])

@@ -14,16 +14,21 @@ from drift_ros.nodes.tracker.worker import TrackingThread, Worker
 ERRORS = [FrameError, RuntimeError, MemoryError, KeyboardInterrupt, SystemExit, GeneratorExit]
 
 
+def same(frame):
+    """Decode nothing."""
+    return frame
+
+
 class Stage:
     """A worker whose tracker is a list, and what it was given."""
 
     def __init__(self):
         self.tracked, self.told = [], []
         self.fail = None
-        self.worker = Worker([], self.track, self.tell)
+        self.worker = Worker([], same, self.track, self.tell)
         self.worker.mailbox.configure(True, 10**9)
 
-    def track(self, tracker, frame):
+    def track(self, tracker, frame, image):
         if self.fail:
             raise self.fail('frame')
         self.tracked.append(frame.sequence)
@@ -86,7 +91,7 @@ def test_a_report_that_raises_ends_nothing(stage):
         raise MemoryError
 
     stage.worker.close()
-    worker = Worker([], stage.track, tell)
+    worker = Worker([], same, stage.track, tell)
     try:
         with pytest.raises(KeyboardInterrupt):
             worker.submit(_interrupt).result(10)
@@ -146,23 +151,30 @@ def test_what_was_cancelled_is_not_done(stage):
 class Cameras:
     """Workers that share a thread; an image of each takes so many seconds of a clock."""
 
-    def __init__(self, seconds, monkeypatch):
+    def __init__(self, seconds, monkeypatch, ahead=None):
         self.now, self.served = 0.0, []
+        self.broken = None  # sequence number of images that cannot be decoded
         monkeypatch.setattr(worker_module.time, 'monotonic', lambda: self.now)
-        self.thread = TrackingThread()
+        self.thread = TrackingThread(ahead)
         self.hold = threading.Event()
         self.workers = []
         for number, each in enumerate(seconds):
             track = self.track(number, each)
-            self.workers.append(Worker([], track, self.served.append, self.thread))
+            worker = Worker(number, self.decode, track, self.served.append, self.thread)
+            self.workers.append(worker)
             self.workers[-1].mailbox.configure(True, 10**9)
 
     def track(self, number, seconds):
-        def track(tracker, frame):
+        def track(tracker, frame, image):
             self.now += seconds
             self.served.append(number)
 
         return track
+
+    def decode(self, frame):
+        if frame.sequence == self.broken:
+            raise FrameError('damaged')
+        return frame.sequence
 
     def put(self, number, count):
         for sequence in range(count):
@@ -191,8 +203,8 @@ class Cameras:
 def cameras(monkeypatch):
     made = []
 
-    def make(*seconds):
-        made.append(Cameras(seconds, monkeypatch))
+    def make(*seconds, **more):
+        made.append(Cameras(seconds, monkeypatch, **more))
         return made[-1]
 
     yield make
@@ -249,3 +261,55 @@ def test_closing_one_camera_leaves_the_others(cameras):
 
 def test_a_thread_without_workers_is_over():
     assert TrackingThread().join(0)
+
+
+def test_images_that_wait_go_through_the_network_at_once(cameras):
+    batches = []
+    three = cameras(1.0, 1.0, 1.0, ahead=batches.append)
+    three.fill(3, 2, 1)
+    three.settle()
+    # trackers and decoded images; whoever has none left does not hold up the others
+    assert [sorted(batch) for batch in batches] == [[(0, 0), (1, 0), (2, 0)], [(0, 1), (1, 1)]]
+    assert sorted(three.served) == [0, 0, 0, 1, 1, 2]
+    assert [worker.used for worker in three.workers] == [3.0, 2.0, 1.0]
+
+
+def test_a_job_comes_before_the_images_that_wait_also_where_they_go_at_once(cameras):
+    batches, done = [], []
+    two = cameras(1.0, 1.0, ahead=batches.append)
+
+    def work(tracker):
+        done.append(list(two.served))
+
+    go = threading.Event()
+    held = two.workers[0].submit(lambda tracker: go.wait(10))
+    two.put(0, 1)
+    two.put(1, 1)
+    job = two.workers[1].submit(work)
+    go.set()
+    held.result(10)
+    job.result(10)
+    two.settle()
+    assert done == [[]] or done == [[0]]  # not after an image of its own camera
+    assert sorted(two.served) == [0, 1]
+
+
+def test_an_image_that_cannot_be_decoded_leaves_the_others_their_batch(cameras):
+    batches = []
+    three = cameras(1.0, 1.0, 1.0, ahead=batches.append)
+    three.broken = 1
+    three.fill(1, 2, 1)
+    three.settle()
+    assert [sorted(batch) for batch in batches] == [[(0, 0), (1, 0), (2, 0)]]
+    assert sorted(item for item in three.served if isinstance(item, int)) == [0, 1, 2]
+    assert [type(item) for item in three.served if not isinstance(item, int)] == [FrameError]
+
+
+def test_a_batch_that_fails_is_made_up_for_one_by_one(cameras):
+    def fail(batch):
+        raise MemoryError
+
+    two = cameras(1.0, 1.0, ahead=fail)
+    two.fill(2, 2)
+    two.settle()
+    assert sorted(two.served) == [0, 0, 1, 1]

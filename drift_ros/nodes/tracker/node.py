@@ -189,7 +189,7 @@ class TrackerNode(LifecycleNodeMixin, Node):
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Load the model and start the worker; stay unconfigured, with the reason, on failure."""
-        self._failure = ''
+        self._failure, count = '', len(self._views)
         start = time.monotonic()
         try:
             settings = self._apply_settings()
@@ -198,17 +198,20 @@ class TrackerNode(LifecycleNodeMixin, Node):
             # once there are more than processors, those that wait for work fall asleep at once.
             with ThreadPoolExecutor(1) as loader:
                 tracker = loader.submit(self.load_tracker, settings, config).result()
+            from drift_ros.api import look_ahead
             from drift_ros.engine.device import resolve_device
 
-            self._device = str(resolve_device(settings.device))
+            device = resolve_device(settings.device)
+            self._device = str(device)
+            # a CPU is busy with one picture, which it takes through a compiled pass
+            batches = count > 1 and device.type != 'cpu'
         except Exception as error:
             if not isinstance(error, (ValueError, OSError, ImportError)):
                 self.get_logger().error(traceback.format_exc())
             self._failure = f'cannot configure: {error}'
             self.get_logger().error(self._failure)
             return TransitionCallbackReturn.FAILURE
-        self._thread = TrackingThread()
-        count = len(self._views)
+        self._thread = TrackingThread(look_ahead if batches else None)
         for number, view in enumerate(self._views, start=1):  # no id is given twice
             view.configure(tracker if count == 1 else tracker.beside(number, count), self._thread)
         self.get_logger().info(

@@ -173,7 +173,7 @@ class View:
     def configure(self, tracker: Tracker, thread: TrackingThread) -> None:
         """Track with a tracker, on a thread, from now on."""
         self.outputs.create()
-        self._worker = Worker(tracker, self._track, self.refuse, thread)
+        self._worker = Worker(tracker, self._decode, self._track, self.refuse, thread)
 
     def prepare(self, settings: NodeConfig, options: SpaceOptions) -> None:
         """Forget the images of before, and create what is published only on request."""
@@ -270,10 +270,14 @@ class View:
         """Say that images were lost before they arrived; called by the middleware."""
         self._warn(LOST, f'images are lost before they arrive here: {self._remedy}', number)
 
-    def _track(self, tracker: Tracker, frame: ReceivedImage) -> None:
-        """Find the objects in an image and publish them, on the worker's thread."""
+    def _decode(self, frame: ReceivedImage) -> np.ndarray:
+        """Read an image, on the worker's thread."""
         image = self._images.decode(frame.message)
         self._stream.size(*image.shape[:2])
+        return image
+
+    def _track(self, tracker: Tracker, frame: ReceivedImage, image: np.ndarray) -> None:
+        """Find the objects in an image and publish them, on the worker's thread."""
         if not tracker.objects:
             tracker.prepare(image)  # while nothing waits for it
         tracker.step(image, partial(self._publish, frame, image))

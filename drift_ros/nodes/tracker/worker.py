@@ -20,6 +20,8 @@ import threading
 import time
 from typing import Any, TYPE_CHECKING, TypeVar
 
+import numpy as np
+
 from drift_ros.engine.errors import DriftRosError
 from drift_ros.nodes.tracker.frames import ReceivedImage
 
@@ -139,6 +141,14 @@ class Mailbox:
                 return frame
             return None
 
+    def take_image(self) -> ReceivedImage | None:
+        """As :meth:`take`, where that is an image."""
+        with self._condition:
+            waits = bool(self._frames) and not self._jobs and not self._background
+            item = self.take() if waits else None
+        assert not isinstance(item, Job)
+        return item
+
     @property
     def ready(self) -> bool:
         """Whether :meth:`take` would give something."""
@@ -180,6 +190,10 @@ class Mailbox:
             return len(self._frames)
 
 
+Ahead = Callable[[list[tuple['Tracker', np.ndarray]]], None]
+"""See :class:`TrackingThread`."""
+
+
 class TrackingThread:
     """
     The thread that tracks, for one worker or several.
@@ -188,8 +202,19 @@ class TrackingThread:
     a worker had nothing to do is not saved up: it cannot have the thread for itself afterwards.
     """
 
-    def __init__(self) -> None:
-        """Start without workers; the thread starts with the first one."""
+    def __init__(self, ahead: Ahead | None = None) -> None:
+        """
+        Start without workers; the thread starts with the first one.
+
+        Parameters
+        ----------
+        ahead : callable, optional
+            Given the trackers and images, (H, W, 3) uint8 RGB, of all workers that have one when
+            it is an image's turn, before they are tracked one after the other: takes them through
+            the network at once. None: each goes alone.
+
+        """
+        self._ahead = ahead
         self.condition = threading.Condition()
         """Of the workers' mailboxes."""
         self._workers: list[Worker] = []
@@ -218,11 +243,31 @@ class TrackingThread:
                 worker = self._next()
                 if worker is None:
                     return
-                start = time.monotonic()
-                try:
-                    worker.work()
-                finally:
-                    worker.spend(time.monotonic() - start)
+                item = worker.mailbox.take()
+                if self._ahead is not None and isinstance(item, ReceivedImage):
+                    self._at_once(self._ahead, worker, item)
+                elif item is not None:
+                    worker.work(item)
+
+    def _at_once(self, ahead: Ahead, worker: Worker, first: ReceivedImage) -> None:
+        """Take the image of a worker, and those of others that wait, through the network."""
+        taken = [(worker, first)]
+        with self.condition:
+            others = [other for other in self._workers if other is not worker]
+        for other in others:
+            item = other.mailbox.take_image()
+            if item is not None:
+                taken.append((other, item))
+        decoded = [(one, item, one.decoded(item)) for one, item in taken]
+        sound = [(one, item, image) for one, item, image in decoded if image is not None]
+        start = time.monotonic()
+        if len(sound) > 1:
+            with contextlib.suppress(Exception):  # then each looks for itself, and says why not
+                ahead([(one.tracker, image) for one, _, image in sound])
+        for one, _, _ in sound:
+            one.spend((time.monotonic() - start) / len(sound))
+        for one, item, image in sound:
+            one.work(item, image)
 
     def _next(self) -> Worker | None:
         """Wait for a worker that has something to do; None when all are closed."""
@@ -258,7 +303,8 @@ class Worker:
     def __init__(
         self,
         tracker: Tracker,
-        on_image: Callable[[Tracker, ReceivedImage], None],
+        decode: Callable[[ReceivedImage], np.ndarray],
+        on_image: Callable[[Tracker, ReceivedImage, np.ndarray], None],
         on_error: Callable[[BaseException], None],
         thread: TrackingThread | None = None,
     ) -> None:
@@ -268,6 +314,8 @@ class Worker:
         Parameters
         ----------
         tracker : Tracker
+        decode : callable
+            Gives an image that was received as (H, W, 3) uint8 RGB, on the thread.
         on_image : callable
             Tracks one image, on the thread.
         on_error : callable
@@ -278,7 +326,7 @@ class Worker:
 
         """
         self.tracker = tracker
-        self._on_image, self._on_error = on_image, on_error
+        self._decode, self._on_image, self._on_error = decode, on_image, on_error
         self._thread = thread or TrackingThread()
         self.mailbox = Mailbox(condition=self._thread.condition)
         self.used = self.turn = 0.0
@@ -313,19 +361,31 @@ class Worker:
         self.used += seconds
         self.turn += seconds
 
-    def work(self) -> None:
-        """Do the next thing, on the thread; what it raises is told."""
+    def decoded(self, image: ReceivedImage) -> np.ndarray | None:
+        """Decode an image, on the thread; None where that raised something, which is told."""
+        start = time.monotonic()
         try:
-            item = self.mailbox.take()
-            if item is not None:
-                self._do(item)
+            return self._decode(image)
         except BaseException as error:
             self._on_error(error)
+            return None
+        finally:
+            self.spend(time.monotonic() - start)
 
-    def _do(self, item: ReceivedImage | Job) -> None:
-        if isinstance(item, ReceivedImage):
-            self._on_image(self.tracker, item)
-            return
+    def work(self, item: ReceivedImage | Job, image: np.ndarray | None = None) -> None:
+        """Do a thing, on the thread; what it raises is told. ``image``: it is decoded already."""
+        start = time.monotonic()
+        try:
+            if isinstance(item, Job):
+                self._do(item)
+            else:
+                self._on_image(self.tracker, item, self._decode(item) if image is None else image)
+        except BaseException as error:
+            self._on_error(error)
+        finally:
+            self.spend(time.monotonic() - start)
+
+    def _do(self, item: Job) -> None:
         if not item.future.set_running_or_notify_cancel():
             return
         try:
