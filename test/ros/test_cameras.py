@@ -125,7 +125,7 @@ def test_an_object_of_one_camera_is_found_in_another_and_keeps_its_id(cameras):
     _, front, rear = cameras
     (red,) = front.seed(square_mask((16, 16, 24)), frame=FRONT[0], names=['red'])
     follow(front, FRONT[1:4])
-    with pytest.raises(RefusedError, match='no image'):  # none was received by this camera yet
+    with pytest.raises(RefusedError, match='no frames have been received'):
         rear.find(red.id)
     rear.result(send(rear, REAR[0]))
     found = rear.find(red.id)
