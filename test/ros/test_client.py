@@ -9,7 +9,7 @@ import threading
 import time
 
 import cv2
-from harness import Client, environment, tracker_process, wait_for
+from harness import Client, environment, TIMEOUT, tracker_process, wait_for
 from lifecycle_msgs.srv import GetState
 import numpy as np
 import pytest
@@ -77,7 +77,7 @@ def test_the_program_of_the_readme(client, tmp_path):
         env=environment(DOMAIN),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=TIMEOUT,
         check=False,
     )
     assert done.returncode == 0, done.stderr
