@@ -7,8 +7,10 @@ to. Nothing is believed of it: the first frame of each size is looked at both wa
 differs is not used.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+import contextlib
 import os
+from typing import Any
 import warnings
 
 import torch
@@ -60,17 +62,40 @@ def compile_pass(network: Pass, pixels: Tensor, precision: str) -> Pass | None:
     return compiled
 
 
+@contextlib.contextmanager
+def _traces_forgotten() -> Iterator[None]:
+    """
+    Forget what is traced meanwhile.
+
+    torch keeps each function that was ever traced, and with it the weights it found: some
+    megabytes a model. It can forget only all of them, so where others have some, all are kept.
+    """
+    kept: Any = getattr(torch.jit._state, '_python_cu', None)
+    only_ours = kept is not None and not kept.get_functions()
+    try:
+        yield
+    finally:
+        if only_ours:
+            kept.drop_all_functions()
+
+
 def _compile(network: Pass, pixels: Tensor, count: int, precision: str) -> Pass:
     import openvino
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
-    with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
+    with (
+        _traces_forgotten(),
+        torch.inference_mode(False),
+        torch.no_grad(),
+        warnings.catch_warnings(),
+    ):
         warnings.simplefilter('ignore')  # sizes and paths become constants, as they should
         traced = torch.jit.trace(lambda given: tuple(network(given)), pixels, check_trace=False)
         frontend = FrontEndManager().load_by_framework('pytorch')
         decoder = TorchScriptPythonDecoder(traced)  # to be kept until it is converted
         model = frontend.convert(frontend.load(decoder))
+        del traced, decoder
     model.reshape(openvino.PartialShape(list(pixels.shape)))
     options = {
         'INFERENCE_PRECISION_HINT': _NAMES[precision],

@@ -74,6 +74,23 @@ def test_it_gives_what_torch_gives_for_layers_before_and_after_a_prompt(sd1, mon
     assert apart(tensors(extractor, picture), before) == 0.0
 
 
+def test_nothing_of_a_trace_stays_but_what_others_traced(embedded):
+    kept = torch.jit._state._python_cu
+    kept.drop_all_functions()
+    extractor = DiffusionFeatures(embedded, resolution=64, precision='auto')
+    extractor.prepare(frame())
+    assert extractor._look not in extractor._passes.values()
+    assert not kept.get_functions()  # else the weights would stay with them
+    theirs = torch.jit.trace(lambda given: given + 1.0, torch.ones(2))
+    extractor.prepare(frame(128, 96))
+    assert extractor._look not in extractor._passes.values()
+    assert torch.equal(theirs(torch.ones(2)), torch.full((2,), 2.0))
+    # the pass goes on with weights that only it holds
+    picture = frame(seed=5)
+    expected = by_torch(embedded, picture, resolution=64)
+    assert apart(tensors(extractor, picture), expected) <= TOLERANCE['bfloat16']
+
+
 def test_results_are_the_callers_own(embedded):
     extractor = DiffusionFeatures(embedded, resolution=64, precision='auto')
     first = extractor.extract(frame(seed=1)).layers[0].query
