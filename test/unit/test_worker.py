@@ -313,3 +313,18 @@ def test_a_batch_that_fails_is_made_up_for_one_by_one(cameras):
     two.fill(2, 2)
     two.settle()
     assert sorted(two.served) == [0, 0, 1, 1]
+
+
+def test_a_report_that_fails_leaves_the_others_their_images(cameras):
+    two = cameras(1.0, 1.0, ahead=lambda batch: None)
+
+    def fail(error):
+        raise MemoryError
+
+    def broken(tracker, frame, image):
+        raise RuntimeError
+
+    two.workers[0]._on_image, two.workers[0]._on_error = broken, fail
+    two.fill(2, 2)
+    two.settle()
+    assert two.served == [1, 1]

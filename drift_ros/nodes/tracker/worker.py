@@ -367,7 +367,7 @@ class Worker:
         try:
             return self._decode(image)
         except BaseException as error:
-            self._on_error(error)
+            self._tell(error)
             return None
         finally:
             self.spend(time.monotonic() - start)
@@ -381,9 +381,14 @@ class Worker:
             else:
                 self._on_image(self.tracker, item, self._decode(item) if image is None else image)
         except BaseException as error:
-            self._on_error(error)
+            self._tell(error)
         finally:
             self.spend(time.monotonic() - start)
+
+    def _tell(self, error: BaseException) -> None:
+        """Report an error; a report that fails keeps nobody else waiting."""
+        with contextlib.suppress(BaseException):
+            self._on_error(error)
 
     def _do(self, item: Job) -> None:
         if not item.future.set_running_or_notify_cancel():
