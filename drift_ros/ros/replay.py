@@ -187,7 +187,7 @@ def _show(shown: Sequence[_Shown]) -> None:
         if when == math.inf:
             break
         one = shown[number]
-        one.node.wait(lambda: time.monotonic() >= when, when - time.monotonic() + 1.0)  # noqa: B023
+        one.node.sleep_until(when)
         one.publish()
         heapq.heappush(due, (one.due, number))
     for one in shown:
@@ -314,6 +314,10 @@ class _Node:
         self._children.check()
         if self._children.ended('tracker') is not None:
             raise ProcessError(f'the tracker process ended before the replay did:\n{self.tail()}')
+
+    def sleep_until(self, due: float) -> None:
+        """Sleep until a time.monotonic(), watching the process."""
+        self.wait(lambda: time.monotonic() >= due, due - time.monotonic() + 1.0)
 
     def wait(self, condition: Callable[[], Any], timeout: float) -> bool:
         """Wait for something, watching the process; False when it did not come about."""
