@@ -66,8 +66,9 @@ def main(davis: Path, threshold: float) -> None:
     """Follow, hand over, compare."""
     base = Tracker()
     table = Table('sequence', *VIEWS, 'another scene')
-    sequences = [list(islice(each, LATER + 1)) for each in find_sequences(davis)]
-    names = [each.name for each in find_sequences(davis)]
+    found = list(find_sequences(davis))
+    names = [each.name for each in found]
+    sequences = [list(islice(each, LATER + 1)) for each in found]
     for number, frames in enumerate(track(sequences, console=Console(stderr=True))):
         mask = seed_mask(frames[0], 0, ())
         assert mask is not None
@@ -86,11 +87,11 @@ def main(davis: Path, threshold: float) -> None:
             except NotFoundError as error:
                 cells.append(f'none ({error.existence:.2f})')
                 continue
-            found = rear.state.shown == target
+            shown = rear.state.shown == target
             cell = f'found ({existence:.2f})'
             if view is not None:
                 there = view(truth.astype(np.uint8)) > 0
-                cell += f', IoU {(found & there).sum() / (found | there).sum():.2f}'
+                cell += f', IoU {(shown & there).sum() / (shown | there).sum():.2f}'
             cells.append(cell)
         table.add_row(names[number], *cells)
     Console(width=140).print(table)
