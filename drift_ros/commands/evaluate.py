@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from drift_ros.commands.comparison import compare
+from drift_ros.commands.paper import paper
 from drift_ros.commands.running import run_and_show, shared_options, tracker_options, user_errors
 from drift_ros.evaluation.composites import composed, KINDS
 
@@ -322,3 +323,4 @@ def _open_bags(
 
 
 evaluate.add_command(compare)
+evaluate.add_command(paper)

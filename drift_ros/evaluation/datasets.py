@@ -111,6 +111,9 @@ class DavisSequence:
         The same, None where a frame has no annotation. The first frame is annotated.
     task : str
         'multi' or 'single'.
+    with_truth : bool
+        Whether annotations are a truth to score against. Of the public halves of test sets they
+        only start objects: each of them shows one that none before it has shown.
 
     """
 
@@ -118,6 +121,7 @@ class DavisSequence:
     images: tuple[Path, ...]
     annotations: tuple[Path | None, ...]
     task: str
+    with_truth: bool = True
 
     def __len__(self) -> int:
         return len(self.images)
@@ -138,12 +142,15 @@ class DavisSequence:
                         f'{image.shape[1]}x{image.shape[0]}; JPEGImages and Annotations must '
                         'be of one resolution (see --resolution)'
                     )
-            yield SequenceFrame(image_path.stem, image, truth)
+            if self.with_truth:
+                yield SequenceFrame(image_path.stem, image, truth)
+            else:
+                yield SequenceFrame(image_path.stem, image, None, seed=truth)
 
     def digest(self) -> str:
         """Digest the files' names and content, and the reading of them."""
         return combine(
-            self.task,
+            self.task if self.with_truth else f'{self.task} seeds',
             *(
                 'none' if path is None else f'{path.name} {digest_of_file(path)}'
                 for path in (*self.images, *self.annotations)
@@ -204,6 +211,7 @@ def find_sequences(
     names: Sequence[str] = (),
     task: str = 'auto',
     max_frames: int = 0,
+    frames: Path | None = None,
 ) -> list[DavisSequence | BrokenSequence]:
     """
     Find the sequences of a DAVIS-layout folder, by name.
@@ -227,6 +235,8 @@ def find_sequences(
         sequence's first annotation that is not all background.
     max_frames : int
         Cuts sequences short (0: whole).
+    frames : Path, optional
+        The folder of images where it is not ROOT/JPEGImages, such as one with more frames.
 
     Raises
     ------
@@ -235,7 +245,7 @@ def find_sequences(
 
     """
     root = Path(root)
-    images, annotations = root / 'JPEGImages', root / 'Annotations'
+    images, annotations = frames or root / 'JPEGImages', root / 'Annotations'
     for folder in (images, annotations):
         if not folder.is_dir():
             raise DatasetError(
@@ -304,6 +314,17 @@ def read_list(path: Path) -> list[str]:
     return list(names)
 
 
+def frame_names(root: Path, sequence: str) -> list[str]:
+    """Give the names (file stems) of all frames in ROOT/JPEGImages of a sequence, in order."""
+    images = root / 'JPEGImages'
+    folder = images / _resolution(images, None) / sequence
+    return [path.stem for path in _pictures(folder)]
+
+
+def _pictures(folder: Path) -> list[Path]:
+    return sorted(filter(_is_picture, _visible(folder)), key=natural_key)
+
+
 def _visible(folder: Path) -> Iterator[Path]:
     """List a folder without what tools hide in it: .DS_Store, ._00000.jpg, .ipynb_checkpoints."""
     return (path for path in folder.iterdir() if not path.name.startswith('.'))
@@ -362,7 +383,7 @@ def _sequence(images: Path, annotations: Path, task: str, max_frames: int) -> Da
     for folder, what in ((images, 'images'), (annotations, 'annotations')):
         if not folder.is_dir():
             raise DatasetError(f'the sequence {images.name} has no {what}: there is no {folder}')
-    frames = sorted(filter(_is_picture, _visible(images)), key=natural_key)
+    frames = _pictures(images)
     stems = [path.stem for path in frames]
     if len(set(stems)) < len(stems):
         twice = next(stem for stem in stems if stems.count(stem) > 1)
@@ -376,18 +397,35 @@ def _sequence(images: Path, annotations: Path, task: str, max_frames: int) -> Da
         pairs.pop(0)
     if not pairs:
         raise DatasetError(f'the sequence {images.name} has no annotation')
+    annotated = [mask for _, mask in pairs if mask]
+    if task == 'auto':
+        task = 'single' if _is_plain(annotated) else 'multi'
+    with_truth = _has_truth(annotated, task == 'single')
     pairs = pairs[: max_frames or None]
-    if len(pairs) < 3:
+    if len(pairs) < 3 and with_truth:
         raise DatasetError(
             f'the sequence {images.name} has {len(pairs)} frames from its first '
             'annotation on; 3 or more are needed, since the first and the last '
             'do not count'
         )
-    if task == 'auto':
-        task = 'single' if _is_plain(mask for _, mask in pairs if mask) else 'multi'
     return DavisSequence(
-        images.name, tuple(path for path, _ in pairs), tuple(mask for _, mask in pairs), task
+        images.name,
+        tuple(path for path, _ in pairs),
+        tuple(mask for _, mask in pairs),
+        task,
+        with_truth,
     )
+
+
+def _has_truth(annotations: Sequence[Path], plain: bool) -> bool:
+    """Whether annotations tell where objects are later on, and not only where they start."""
+    known: set[int] = set()
+    for path in annotations:
+        shown = {int(label) for label in np.unique(read_truth(path, plain)) if label}
+        if shown <= known:
+            return True
+        known |= shown
+    return False
 
 
 def _is_plain(annotations: Iterable[Path]) -> bool:

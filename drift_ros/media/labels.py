@@ -189,7 +189,19 @@ def write_labels(path: Path, labels: np.ndarray) -> None:
     """
     Write labels (H, W), 0 to 255, as an indexed PNG in the DAVIS palette.
 
-    The file appears in one step, so that an interrupted run leaves no half-written mask.
+    The file appears in one step, so that an interrupted run leaves no half-written mask. Raises
+    as :func:`encode_labels`.
+    """
+    encoded = encode_labels(labels)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix('.partial')
+    partial.write_bytes(encoded)
+    os.replace(partial, path)
+
+
+def encode_labels(labels: np.ndarray) -> bytes:
+    """
+    Encode labels (H, W), 0 to 255, as an indexed PNG in the DAVIS palette.
 
     Raises
     ------
@@ -201,10 +213,9 @@ def write_labels(path: Path, labels: np.ndarray) -> None:
         raise ValueError(f'label {labels.max()} does not fit an indexed PNG (0 to 255)')
     image = Image.fromarray(labels.astype(np.uint8))
     image.putpalette(palette().tobytes())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix('.partial')
-    image.save(partial, format='PNG')
-    os.replace(partial, path)
+    encoded = io.BytesIO()
+    image.save(encoded, format='PNG')
+    return encoded.getvalue()
 
 
 def palette(count: int = 256) -> np.ndarray:
