@@ -30,6 +30,10 @@ _COMMANDS = {
         'drift_ros.commands.models:models',
         'List known checkpoints, check a file, download one.',
     ),
+    'policy': (
+        'drift_ros.commands.policy:policy',
+        'Write the SROS 2 policy of a tracker node, for the cameras it has.',
+    ),
     'seed': (
         'drift_ros.commands.seed:seed',
         'Ask a running tracker node to follow what a box or a point marks.',

@@ -20,11 +20,20 @@ class ProcessError(RuntimeError):
     """The nodes did not do what a command needs; the text says why."""
 
 
-def shared_file(relative: str) -> Path | None:
-    """Find a file of this repository or, once installed, below share/drift_ros."""
+def shared_file(relative: str, *, working_folder: bool = True) -> Path | None:
+    """
+    Find a file of this repository or, once installed, below share/drift_ros.
+
+    Parameters
+    ----------
+    relative : str
+    working_folder : bool
+        Whether one in the working folder will do, which may be somebody else's.
+
+    """
     for root in (
         Path(__file__).resolve().parents[2],
-        Path.cwd(),
+        *([Path.cwd()] if working_folder else []),
         Path(sys.prefix) / 'share' / 'drift_ros',
         *(
             Path(prefix) / 'share' / 'drift_ros'

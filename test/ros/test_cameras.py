@@ -4,12 +4,15 @@
 from pathlib import Path
 import re
 
+from click.testing import CliRunner
 from harness import Client, compressed, NodeProcess, ROOT, wait_for
 import numpy as np
 import pytest
 from scenes import GREEN, overlap, RED, scene, square_mask
+from security_policy import read, used, with_parameters
 from weightless_tracker import mark, NO_PICTURE, NOT_A_NUMBER
 
+from drift_ros.commands.main import main
 from drift_ros.ros import conversions
 from drift_ros.ros.client import RefusedError
 
@@ -171,6 +174,21 @@ def test_one_transition_takes_all_cameras(cameras):
     for camera in (front, rear):
         answer = camera.ask_seed(square_mask((16, 16, 24)), frame=FRONT[0])
         assert not answer.success and 'not configured' in answer.message
+
+
+def test_the_security_policy_of_cameras_allows_what_the_node_does_and_no_more(cameras, tmp_path):
+    node, _, _ = cameras
+    names, path = ('front', 'rear'), tmp_path / 'policy.xml'
+    options = [f'--camera={name}' for name in names]
+    done = CliRunner().invoke(main, ['policy', *options, '--out', str(path)])
+    assert done.exit_code == 0, done.output
+    allowed = read(path)
+    assert all(len(names) == len(set(names)) for names in allowed.values())
+    found = with_parameters(used(node.node), names)
+    assert {right: set(names) for right, names in allowed.items()} == found
+    # both transports, and what only cameras have
+    assert {'/front/image', '/rear/image/compressed'} <= used(node.node)['subscribe']
+    assert {'/tracker/front/find', '/tracker/rear/find'} <= found['reply']
 
 
 @pytest.mark.parametrize('names', ['[front, front]', '[1st]', '[a/b]', '["two words"]', '[a__b]'])

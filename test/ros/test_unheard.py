@@ -7,7 +7,7 @@ from harness import Client, NodeProcess, ROOT
 import pytest
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from scenes import RED, scene
-from security_policy import read
+from security_policy import read, used, with_parameters
 from sensor_msgs.msg import CompressedImage, Image
 
 from drift_ros.ros import conversions
@@ -77,40 +77,7 @@ def test_a_compressed_topic_by_its_own_name(tmp_path, transport):
 
 def test_the_security_policy_allows_what_the_node_does_and_no_more(client):
     """Compared with the graph: every topic, service and action of a node that works."""
-    from rclpy.action import get_action_server_names_and_types_by_node
-
     allowed = read(ROOT / 'config' / 'sros2_policy.xml')
     assert all(len(names) == len(set(names)) for names in allowed.values())
-    node = client.node
-
-    def public(names):
-        """Leave out an action's own topics and services, which the action's right covers."""
-        return {name for name, _ in names if '/_action/' not in name}
-
-    found = {
-        'publish': public(node.get_publisher_names_and_types_by_node('tracker', '/')),
-        'subscribe': public(node.get_subscriber_names_and_types_by_node('tracker', '/')),
-        'reply': public(node.get_service_names_and_types_by_node('tracker', '/')),
-        'execute': public(get_action_server_names_and_types_by_node(node, 'tracker', '/')),
-        'request': public(node.get_client_names_and_types_by_node('tracker', '/')),
-        'call': set(),
-    }
-    # only with another transport, with depth, with transforms, and with simulated time
-    found['subscribe'] |= {'/image/compressed', '/clock', '/camera_info', '/depth'}
-    found['subscribe'] |= {'/depth/compressedDepth'}
-    found['publish'] |= {'/tf'}
+    found = with_parameters(used(client.node))
     assert {right: set(names) for right, names in allowed.items()} == found
-
-
-@pytest.mark.parametrize(
-    'text',
-    [
-        '<policy version="0.1.0"/>',
-        '<policies/>',
-        '<policy version="0.2.0"><enclaves><enclave path="x"/></enclaves></policy>',
-    ],
-)
-def test_what_is_no_policy_is_told(tmp_path, text):
-    (tmp_path / 'policy.xml').write_text(text)
-    with pytest.raises(ValueError):
-        read(tmp_path / 'policy.xml')

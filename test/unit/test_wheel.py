@@ -73,6 +73,7 @@ def test_the_wheel_holds_what_it_needs(wheel):
         *(f'data/lib/drift_ros/{name}' for name in PROGRAMS),
         'data/share/drift_ros/launch/tracker.launch.py',
         'data/share/drift_ros/config/tracker.yaml',
+        'data/share/drift_ros/config/sros2_policy.xml',
         'data/share/ament_index/resource_index/packages/drift_ros',
     ):
         assert any(name.endswith(part) for name in names), part
@@ -97,6 +98,8 @@ def test_it_is_imported_from_its_own_place(prefix):
 def test_commands_run(prefix):
     done = outside(prefix, prefix / 'bin' / 'drift_ros', '--help')
     assert done.returncode == 0 and 'demo' in done.stdout, done.stderr
+    done = outside(prefix, prefix / 'bin' / 'drift_ros', 'policy', '--camera', 'front')
+    assert done.returncode == 0 and '~/front/mask' in done.stdout, done.stderr
 
 
 @pytest.mark.parametrize('name', NODES)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads an SROS 2 policy: what a node may do, by full names."""
+"""What a node may do by an SROS 2 policy, and what it does in the graph, by full names."""
 
 from xml.etree import ElementTree
 
@@ -39,6 +39,36 @@ def read(path, namespace='/', node='tracker'):
                             raise ValueError(f'{item.tag} among {group.tag}')
                         allowed[right].append(_full(item.text, namespace, node))
     return allowed
+
+
+def used(observer, namespace='/', node='tracker'):
+    """Give the names of a running node as another node sees them, by right as :func:`read`."""
+    from rclpy.action import get_action_server_names_and_types_by_node
+
+    def public(names):
+        """Leave out an action's own topics and services, which the action's right covers."""
+        return {name for name, _ in names if '/_action/' not in name}
+
+    of = (node, namespace)
+    return {
+        'publish': public(observer.get_publisher_names_and_types_by_node(*of)),
+        'subscribe': public(observer.get_subscriber_names_and_types_by_node(*of)),
+        'reply': public(observer.get_service_names_and_types_by_node(*of)),
+        'execute': public(get_action_server_names_and_types_by_node(observer, *of)),
+        'request': public(observer.get_client_names_and_types_by_node(*of)),
+        'call': set(),
+    }
+
+
+def with_parameters(found, cameras=('',)):
+    """Add what a node has with other parameters only: another transport, depth, transforms..."""
+    names = ('image', 'image/compressed', 'camera_info', 'depth', 'depth/compressedDepth')
+    below = {f'/{camera}/{name}'.replace('//', '/') for camera in cameras for name in names}
+    return {
+        **found,
+        'subscribe': found['subscribe'] | below | {'/clock'},
+        'publish': found['publish'] | {'/tf'},
+    }
 
 
 def _full(name, namespace, node):
