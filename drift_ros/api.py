@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from drift_ros.diffusion.budget import check_room
 from drift_ros.diffusion.checkpoint import Checkpoint, load_checkpoint
 from drift_ros.diffusion.features import DiffusionFeatures
 from drift_ros.diffusion.soundness import check_features
@@ -408,11 +409,13 @@ def diffusion_features(
     Raises
     ------
     CheckpointError
-        It cannot be loaded, or a small picture taken through it tells that it cannot be used.
+        It cannot be loaded, there is no room for it, or a small picture taken through it tells
+        that it cannot be used.
 
     """
     options, more = config.features, config.experimental
     if not isinstance(checkpoint, Checkpoint):
+        check_room(checkpoint, config, device)
         checkpoint = load_checkpoint(checkpoint, device=device, prompt=options.prompt)
     features = DiffusionFeatures(
         checkpoint,

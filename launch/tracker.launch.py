@@ -41,6 +41,13 @@ ARGUMENTS = (
         "Parameter file of the node: a path, or a name of this package's (quality.yaml).",
         None,
     ),
+    (
+        'preset',
+        '',
+        'Options that belong together, for a model or a purpose; params_file comes after it, if '
+        'it is given.',
+        ('', 'fast', 'quality', 'sd15', 'sd21', 'sdxl'),
+    ),
     ('autostart', 'true', 'Configure and activate the node once it runs.', ('true', 'false')),
     (
         'log_level',
@@ -118,6 +125,19 @@ def parameter_file(name: str) -> Path:
     )
 
 
+def parameter_files(name: str, preset: str) -> list[str]:
+    """
+    Find the parameter files of the node, the later ones above the earlier ones.
+
+    A preset is above this package's defaults, and below a file that was given.
+    """
+    files = [parameter_file(name)]
+    if preset:
+        defaults = files[0] == parameter_file(str(CONFIG / 'tracker.yaml'))
+        files.insert(1 if defaults else 0, parameter_file(str(CONFIG / f'{preset}.yaml')))
+    return [str(path) for path in files]
+
+
 def listed(name: str, text: str) -> list[str]:
     """Read an argument that is a list of texts in YAML; empty where nothing was given."""
     values = yaml.safe_load(text) if text else []
@@ -177,6 +197,9 @@ def start_tracker(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         LaunchConfiguration(name).perform(context)
         for name in ('image', 'depth', 'camera_info', 'cameras', 'images')
     )
+    params_file, preset = (
+        LaunchConfiguration(name).perform(context) for name in ('params_file', 'preset')
+    )
     names, images = (listed(name, text) for name, text in zip(('cameras', 'images'), several))
     topics, followed = camera_topics(names, images), 'tracker'
     remappings = remapped(image, depth, info)
@@ -195,7 +218,7 @@ def start_tracker(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         name='tracker',
         namespace=LaunchConfiguration('namespace'),
         parameters=[
-            str(parameter_file(LaunchConfiguration('params_file').perform(context))),
+            *parameter_files(params_file, preset),
             {**overrides, 'use_sim_time': use_sim_time},
         ],
         remappings=remappings,

@@ -20,32 +20,66 @@ def benchmark() -> None:
     """Measure what the tracker needs on this machine; no accuracy."""
 
 
-@benchmark.command()
-@click.option('--size', default=512, show_default=True, help='Side of a square frame, pixels.')
-@click.option('--references', default=8, show_default=True, help='Remembered frames.')
+@benchmark.command('model')
+@click.argument('layout', type=click.Choice(('sd15', 'sd21', 'sdxl')))
+@click.option(
+    '--resolution', default=512, show_default=True, help='Side of a square frame, pixels.'
+)
+@click.option(
+    '--precision',
+    type=click.Choice(('float32', 'float16', 'bfloat16')),
+    default='float32',
+    show_default=True,
+    help='Of the weights.',
+)
 @click.option(
     '--run',
     is_flag=True,
-    help='Build it with random weights and follow an object for '
-    'one frame on the CPU (needs 6 GB).',
+    help='Write it with random weights, load it, and follow an object for one frame on the CPU.',
 )
-def sd15(size: int, references: int, run: bool) -> None:
-    """Estimate the memory of Stable Diffusion 1.5; with --run, check it with random weights."""
-    from drift_ros.experiments.benchmarks import estimate_memory, run_random, SD_1_5
+@click.option(
+    '--folder',
+    type=click.Path(file_okay=False, path_type=Path),
+    help='Keep what --run writes there.  [default: a temporary folder]',
+)
+def model(layout: str, resolution: int, precision: str, run: bool, folder: Path | None) -> None:
+    """Estimate what a Stable Diffusion needs; with --run, compare with random weights."""
+    import torch
 
-    console = Console()
-    table = Table('', 'float32 (CPU)', 'float16 (GPU)', title='Stable Diffusion 1.5, GB')
-    both = [estimate_memory(SD_1_5, size, size, half=half) for half in (False, True)]
-    for name in ('unet', 'vae', 'text_encoder', 'activations', 'reference'):
-        table.add_row(name, *(f'{getattr(each, name) / 1e9:.3f}' for each in both))
-    table.add_row(
-        f'tracking, {references} references',
-        *(f'{each.tracking(references) / 1e9:.2f}' for each in both),
-    )
-    table.add_row('at most', *(f'{each.peak(references) / 1e9:.2f}' for each in both))
-    console.print(table)
+    from drift_ros.diffusion.budget import plan, remembered
+    from drift_ros.engine.config import TrackerConfig
+    from drift_ros.experiments.full_size import LAYOUTS, measured
+
+    config = TrackerConfig.of({'features.resolution': resolution})
+    kind = getattr(torch, precision)
+    size = (resolution, resolution)
+    needed = plan(LAYOUTS[layout], config, half=kind.itemsize == 2, size=size)
+    found: dict[str, Any] = {}
     if run:
-        console.print_json(json.dumps(run_random(size)))
+        with user_errors(), Console(stderr=True).status('writing, loading and running it'):
+            found = measured(LAYOUTS[layout], resolution, kind, folder)
+    table = Table('GB', Column('estimated', justify='right'), Column('measured', justify='right'))
+    table.title = f'{LAYOUTS[layout]["title"]}, {resolution} x {resolution}, {precision}'
+    for title, value, key in (
+        ('weights', needed.unet + needed.vae, 'weights'),
+        ('text encoders, while loading', needed.text_encoders, ''),
+        ('while loading', needed.loading(), 'loading'),
+        ('a pass', needed.activations, 'pass'),
+        ('a remembered frame', needed.reference, 'reference'),
+        (f'at most, with {remembered(config)} of them', needed.peak(remembered(config)), ''),
+    ):
+        told = found.get('bytes', {}).get(key)
+        table.add_row(title, f'{value / 1e9:.3f}', '' if told is None else f'{told / 1e9:.3f}')
+    console = Console()
+    console.print(table)
+    console.print(f'{needed.operations / 1e12:.2f} Tflop a pass')
+    for layer in needed.layers:
+        console.print(
+            f'{layer.name}: stride {layer.stride}, {layer.heads} heads of {layer.size}, '
+            f'{layer.rows} x {layer.columns} tokens'
+        )
+    if found:
+        console.print_json(json.dumps(found))
 
 
 @benchmark.command()

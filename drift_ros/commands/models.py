@@ -1,203 +1,43 @@
 # SPDX-License-Identifier: Apache-2.0
-"""
-``drift_ros models``: known checkpoints, whether they are here, and are what they should be.
-
-This is the only place of the package that downloads anything, and only when a person asks for
-it on the command line. Nothing else here imports torch.
-"""
+"""``drift_ros models``: known checkpoints, whether they are here, and are what they should be."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-import hashlib
-import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+from drift_ros.commands.known_models import (
+    check,
+    default_folder,
+    download,
+    KNOWN,
+    KnownModel,
+    owners,
+    sha256,
+)
 from drift_ros.engine.errors import CheckpointError
 
-_SAM = 'https://dl.fbaipublicfiles.com/segment_anything'
-_CHUNK = 1 << 20
+if TYPE_CHECKING:
+    from drift_ros.diffusion.budget import Layout
+    from drift_ros.engine.config import TrackerConfig
 
-
-@dataclass(frozen=True)
-class KnownModel:
-    """
-    A published checkpoint.
-
-    Attributes
-    ----------
-    name : str
-        What this command calls it.
-    file : str
-        File name, or folder name of a diffusers checkpoint.
-    megabytes : int
-    licence : str
-    purpose : str
-    url : str
-        Of the file, or of a page that tells where the folder is to be had.
-    sha256 : str
-        Of the file as published; empty for folders.
-
-    """
-
-    name: str
-    file: str
-    megabytes: int
-    licence: str
-    purpose: str
-    url: str
-    sha256: str = ''
-
-
-KNOWN = (
-    KnownModel(
-        'sam_vit_b',
-        'sam_vit_b_01ec64.pth',
-        375,
-        'Apache-2.0',
-        'Segment Anything, smallest: masks and prompts',
-        f'{_SAM}/sam_vit_b_01ec64.pth',
-        'ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912',
-    ),
-    KnownModel(
-        'sam_vit_l',
-        'sam_vit_l_0b3195.pth',
-        1250,
-        'Apache-2.0',
-        'Segment Anything, medium',
-        f'{_SAM}/sam_vit_l_0b3195.pth',
-        '3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622',
-    ),
-    KnownModel(
-        'sam_vit_h',
-        'sam_vit_h_4b8939.pth',
-        2565,
-        'Apache-2.0',
-        'Segment Anything, largest',
-        f'{_SAM}/sam_vit_h_4b8939.pth',
-        'a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e',
-    ),
-    KnownModel(
-        'mobile_sam',
-        'mobile_sam.pt',
-        41,
-        'Apache-2.0',
-        'MobileSAM: fast; needs the package mobile_sam, too',
-        'https://github.com/ChaoningZhang/MobileSAM/raw/'
-        'f706ad9c4eb7f219c00d9050e46328518ffb65d2/weights/mobile_sam.pt',
-        '6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f',
-    ),
-    KnownModel(
-        'stable-diffusion-1.5',
-        'stable-diffusion-v1-5',
-        4300,
-        'CreativeML Open RAIL-M',
-        'features for tracking (diffusers folder, get it by hand)',
-        'https://huggingface.co/stable-diffusion-v1-5/stable-diffusion-v1-5',
-    ),
-    KnownModel(
-        'stable-diffusion-2.1',
-        'stable-diffusion-2-1',
-        5200,
-        'CreativeML Open RAIL++-M',
-        "features for tracking, the paper's (diffusers folder, get it by hand; its "
-        'publisher withdrew it in 2025)',
-        '',
-    ),
-)
-
-
-def default_folder() -> Path:
-    """Give the folder downloads go to: $DRIFT_ROS_MODELS, else one in the user's cache."""
-    chosen = os.environ.get('DRIFT_ROS_MODELS')
-    if chosen:
-        return Path(chosen).expanduser()
-    cache = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
-    return Path(cache).expanduser() / 'drift_ros'
-
-
-def sha256(path: Path) -> str:
-    """Give a file's SHA-256 in hexadecimal digits."""
-    digest = hashlib.sha256()
-    with open(path, 'rb') as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def check(path: Path, known: tuple[KnownModel, ...] = KNOWN) -> KnownModel:
-    """
-    Say which published checkpoint a file is, whatever it is called.
-
-    Raises
-    ------
-    CheckpointError
-        It is none of them; the message tells what its name promises.
-
-    """
-    found = sha256(path)
-    for model in known:
-        if model.sha256 == found:
-            return model
-    promised = next((model for model in known if model.file == path.name), None)
-    if promised is not None and promised.sha256:
-        raise CheckpointError(
-            f'{path} is not {promised.name} as published: its SHA-256 is {found} instead of '
-            f'{promised.sha256}. It may be cut short ({path.stat().st_size / 1e6:.0f} of '
-            f'{promised.megabytes} MB): delete it and get it again from {promised.url}'
-        )
-    raise CheckpointError(f'{path} is no checkpoint known here; its SHA-256 is {found}')
-
-
-def download(model: KnownModel, folder: Path) -> Path:
-    """
-    Fetch a checkpoint, showing progress, and check it.
-
-    The file appears under its name only once it is whole.
-
-    Raises
-    ------
-    CheckpointError
-        It cannot be fetched, or what came is not what was published.
-
-    """
-    if not model.sha256:
-        raise CheckpointError(
-            f'{model.name} is a folder and is not downloaded by this command'
-            + (f': see {model.url}' if model.url else '')
-        )
-    from torch.hub import download_url_to_file
-
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / model.file
-    try:
-        download_url_to_file(model.url, str(path), hash_prefix=model.sha256)
-    except OSError as error:
-        raise CheckpointError(
-            f'cannot download {model.url}: {error}. Get it by another way, put '
-            f'it anywhere and check it with --check'
-        ) from error
-    except RuntimeError as error:
-        raise CheckpointError(
-            f'what came from {model.url} is not what was published; nothing was kept ({error})'
-        ) from error
-    return path
+_SIZES = (240, 384, 512, 768)
+"""Working sizes for which memory is told, pixels."""
 
 
 @click.command()
 @click.option(
     '--check',
-    'file',
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help='Tell which published checkpoint a file is, by its hash.',
+    'path',
+    type=click.Path(path_type=Path, exists=True),
+    help='A file: tell which published checkpoint it is, by its hash. A diffusers folder: tell '
+    'its files, layers and needs, load it, and take a small picture through it.',
 )
+@click.option('--download', 'name', type=click.Choice([m.name for m in KNOWN]), help='Get one.')
 @click.option(
-    '--download',
-    'name',
-    type=click.Choice([m.name for m in KNOWN if m.sha256]),
-    help='Download a checkpoint.',
+    '--half', is_flag=True, help='Download the files in half precision: half as large, for GPUs.'
 )
 @click.option(
     '--folder',
@@ -206,25 +46,38 @@ def download(model: KnownModel, folder: Path) -> Path:
     '$DRIFT_ROS_MODELS, else ~/.cache/drift_ros]',
 )
 @click.option(
+    '--device', default='auto', show_default=True, help='Where --check loads it: cpu, cuda[:N].'
+)
+@click.option(
     '--untrained',
     'blank',
     type=click.Path(path_type=Path, file_okay=False),
     help='Write a Segment Anything model of random weights to a folder, to see that '
     'the gate rejects what it says.',
 )
-def models(file: Path | None, name: str | None, folder: Path | None, blank: Path | None) -> None:
+def models(
+    path: Path | None,
+    name: str | None,
+    half: bool,
+    folder: Path | None,
+    device: str,
+    blank: Path | None,
+) -> None:
     """
-    List known checkpoints, check a file, or download one.
+    List known checkpoints, check one, or download one.
 
-    Give the file to the tracker as the parameter refinement.sam_checkpoint, a folder as model.
+    Give a folder to the tracker as the parameter model, a Segment Anything file as
+    refinement.sam_checkpoint. docs/checkpoints.md goes through it.
     """
     folder = folder or default_folder()
     try:
-        if file is not None:
-            model = check(file)
-            click.echo(f'{file} is {model.name} ({model.licence}): {model.purpose}')
+        if path is not None and path.is_dir():
+            _check_folder(path, device)
+        elif path is not None:
+            model = check(path)
+            click.echo(f'{path} is {model.name} ({model.licence}): {model.purpose}')
         elif name is not None:
-            _fetch(next(m for m in KNOWN if m.name == name), folder)
+            _fetch(next(m for m in KNOWN if m.name == name), folder, half)
         elif blank is not None:
             from drift_ros.refinement.sam_weights import save_untrained
 
@@ -239,14 +92,109 @@ def models(file: Path | None, name: str | None, folder: Path | None, blank: Path
         raise click.ClickException(str(error)) from error
 
 
-def _fetch(model: KnownModel, folder: Path) -> None:
+def _fetch(model: KnownModel, folder: Path, half: bool) -> None:
+    click.echo(f'{model.name}: {model.licence}. {model.note}'.rstrip())
     path = folder / model.file
-    if path.exists():
+    if model.url and path.exists():
         check(path)
         click.echo(f'{path} is there already, and whole')
         return
-    download(model, folder)
-    click.echo(f'{path} is whole; give it to the tracker as refinement.sam_checkpoint')
+    download(model, folder, half)
+    if model.url:
+        click.echo(f'{path} is whole; give it to the tracker as refinement.sam_checkpoint')
+        return
+    preset = f' preset:={model.preset}' if model.preset else ''
+    click.echo(
+        f'{path} is whole: drift_ros models --check {path}\n'
+        f'ros2 launch drift_ros tracker.launch.py model:={path}{preset}'
+    )
+
+
+def _check_folder(folder: Path, device: str) -> None:
+    """Tell everything about a diffusers folder; last what only loading it can tell."""
+    from drift_ros.api import diffusion_features
+    from drift_ros.diffusion.budget import layout_of
+    from drift_ros.engine.config import TrackerConfig
+
+    layout = layout_of(folder)
+    click.echo(f'{folder}\n\nweights')
+    _tell_files(folder)
+    config = TrackerConfig()
+    _tell_layers(layout)
+    _tell_needs(folder, layout, config, device)
+    features = diffusion_features(folder, config, device)
+    click.echo(
+        f'\nit loads, and a small picture goes through it: read are '
+        f'{", ".join(layer.removesuffix(".attn1") for layer in features.layers)} '
+        f'at timestep {features.timestep}'
+    )
+
+
+def _tell_files(folder: Path) -> None:
+    """Say of each file of weights what it is, by its hash."""
+    parts = ('unet', 'vae', 'text_encoder', 'text_encoder_2')
+    files = [path for part in parts for path in sorted((folder / part).glob('*.safetensors'))]
+    found = {}
+    with click.progressbar(
+        length=sum(path.stat().st_size for path in files), label='  hashing'
+    ) as bar:
+        for path in files:
+            found[path] = owners(sha256(path, bar.update))
+    for path, known in found.items():
+        told = known[0] if known else 'not a file that is known here'
+        click.echo(f'  {path.relative_to(folder)}  {path.stat().st_size / 1e6:.0f} MB  {told}')
+
+
+def _tell_layers(layout: Layout) -> None:
+    """List the self-attention layers, in the order of a pass."""
+    from drift_ros.diffusion.budget import plan
+    from drift_ros.engine.config import TrackerConfig
+
+    everything = TrackerConfig.of(
+        {'features.layers': ('down_blocks', 'mid_block', 'up_blocks'), 'features.resolution': 512}
+    )
+    blocks: dict[str, list] = {}
+    for layer in plan(layout, everything, half=False, size=(512, 512)).layers:
+        blocks.setdefault(layer.name.split('.transformer_blocks')[0], []).append(layer)
+    click.echo('\nself-attention (features.layers)')
+    for block, layers in blocks.items():
+        one = layers[0]
+        click.echo(
+            f'  {block}: stride {one.stride}, {one.heads} heads of {one.size}'
+            + (f', {len(layers)} layers' if len(layers) > 1 else '')
+        )
+
+
+def _tell_needs(folder: Path, layout: Layout, config: TrackerConfig, device: str) -> None:
+    """Tell memory and work for several working sizes, and what there is."""
+    from rich.console import Console
+    from rich.table import Column, Table
+
+    from drift_ros.diffusion.budget import free_memory, plan, remembered
+    from drift_ros.diffusion.checkpoint import recommendations
+    from drift_ros.engine.config import TrackerConfig
+    from drift_ros.engine.device import resolve_device
+
+    sized = [TrackerConfig.of({**config.flat(), 'features.resolution': size}) for size in _SIZES]
+    columns = (Column(f'{size} px', justify='right') for size in _SIZES)
+    table = Table(
+        'GB at most', *columns, title=f'640 x 480, {remembered(config)} remembered frames'
+    )
+    work = []
+    for title, half in (('float32, CPU', False), ('float16, GPU', True)):
+        plans = [
+            plan(layout, config, half=half, layers=recommendations(folder).get('layers', ()))
+            for config in sized
+        ]
+        table.add_row(
+            title, *(f'{each.peak(remembered(config), half) / 1e9:.1f}' for each in plans)
+        )
+        work = [f'{each.operations / 1e12:.2f}' for each in plans]
+    table.add_row('Tflop a frame', *work)
+    click.echo()
+    Console().print(table)
+    target = resolve_device(device)
+    click.echo(f'free on {target}: {free_memory(target) / 1e9:.1f} GB')
 
 
 def _list(folder: Path) -> None:
@@ -271,17 +219,18 @@ def _list(folder: Path) -> None:
     ]
     for model in KNOWN:
         path = folder / model.file
+        half = f' (half: {model.megabytes["half"]} MB)' if 'half' in model.megabytes else ''
         rows.append(
             (
                 model.name,
-                f'{model.megabytes} MB',
+                f'{model.megabytes["full"]} MB{half}',
                 model.licence,
-                model.purpose,
-                str(path) if path.exists() else f'not in {folder}',
+                f'{model.purpose}. {model.note}'.rstrip(' .'),
+                str(path) if path.exists() else f'not in {folder}: {model.address}',
             )
         )
     for name, size, licence, purpose, place in rows:
-        click.echo(f'{name:22} {size:>8}  {licence}\n    {purpose}\n    {place}')
+        click.echo(f'{name:24} {size:>8}  {licence}\n    {purpose}\n    {place}')
     click.echo('\nWhat a node or the tracker needs, it takes from a path; it never downloads.')
 
 

@@ -109,14 +109,14 @@ def load_checkpoint(
     """
     from diffusers import DDIMScheduler, UNet2DConditionModel
 
-    folder = EMBEDDED if checkpoint is None or str(checkpoint) == '' else locate(checkpoint)
+    folder = located(checkpoint)
     components = check_folder(folder)
     target = resolve_device(device)
     dtype = dtype or (torch.float16 if target.type == 'cuda' else torch.float32)
     vae_dtype = torch.float32 if _needs_upcast(folder) else dtype
     with _offline():
         unet = _load_weights(UNet2DConditionModel, folder, 'unet', dtype)
-        vae = _load_weights(_autoencoder_class(components), folder, 'vae', vae_dtype)
+        vae = _load_weights(autoencoder_class(components['vae']), folder, 'vae', vae_dtype)
         states, added = _encode_prompt(folder, components, prompt, unet)
         with _complaint(folder / 'scheduler'):
             scheduler = DDIMScheduler.from_pretrained(
@@ -132,8 +132,13 @@ def load_checkpoint(
         scheduler=scheduler,
         prompt=states.to(target, dtype),
         added_conditions={key: value.to(target, dtype) for key, value in added.items()},
-        **_recommendations(folder),
+        **recommendations(folder),
     )
+
+
+def located(checkpoint: str | Path | None) -> Path:
+    """Find the folder of a checkpoint as :func:`load_checkpoint` does; raises as it does."""
+    return EMBEDDED if checkpoint is None or str(checkpoint) == '' else locate(checkpoint)
 
 
 @contextlib.contextmanager
@@ -167,7 +172,16 @@ def _complaint(part: Path) -> Iterator[None]:
         ) from error
 
 
-def _recommendations(folder: Path) -> dict[str, Any]:
+def recommendations(folder: Path) -> dict[str, Any]:
+    """
+    Read what a folder's own ``drift_ros.json`` recommends: 'layers' and 'timestep', or nothing.
+
+    Raises
+    ------
+    CheckpointError
+        The file is damaged.
+
+    """
     path = folder / 'drift_ros.json'
     if not path.is_file():
         return {}
@@ -182,10 +196,18 @@ def _recommendations(folder: Path) -> dict[str, Any]:
         ) from error
 
 
-def _autoencoder_class(components: dict[str, str]) -> type:
+def autoencoder_class(name: str) -> type:
+    """
+    Give diffusers' class of this name.
+
+    Raises
+    ------
+    CheckpointError
+        It is none of those that can be used.
+
+    """
     import diffusers
 
-    name = components.get('vae', 'AutoencoderKL')
     if name not in _AUTOENCODERS:
         raise CheckpointError(
             f'the autoencoder {name} is not supported; use one of {", ".join(_AUTOENCODERS)}'

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from drift_ros.diffusion.attention import (
     AttentionReader,
@@ -97,6 +98,7 @@ class DiffusionFeatures:
         if not 0 <= timestep < steps:
             raise CheckpointError(f'timestep is {timestep}; this checkpoint has 0 to {steps - 1}')
         self.timestep = timestep
+        self._alpha = float(checkpoint.scheduler.alphas_cumprod[timestep])
         self.prompt = checkpoint.prompt
         """(1, tokens, cross-attention width): what the U-Net is conditioned on."""
         self.tokens: dict[int, Tensor] = {}
@@ -296,15 +298,14 @@ class DiffusionFeatures:
         if self._ddim is not None:
             with torch.inference_mode():
                 return self._ddim.invert(latents, self.timestep, self._steps, self.run_unet)
-        alpha = float(self.checkpoint.scheduler.alphas_cumprod[self.timestep])
-        scaled = latents * alpha**0.5
+        scaled = latents * self._alpha**0.5
         if not self._samples:
             return scaled  # the mean of the forward process at tau, without its noise
         # On the CPU, so that every device gets the same noise.
         generator = torch.Generator().manual_seed(self._noise_seed)
         noise = torch.randn((self._samples, *latents.shape[1:]), generator=generator)
         # (n, samples, channels, h, w)
-        return (scaled[:, None] + (1.0 - alpha) ** 0.5 * noise.to(latents)).flatten(0, 1)
+        return (scaled[:, None] + (1.0 - self._alpha) ** 0.5 * noise.to(latents)).flatten(0, 1)
 
     def working_size(self, height: int, width: int) -> tuple[int, int]:
         """Size in pixels that a frame is resized to: multiples of :attr:`stride`."""
@@ -412,6 +413,8 @@ def _tied(attn: torch.nn.Module) -> bool:
     if attn.norm_q is not None or attn.norm_k is not None:
         return False
     ours, theirs = attn.to_q.state_dict(), attn.to_k.state_dict()
+    if any(isinstance(value, FakeTensor) for value in ours.values()):  # it holds no values
+        return False
     return ours.keys() == theirs.keys() and all(
         torch.equal(value, theirs[name]) for name, value in ours.items()
     )

@@ -14,7 +14,6 @@ network is asked.
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from drift_ros.engine.errors import CheckpointError
@@ -55,7 +54,7 @@ class DDIM:
                 f'{", ".join(_KINDS)}: set features.noise to none'
             )
         # Element -1, the last, is the clean end.
-        self._alphas = torch.cat([scheduler.alphas_cumprod, scheduler.final_alpha_cumprod[None]])
+        self._alphas = [*scheduler.alphas_cumprod.tolist(), float(scheduler.final_alpha_cumprod)]
 
     def levels(self, timestep: int, steps: int) -> list[int]:
         """
@@ -69,11 +68,11 @@ class DDIM:
 
     def signal(self, level: int) -> float:
         """Factor of the clean latents at a level: square root of the cumulated alpha."""
-        return float(self._alphas[level]) ** 0.5
+        return self._alphas[level] ** 0.5
 
     def noise(self, level: int) -> float:
         """Factor of the noise at a level."""
-        return (1.0 - float(self._alphas[level])) ** 0.5
+        return (1.0 - self._alphas[level]) ** 0.5
 
     def step(self, latents: Tensor, output: Tensor, start: int, end: int, told: int) -> Tensor:
         """

@@ -140,18 +140,33 @@ def dense(engine: EngineSpec, sequence: SequenceSource) -> Row:
 
 
 class Peak:
-    """Resident memory at its peak, looked at every millisecond: ``more`` bytes than before."""
+    """
+    Resident memory at its peak, looked at every millisecond: ``more`` bytes than before.
+
+    Parameters
+    ----------
+    private : bool
+        Leave out pages of files, which the system may drop, as those of weights that are mapped.
+
+    """
+
+    def __init__(self, private: bool = False) -> None:
+        self._private = private
+
+    def _now(self) -> int:
+        found = self._process.memory_info()
+        return found.rss - found.shared if self._private else found.rss
 
     def __enter__(self) -> Peak:
         self._process, self._done = psutil.Process(), threading.Event()
-        self._before = self._most = self._process.memory_info().rss
+        self._before = self._most = self._now()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
         return self
 
     def _watch(self) -> None:
         while not self._done.wait(0.001):
-            self._most = max(self._most, self._process.memory_info().rss)
+            self._most = max(self._most, self._now())
 
     def __exit__(self, *raised: object) -> None:
         self._done.set()

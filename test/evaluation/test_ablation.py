@@ -27,8 +27,6 @@ from drift_ros.evaluation.engines import load_params_file, parse_engine  # noqa:
 from drift_ros.evaluation.provenance import model_digest  # noqa: E402
 from drift_ros.experiments import ablation  # noqa: E402
 from drift_ros.experiments.benchmarks import (  # noqa: E402
-    estimate_memory,
-    SD_1_5,
     time_heads,
 )
 from drift_ros.experiments.figures import tsne  # noqa: E402
@@ -276,19 +274,6 @@ def test_tsne_keeps_groups_together():
     assert (groups[distance.argmin(1)] == groups).all()
 
 
-def test_memory_of_stable_diffusion():
-    """Weights by count; the estimate of the rest grows with the frame and halves in half."""
-    whole = estimate_memory(SD_1_5, 512, 512, half=False)
-    half = estimate_memory(SD_1_5, 512, 512, half=True)
-    assert whole.unet == 4 * 859_520_964 and whole.vae == 4 * 83_653_863
-    assert half.unet * 2 == whole.unet and half.activations * 2 == whole.activations
-    assert half.reference == 2 * 2 * 64 * 64 * 320
-    assert half.peak(8) < 4e9 and whole.peak(8) < 16e9
-    larger = estimate_memory(SD_1_5, 768, 768, half=True)
-    assert larger.activations > 2 * half.activations
-    assert estimate_memory(SD_1_5, 512, 512, half=True, samples=64).activations > half.activations
-
-
 def test_heads_are_timed():
     found = time_heads(2, 4, 15, 20, 8, 4, 1)
     assert len(found) == 6
@@ -298,7 +283,7 @@ def test_heads_are_timed():
 def test_presets_are_parameter_files():
     """Each preset names tracker options only, and they are valid."""
     folder = Path(__file__).resolve().parents[2] / 'config'
-    for name in ('quality', 'stable_diffusion_1_5'):
+    for name in ('fast', 'quality', 'sd15', 'sd21', 'sdxl'):
         TrackerConfig.of(load_params_file(str(folder / f'{name}.yaml'))).validate()
 
 

@@ -151,6 +151,7 @@ def test_declared_arguments(launched):
         'namespace',
         'use_sim_time',
         'params_file',
+        'preset',
         'autostart',
         'log_level',
         'image',
@@ -189,7 +190,7 @@ def test_default_parameter_file_exists(launched):
         ('quality', 'quality.yaml'),
         ('quality.yaml', 'quality.yaml'),
         ('config/quality.yaml', 'quality.yaml'),
-        ('config/stable_diffusion_1_5', 'stable_diffusion_1_5.yaml'),
+        ('config/sd15', 'sd15.yaml'),
         ('mine.yaml', None),
         ('./config/mine.yaml', None),
     ],
@@ -213,6 +214,20 @@ def test_parameter_files_that_do_not_exist(launched, tmp_path, monkeypatch, give
     monkeypatch.chdir(tmp_path)
     with pytest.raises(Exception, match='(?s)does not exist .*quality.yaml'):
         launched(params_file=given)
+
+
+def names_of(found):
+    return [Path(path).name for path in found.nodes['tracker'].files]
+
+
+def test_presets(launched, tmp_path):
+    """They are above the defaults, and below what a person gives."""
+    assert names_of(launched()) == ['tracker.yaml']
+    for preset in ('fast', 'quality', 'sd15', 'sd21', 'sdxl'):
+        assert names_of(launched(preset=preset)) == ['tracker.yaml', f'{preset}.yaml']
+    (tmp_path / 'mine.yaml').write_text('{}')
+    given = launched(preset='sd21', params_file=str(tmp_path / 'mine.yaml'))
+    assert names_of(given) == ['sd21.yaml', 'mine.yaml']
 
 
 def test_only_given_arguments_override_parameters(launched):

@@ -2,27 +2,39 @@
 """``drift_ros models``: hashes are checked; nothing is fetched but on demand."""
 
 import hashlib
+from pathlib import Path
 import urllib.request
 
 from click.testing import CliRunner
+import huggingface_hub
 import pytest
+from tiny_models import FAMILIES, save_checkpoint
 import torch
 
 from drift_ros import CheckpointError
-from drift_ros.commands import models as module
+from drift_ros.commands import known_models as module
 from drift_ros.commands.main import main
 from drift_ros.refinement.sam_weights import load_sam
 
 MADE_UP = b'made-up weights' * 1000
+DIGEST = hashlib.sha256(MADE_UP).hexdigest()
 KNOWN = (
     module.KnownModel(
-        'made_up',
-        'made_up.pth',
-        1,
-        'Apache-2.0',
-        'a test',
-        'file:///nowhere',
-        hashlib.sha256(MADE_UP).hexdigest(),
+        name='made_up',
+        purpose='a test',
+        licence='Apache-2.0',
+        megabytes={'full': 1},
+        url='file:///nowhere',
+        hashes={'made_up.pth': DIGEST},
+    ),
+    module.KnownModel(
+        name='folder',
+        purpose='a test',
+        licence='Apache-2.0',
+        megabytes={'full': 1},
+        hub='owner/name',
+        revision='1234',
+        hashes={'unet/diffusion_pytorch_model.safetensors': hashlib.sha256(b'unet').hexdigest()},
     ),
 )
 
@@ -92,6 +104,93 @@ def test_an_untrained_model_is_written_and_can_be_loaded(tmp_path):
     assert not torch.equal(random[name], embedded[name].to(random[name].dtype))
 
 
-def test_hashes_are_whole_and_files_are_named_after_them():
+def test_a_part_of_a_folder_is_told(tmp_path):
+    path = tmp_path / 'x.safetensors'
+    path.write_bytes(b'unet')
+    with pytest.raises(CheckpointError, match='a part of a checkpoint .folder: unet/diffusion'):
+        module.check(path, KNOWN)
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """Stand in for the hub: writes what is wanted, and remembers what was asked for."""
+    asked = []
+
+    def snapshot(name, *, revision, local_dir, allow_patterns):
+        asked.append((name, revision, tuple(allow_patterns)))
+        for part in ('model_index.json', 'unet/diffusion_pytorch_model.safetensors'):
+            (Path(local_dir) / part).parent.mkdir(parents=True, exist_ok=True)
+            (Path(local_dir) / part).write_bytes(hub.content)
+        return str(local_dir)
+
+    def hub():
+        return asked
+
+    hub.content = b'unet'
+    monkeypatch.setattr(huggingface_hub, 'snapshot_download', snapshot)
+    return hub
+
+
+def test_a_folder_is_downloaded_and_checked(hub, tmp_path):
+    """Weights of one precision, safetensors only, of the revision that is known."""
+    folder = module.download(KNOWN[1], tmp_path)
+    assert folder == tmp_path / 'folder'
+    ((name, revision, patterns),) = hub()
+    assert (name, revision) == ('owner/name', '1234')
+    weights = [pattern for pattern in patterns if 'model.' in pattern]
+    assert 'unet/diffusion_pytorch_model.safetensors' in weights
+    assert not [pattern for pattern in weights if 'fp16' in pattern or '.bin' in pattern]
+    hub.content = b'something else'
+    with pytest.raises(CheckpointError, match='not what was published.*it was not kept'):
+        module.download(KNOWN[1], tmp_path)
+    assert not (folder / 'unet/diffusion_pytorch_model.safetensors').exists()
+
+
+def test_half_precision_is_asked_for_where_it_is_published(hub, tmp_path):
+    with pytest.raises(CheckpointError, match='folder is not published in half precision'):
+        module.download(KNOWN[1], tmp_path, half=True)
+    both = module.KnownModel(**{**vars(KNOWN[1]), 'megabytes': {'full': 2, 'half': 1}})
+    module.download(both, tmp_path, half=True)
+    ((_, _, patterns),) = hub()
+    assert 'unet/diffusion_pytorch_model.fp16.safetensors' in patterns
+    assert 'unet/diffusion_pytorch_model.safetensors' not in patterns
+
+
+def test_an_unreachable_hub_is_told(monkeypatch, tmp_path):
+    def fail(*_, **__):
+        raise ConnectionError('no network')
+
+    monkeypatch.setattr(huggingface_hub, 'snapshot_download', fail)
+    with pytest.raises(CheckpointError, match='cannot download .*owner/name: no network. Try'):
+        module.download(KNOWN[1], tmp_path)
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_a_folder_is_checked_as_a_whole(family, tmp_path):
+    """Files, layers with stride and heads, needs; then it is loaded."""
+    folder = save_checkpoint(tmp_path / family, family)
+    told = CliRunner().invoke(main, ['models', '--check', str(folder), '--device', 'cpu'])
+    assert told.exit_code == 0, told.output
+    assert 'not a file that is known here' in told.output
+    heads = {'sd1': '4 heads of 4', 'sd2': '2 heads of 8', 'sdxl': '4 heads of 8'}
+    assert f'down_blocks.{int(family == "sdxl")}.attentions.0: stride' in told.output
+    assert heads[family] in told.output and 'free on cpu' in told.output
+    assert 'it loads, and a small picture goes through it' in told.output
+
+
+def test_a_damaged_folder_is_refused_with_its_reason(tmp_path):
+    folder = save_checkpoint(tmp_path / 'sd1', 'sd1')
+    (folder / 'unet' / 'config.json').write_text('"google/foo"')
+    told = CliRunner().invoke(main, ['models', '--check', str(folder)])
+    assert told.exit_code == 1 and 'settings by name' in told.output
+
+
+def test_what_is_known_is_whole():
+    """Hashes have all their digits, files and presets their names."""
+    presets = Path(__file__).resolve().parents[2] / 'config'
     for known in module.KNOWN:
-        assert len(known.sha256) in (0, 64)
+        assert bool(known.url) != bool(known.hub) and known.megabytes['full']
+        assert known.hub or len(known.hashes) == 1
+        assert all(len(digest) == 64 for digest in known.hashes.values())
+        assert all(path.endswith(('.safetensors', '.pth', '.pt')) for path in known.hashes)
+        assert not known.preset or (presets / f'{known.preset}.yaml').is_file()
