@@ -111,6 +111,8 @@ def _outcomes(
             notes.append('the truth is not public: masks are packed for the server')
         elif split.key.startswith(('youtube', 'lvos')):
             notes.append("means over objects; the server's are over seen and unseen categories")
+        elif split.key == 'long-videos':
+            notes.append("all annotated frames but the first, as AFB-URR's evaluation")
         outcomes.append(
             Outcome(
                 engine,

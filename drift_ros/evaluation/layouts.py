@@ -169,32 +169,26 @@ def _named(*words: str) -> tuple[str, str]:
 
 def _davis(root: Path) -> Iterator[Split]:
     """Give the lists of a DAVIS archive that are evaluated and are of its own masks."""
-    lists = [
-        # in the archive of 2017 the list of 2016 stands beside masks that are not those of 2016
-        (path.parent.name, path.stem)
-        for path in sorted((root / 'ImageSets').glob('*/*.txt'))
-        if path.stem in ('val', 'test-dev')
-    ]
-    newer = any(year == '2017' for year, _ in lists)
-    found = False
-    for year, subset in lists:
-        if newer and year != '2017' or not _has_sequences(root, year, subset):
-            continue
-        found = True
-        shown = '2017' if year == '2017' else '2016'
+    # in the archive of 2017 a list of 2016 stands beside masks that are not those of 2016
+    years = ('2017', '2016', '480p')
+    year = next((name for name in years if (root / 'ImageSets' / name).is_dir()), '')
+    subsets = [name for name in ('test-dev', 'val') if _has_sequences(root, year, name)]
+    shown = '2017' if year == '2017' else '2016'
+    for subset in subsets:
         yield Split(
             *_named('DAVIS', shown, subset),
             root,
             subset=subset,
             year=year,
-            task='multi' if newer else 'single',
+            task='multi' if shown == '2017' else 'single',
         )
-    if not found:
+    if not subsets:
         yield Split(root.resolve().name, root.resolve().name, root, task='auto')
 
 
 def _has_sequences(root: Path, year: str, subset: str) -> bool:
-    names = read_list(root / 'ImageSets' / year / f'{subset}.txt')
+    path = root / 'ImageSets' / year / f'{subset}.txt'
+    names = read_list(path) if path.is_file() else []
     folders = [root / 'Annotations', *(root / 'Annotations').glob('*')]
     return any((folder / name).is_dir() for name in names for folder in folders)
 
