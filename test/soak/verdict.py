@@ -62,6 +62,8 @@ def slope(seconds: Sequence[float], values: Sequence[float]) -> Slope:
     """
     if len(values) < 4:
         return Slope(*[float('nan')] * 3)
+    if np.ptp(values) == 0.0:  # never changed; the fit says nan
+        return Slope(0.0, 0.0, 0.0)
     fit = stats.linregress(np.asarray(seconds) / 3600, values)
     reach = float(stats.t.ppf(0.975, len(values) - 2)) * fit.stderr
     return Slope(float(fit.slope), float(fit.slope - reach), float(fit.slope + reach))
@@ -131,12 +133,17 @@ def draw(path: Path, samples: Sequence[Mapping[str, Any]], slopes: Mapping[str, 
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 11), layout='constrained')
+    known = {
+        name: unit
+        for name, unit in UNITS.items()
+        if np.isfinite([item[name] for item in samples]).any()
+    }
+    figure = Figure(figsize=(11, 1 + 1.5 * len(known)), layout='constrained')
     FigureCanvasAgg(figure)
-    axes = figure.subplots(len(UNITS), 1, sharex=True)
+    axes = figure.subplots(len(known), 1, sharex=True)
     minutes = np.array([item['time'] for item in samples]) / 60
     rounds = [i for i, item in enumerate(samples) if item['where'] == 'round']
-    for axis, (name, unit) in zip(axes, UNITS.items()):
+    for axis, (name, unit) in zip(axes, known.items()):
         values = np.array([item[name] for item in samples], float)
         if name != 'effort':
             axis.plot(minutes, values, lw=0.8, color='0.6')

@@ -158,7 +158,9 @@ class World:
 
     def _diagnostics(self, message: object) -> None:
         for status in message.status:
-            self._values = {item.key: item.value for item in status.values}
+            values = {item.key: item.value for item in status.values}
+            if 'rate out (Hz)' in values:  # of the tracker; others report here, too
+                self._values = values
 
     def _alive(self) -> None:
         code = self.tracker.process.poll()

@@ -47,6 +47,13 @@ def test_growth(per_hour, noise, word):
     assert slopes['memory'].low < per_hour < slopes['memory'].high
 
 
+def test_what_never_changes_passes():
+    _, reasons, slopes = verdict.judge(samples(0, 1), [], [], [])
+    for name in ('shared', 'descriptors', 'threads', 'effort'):
+        (line,) = (text for text in reasons if f'{name} grows' in text)
+        assert line.startswith('passed') and slopes[name] == verdict.Slope(0.0, 0.0, 0.0)
+
+
 @pytest.mark.parametrize('kind', range(3))
 def test_anything_that_went_wrong_fails(kind):
     lists = [[], [], []]
