@@ -378,11 +378,12 @@ def test_unknown_configuration_key_is_named():
 
 def test_published_recipe_is_a_chain():
     stages = load_stages(DEFAULT_CONFIG.with_name('published.yaml'), ('batch=2',))
-    names = ['late', 'early', 'kernel', 'denoise', 'wider', 'settle']
+    first = ['late', 'early', 'kernel', 'denoise', 'wider', 'settle']
+    names = [*first, 'wider-again', 'settle-again']
     assert [name for name, _ in stages] == names
-    assert [config['unet']['early'] for _, config in stages] == [False] + 5 * [True]
+    assert [config['unet']['early'] for _, config in stages] == [False] + 7 * [True]
     assert all(config['batch'] == 2 for _, config in stages)
-    with pytest.raises(ValueError, match='6 stages'):
+    with pytest.raises(ValueError, match='8 stages'):
         load_config(DEFAULT_CONFIG.with_name('published.yaml'))
 
 
