@@ -79,7 +79,7 @@ def write_random(
         if f'text_encoder{suffix}' in layout:
             config = CLIPTextConfig(**layout[f'text_encoder{suffix}'])
             text(config).save_pretrained(folder / f'text_encoder{suffix}', variant=variant)
-            _write_tokenizer(folder / f'tokenizer{suffix}', config.max_position_embeddings)
+            write_tokenizer(folder / f'tokenizer{suffix}', config.max_position_embeddings)
             index[f'text_encoder{suffix}'] = ['transformers', text.__name__]
             index[f'tokenizer{suffix}'] = ['transformers', 'CLIPTokenizer']
     DDIMScheduler(**layout['scheduler']).save_pretrained(folder / 'scheduler')
@@ -87,7 +87,7 @@ def write_random(
     return folder
 
 
-def _write_tokenizer(folder: Path, length: int) -> None:
+def write_tokenizer(folder: Path, length: int) -> None:
     """Write a tokenizer of letters: the empty prompt needs no words."""
     from transformers import CLIPTokenizer
 

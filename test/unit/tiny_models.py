@@ -10,8 +10,9 @@ from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
-    CLIPTokenizer,
 )
+
+from drift_ros.experiments.full_size import write_tokenizer
 
 # The fields in which the families differ, as in their published configs, at a small width.
 FAMILIES = {
@@ -92,7 +93,7 @@ def save_checkpoint(folder: Path, family: str) -> Path:
     for suffix in suffixes:
         cls = CLIPTextModelWithProjection if suffix else CLIPTextModel
         cls(text).save_pretrained(folder / f'text_encoder{suffix}')
-        _save_tokenizer(folder / f'tokenizer{suffix}')
+        write_tokenizer(folder / f'tokenizer{suffix}', text.max_position_embeddings)
         index[f'text_encoder{suffix}'] = ['transformers', cls.__name__]
         index[f'tokenizer{suffix}'] = ['transformers', 'CLIPTokenizer']
     make_unet(family).save_pretrained(folder / 'unet')
@@ -107,12 +108,3 @@ def save_checkpoint(folder: Path, family: str) -> Path:
     )
     (folder / 'model_index.json').write_text(json.dumps(index))
     return folder
-
-
-def _save_tokenizer(folder: Path) -> None:
-    folder.mkdir(parents=True)
-    letters = [chr(c) for c in range(ord('a'), ord('z') + 1)]
-    tokens = [*letters, *(f'{c}</w>' for c in letters), '<|startoftext|>', '<|endoftext|>']
-    (folder / 'vocab.json').write_text(json.dumps({t: i for i, t in enumerate(tokens)}))
-    (folder / 'merges.txt').write_text('#version: 0.2\n')
-    CLIPTokenizer.from_pretrained(folder, model_max_length=8).save_pretrained(folder)
