@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 import numbers
+import time
 from typing import Any
 
 from builtin_interfaces.msg import Time
@@ -31,7 +32,9 @@ from drift_ros_msgs.srv import (
 )
 from lifecycle_msgs.srv import ChangeState, GetState
 import numpy as np
+from rcl_interfaces.srv import SetParameters
 from rclpy.node import Node
+from rclpy.parameter import Parameter
 from std_msgs.msg import Header
 from std_srvs.srv import Trigger
 
@@ -420,6 +423,45 @@ class TrackerClient(Connection):
 
         """
         _check(self._ask(Trigger, 'reset', Trigger.Request()))
+
+    def set_target(self, wish: int | str) -> None:
+        """
+        Choose the object whose pose and bearing are published: the parameter ``space.target``.
+
+        Parameters
+        ----------
+        wish : int or str
+            Id or name, of an object that may come later; '': the first one.
+
+        Raises
+        ------
+        RefusedError, NoAnswerError, ArgumentError
+            The target is as it was.
+
+        """
+        text = _name(wish) if isinstance(wish, str) else str(_id(wish))
+        request = SetParameters.Request(
+            parameters=[Parameter('space.target', value=text).to_parameter_msg()]
+        )
+        service = f'{self._parameter_node()}/set_parameters'
+        (done,) = self.call(SetParameters, service, request).results
+        if not done.successful:
+            raise RefusedError(done.reason)
+
+    def _parameter_node(self) -> str:
+        """Give the node that has the parameters: one of several cameras has none of its own."""
+        above = self.tracker.rpartition('/')[0]
+        end = time.monotonic() + self.timeout
+        while above and time.monotonic() < end:
+            nodes = {
+                f'{namespace.rstrip("/")}/{name}'
+                for name, namespace in self.node.get_node_names_and_namespaces()
+            }
+            if found := [name for name in (self.tracker, above) if name in nodes]:
+                return found[0]
+            self.watch()
+            time.sleep(0.05)
+        return self.tracker
 
     def results(
         self,

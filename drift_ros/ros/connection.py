@@ -94,7 +94,7 @@ class Connection:
         self.answer_time = 0.0
         self._lock = threading.Lock()
         self._clients: dict[str, Any] = {}
-        self._settled: set[str] = set()
+        self._appeared: dict[str, float] = {}
         if self._thread is not None:
             self._thread.start()
             # a program that ends without close(), interrupted perhaps: the middleware aborts when
@@ -157,7 +157,12 @@ class Connection:
                 self._clients[service] = self.node.create_client(
                     kind, service, callback_group=self.callback_group
                 )
-            return self._clients[service]
+            client = self._clients[service]
+            if client.service_is_ready():
+                self._appeared.setdefault(service, time.monotonic())
+            else:  # gone, or not there yet: it is discovered anew when it comes
+                self._appeared.pop(service, None)
+            return client
 
     def call(
         self,
@@ -220,9 +225,9 @@ class Connection:
                 f'no service {service} appeared within {seconds:g} s: is the node running, and '
                 'is that its full name?'
             )
-        if service not in self._settled:
-            wait(lambda: False, min(end, time.monotonic() + _SETTLE))
-            self._settled.add(service)
+        with self._lock:
+            appeared = self._appeared.setdefault(service, time.monotonic())
+        wait(lambda: False, min(end, appeared + _SETTLE))
         begun = time.monotonic()
         while not unless():
             future, sent = client.call_async(request), time.monotonic()

@@ -138,9 +138,13 @@ class PageBrowser:
 
     def tap(self, x, y, size, seconds=0.0):
         """Touch a pixel with a finger."""
+        self.touch(*self.place(x, y, size), seconds)
+
+    def touch(self, left, top, seconds=0.0):
+        """Touch a place of the window with a finger."""
         finger = PointerInput(POINTER_TOUCH, 'finger')
         touch = ActionBuilder(self.driver, mouse=finger, duration=0)
-        left, top = map(round, self.place(x, y, size))
+        left, top = round(left), round(top)
         touch.pointer_action.move_to_location(left, top).pointer_down().pause(seconds).pointer_up()
         touch.perform()
 

@@ -12,10 +12,12 @@ import time
 
 import cv2
 from harness import Client, environment, NodeProcess, tracker_process, wait_for
+from lifecycle_msgs.srv import ChangeState
 import numpy as np
 from page_browser import CHROMIUM, DRIVER, KEYS, PageBrowser, wait
 import pytest
 from scenes import overlap, scene, square_mask
+from sensor_msgs.msg import CameraInfo
 from web_client import get
 
 from drift_ros.ros import conversions, stamp
@@ -324,6 +326,132 @@ def test_refusals_are_shown_in_the_trackers_words(stage, page):
     page.keys(KEYS.ESCAPE)
     wait(lambda: not page.stopped and not page.find('refusal').is_displayed(), 'it to go')
     assert 'neither a box' in page.run("return document.getElementById('log').textContent")
+
+
+@contextlib.contextmanager
+def follower(stage, log, *transitions):
+    """Run a follower of the tracker's poses; none is published here, so it stands."""
+    arguments = ('--ros-args', '-r', 'pose:=/tracker/pose')
+    node = NodeProcess('follower', DOMAIN, log, arguments)
+    try:
+        change_follower(stage, *transitions)
+        yield node
+    finally:
+        node.close()
+        assert 'Traceback' not in node.output, node.output
+
+
+def change_follower(stage, *transitions):
+    for number in transitions:
+        request = ChangeState.Request()
+        request.transition.id = number
+        assert stage.client.call(ChangeState, '/follower/change_state', request).success
+
+
+def offered(page, number):
+    """Give the button of an object that lets the robot follow it; None while it is hidden."""
+    button = page.row(number).find_element('class name', 'drive')
+    return button if button.is_displayed() else None
+
+
+def confirm(page):
+    wait(lambda: page.find('sure').is_displayed(), 'the question')
+    assert 'avoids no obstacles' in page.text('sure-text')
+    page.find('sure-yes').click()
+
+
+def test_a_robot_is_set_off_and_stopped(stage, page, tmp_path):
+    squares = square_mask((20, 30, SIDE), (230, 160, SIDE), size=SIZE)
+    stage.client.seed(squares, names=[EVIL, 'can'])
+    evil, can = wait(lambda: len(page.objects) == 2 and sorted(page.objects), 'the objects')
+    assert not page.find('robot').is_displayed() and not offered(page, can)
+    before = page.run("return document.getElementById('stage').getBoundingClientRect().top")
+    fx, middle = 300.0, (160.0, 120.0)
+    calibration = CameraInfo(
+        header=stage.client.header(),
+        width=SIZE[1],
+        height=SIZE[0],
+        k=[fx, 0.0, middle[0], 0.0, fx, middle[1], 0.0, 0.0, 1.0],
+        p=[fx, 0.0, middle[0], 0.0, 0.0, fx, middle[1], 0.0, 0.0, 0.0, 1.0, 0.0],
+    )
+    stage.client.send(calibration, '/camera_info')  # else the tracker has no target
+    with follower(stage, tmp_path / 'log', 1):  # configured: it refuses
+        wait(lambda: page.find('robot').is_displayed(), 'the follower to be shown')
+        # nothing moves under the pointer of who marks
+        top = page.run("return document.getElementById('stage').getBoundingClientRect().top")
+        assert top == before
+        button = wait(lambda: offered(page, can), 'the offer')
+        assert button.accessible_name == 'Follow can with the robot'
+        assert EVIL in offered(page, evil).accessible_name
+        assert 'not active' in page.text('robot-text')
+        button.click()
+        confirm(page)
+        wait(lambda: 'the node is not active' in page.text('toast'), 'the refusal')
+        assert 'not active' in page.run("return document.getElementById('log').textContent")
+        change_follower(stage, 3)
+        button.click()
+        wait(lambda: page.find('sure').is_displayed(), 'the question')
+        page.keys(KEYS.ESCAPE)  # no
+        assert stage.client.get('space.target') == str(can)  # of the first time
+        offered(page, evil).click()
+        confirm(page)
+        wait(lambda: stage.client.get('space.target') == str(evil), 'the target')
+        wait(lambda: 'waiting for the object' in page.text('robot-text'), 'it to be on')
+        stop_robot(page, lambda: page.find('robot').find_element('class name', 'halt').click())
+        # with a key, in a question as well, but not in a name
+        set_off(page, can)
+        page.row(can).find_element('class name', 'called').send_keys('s', KEYS.ESCAPE)
+        time.sleep(0.5)
+        assert 'waiting' in page.text('robot-text')
+        page.row(can).find_element('class name', 'remove').click()
+        wait(lambda: page.find('sure').is_displayed(), 'the question')
+        stop_robot(page, lambda: page.keys('s'))
+        page.keys(KEYS.ESCAPE)
+        set_off(page, can)
+        told = page.row(can).find_element('class name', 'driven')
+        wait(told.is_displayed, 'the row to say it')
+        assert not page.row(evil).find_element('class name', 'driven').is_displayed()
+        assert button.accessible_name == 'Stop the robot, which follows can'
+        stop_robot(page, button.click)
+        wait(lambda: not told.is_displayed(), 'the row to say no more')
+        set_off(page, can)
+        page.run("document.getElementById('help').showModal()")
+        stop_robot(page, lambda: page.find('help').find_element('class name', 'halt').click())
+        page.keys(KEYS.ESCAPE)
+        set_off(page, can)
+        phone = PageBrowser(tmp_path / 'phone', (390, 844), phone=True)
+        with contextlib.closing(phone):
+            phone.open(stage.address)
+            wait(lambda: 'waiting' in phone.text('robot-text'), 'it on the phone')
+            phone.run('window.scrollTo(0, document.body.scrollHeight)')
+            assert phone.run('return document.documentElement.scrollWidth <= innerWidth')
+            where = phone.run(
+                "const r = document.querySelector('#robot .halt').getBoundingClientRect();"
+                ' return [r.left + r.width / 2, r.top + r.height / 2, r.height]'
+            )
+            assert where[2] >= 44  # for a thumb
+            stop_robot(phone, lambda: phone.touch(*where[:2]))
+            assert phone.problems() == []
+        wait(lambda: ': off' in page.text('robot-text'), 'it to be off here, too')
+    wait(lambda: not page.find('robot').is_displayed() and not offered(page, can), 'it to go')
+    assert page.run('return document.title') == 'drift_ros'
+
+
+def set_off(page, number):
+    wait(lambda: ': off' in page.text('robot-text'), 'the robot to be off')
+    offered(page, number).click()
+    confirm(page)
+    wait(lambda: 'waiting' in page.text('robot-text'), 'it to be on')
+
+
+def stop_robot(page, way):
+    """Stop the robot in some way; the page has to say so soon."""
+    page.run("document.getElementById('toast').textContent = ''")
+    begun = time.monotonic()
+    way()
+    said = "return document.getElementById('toast').textContent"
+    wait(lambda: page.run(said) == 'The robot is stopped.', 'the robot to stop')
+    assert time.monotonic() - begun < 3.0
 
 
 def test_the_tracker_starts_anew(stage, page):

@@ -2,10 +2,12 @@
 """The page's server without ROS and without a browser: who gets what, and what may be asked."""
 
 from concurrent.futures import ThreadPoolExecutor
+import contextlib
 import json
 from pathlib import Path
 import re
 import threading
+import time
 from types import SimpleNamespace
 
 import cv2
@@ -16,17 +18,21 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 pytest.importorskip('sensor_msgs', reason='ROS 2 is not installed')
 
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue  # noqa: E402
 from sensor_msgs.msg import CompressedImage  # noqa: E402
 from std_msgs.msg import Header  # noqa: E402
+from std_srvs.srv import SetBool  # noqa: E402
 
 from drift_ros.nodes.tracker.frames import ReceivedImage  # noqa: E402
 from drift_ros.nodes.web import pictures  # noqa: E402
+from drift_ros.nodes.web.followers import Followers  # noqa: E402
 from drift_ros.nodes.web.pace import Pace  # noqa: E402
-from drift_ros.nodes.web.scene import Condition, Scene, Shown  # noqa: E402
+from drift_ros.nodes.web.scene import Condition, Robot, Scene, Shown  # noqa: E402
 from drift_ros.nodes.web.server import FILES, Server  # noqa: E402
 from drift_ros.nodes.web.session import AskerError  # noqa: E402
 from drift_ros.nodes.web.wishes import LARGEST, read_wish, WishError  # noqa: E402
 from drift_ros.ros import conversions, stamp  # noqa: E402
+from drift_ros.ros.client_errors import ClientError, NoAnswerError, RefusedError  # noqa: E402
 
 PAGE = Path(pictures.__file__).parent / 'page'
 EVIL = '<script>alert(1)</script><img src=x onerror=alert(2)>"\'`${1}'
@@ -90,6 +96,12 @@ class Asker:
 
     def reset(self):
         self._say('reset')
+
+    def drive(self, object_id):
+        self._say('drive', object_id)
+
+    def halt(self):
+        self.asked.append(('halt',))  # waits for nothing
 
 
 class Site:
@@ -330,6 +342,13 @@ MALFORMED = [
     '{"do": "reset", "id": true}',
     '{"do": "reset", "id": 1.5}',
     '{"do": "reset", "id": 1, "more": 1}',
+    '{"do": "drive", "id": 1}',
+    '{"do": "drive", "id": 1, "object": null}',
+    '{"do": "drive", "id": 1, "object": "1"}',
+    '{"do": "drive", "id": 1, "object": -1}',
+    '{"do": "drive", "id": 1, "object": 1, "follower": "/other"}',
+    '{"do": "halt"}',
+    '{"do": "halt", "id": 1, "object": 1}',
     '{"do": "remove", "id": 1, "object": "1"}',
     '{"do": "remove", "id": 1, "object": 4294967296}',
     '{"do": "rename", "id": 1, "object": 1, "name": 5}',
@@ -435,6 +454,216 @@ def test_refusals_come_in_the_trackers_words_and_faults_do_not_end_the_page(site
         site.asker.refusal = None
         assert 'error' not in page.ask(do='rename', id=3, object=9, name=EVIL)
     assert site.asker.asked[-1] == ('rename', 9, EVIL)
+
+
+# -- the robot
+
+
+def test_a_page_is_told_how_the_robot_is_at_once(site):
+    with site.page() as page:
+        assert page.next('robot')['follower'] == ''
+        page.next('status')
+        begun = time.monotonic()
+        site.scene.drive(Robot('/follower', True, 1, EVIL, 4))
+        told = page.next('robot')
+        assert time.monotonic() - begun < 0.5  # it does not wait for the next status
+        assert told == {
+            'type': 'robot',
+            'follower': '/follower',
+            'on': True,
+            'level': 1,
+            'text': EVIL,
+            'target': 4,
+        }
+        site.scene.drive(Robot('/follower', True, 1, EVIL, 4))  # as it was: told once
+        site.scene.drive(Robot())
+        assert page.next('robot')['follower'] == ''
+    with site.page() as page:  # who comes later is told, too
+        assert page.next('robot')['on'] is False
+
+
+def test_stopping_waits_for_nothing_that_is_asked(site):
+    site.asker.wait.clear()  # as when the tracker does not answer
+    with contextlib.ExitStack() as stack:
+        pages = [stack.enter_context(site.page()) for _ in range(8)]
+        for page in pages:
+            for number in range(1, 4):
+                page.send(do='drive', id=number, object=1)
+        for page in pages:
+            begun = time.monotonic()
+            assert 'error' not in page.ask(do='halt', id=9)
+            assert time.monotonic() - begun < 1.0
+        site.asker.wait.set()
+        assert pages[0].next('answer')['do'] == 'drive'
+    assert site.asker.asked.count(('halt',)) == 8
+
+
+class Nodes:
+    """Stands in for a client of a tracker and of followers: notes what they are asked."""
+
+    def __init__(self):
+        self.tracker, self.present = '/tracker', True
+        self.services = {'/follower/enable'}
+        self.asked = []
+        self.refusal = ''
+        self.silent = False
+        self.meanwhile = lambda request: None
+
+    def prepare(self, kind, service):
+        return SimpleNamespace(service_is_ready=lambda: service in self.services)
+
+    def set_target(self, number):
+        self.asked.append(('target', number))
+        if self.refusal:
+            raise RefusedError(self.refusal)
+
+    def call(self, kind, service, request, **options):
+        self.asked.append((service, request.data))
+        self.meanwhile(request)
+        if self.silent:
+            raise NoAnswerError(f'{service} did not answer.')
+        return SetBool.Response(success=not self.refusal, message=self.refusal)
+
+
+def says(name='follower', pose='/tracker/pose', mode='off', text='off', level=0):
+    """Give what a follower says of itself."""
+    status = DiagnosticStatus(
+        name=f'{name}: following', hardware_id=pose, message=text, level=bytes([level])
+    )
+    status.values = [KeyValue(key='mode', value=mode)]
+    return DiagnosticArray(status=[status])
+
+
+def aims(target, tracker='tracker'):
+    """Give what a tracker says of its target."""
+    values = [KeyValue(key='target', value=target)]
+    return DiagnosticArray(status=[DiagnosticStatus(name=f'{tracker}: space', values=values)])
+
+
+@pytest.fixture
+def crew():
+    """Give nodes with a follower, who drives them, and what there is to see."""
+    nodes, scene = Nodes(), Scene()
+    scene.name({1: 'cup', 2: EVIL})
+    followers = Followers(nodes, scene)
+    followers.hear(says())
+    return nodes, followers, scene
+
+
+def test_only_followers_of_this_tracker_are_found(crew):
+    nodes, followers, scene = crew
+    assert scene.robot == Robot('/follower', text='off')
+    nodes.services |= {'/other/enable', '/arm/enable'}
+    followers.hear(says('other', '/other_tracker/pose', 'following'))
+    followers.hear(says('arm', '/tracker/pose2', 'following'))
+    followers.hear(aims('2', 'other_tracker'))
+    assert scene.robot == Robot('/follower', text='off')
+    followers.hear(says(mode='following', text='following: ' + EVIL, level=1))
+    followers.hear(aims('2'))
+    assert scene.robot == Robot('/follower', True, 1, 'following: ' + EVIL, 2)
+    followers.hear(aims('none'))
+    assert scene.robot.target == 0
+    nodes.services.clear()
+    followers.look()
+    assert scene.robot == Robot()
+    assert 'is gone while the robot was following' in scene.notices()[-1][1]
+    with pytest.raises(ClientError, match='no follower takes its pose from /tracker/pose'):
+        followers.drive(1)
+    nodes.services.add('/follower/enable')
+    followers.look()
+    assert scene.robot == Robot()  # what the one before said last is not said of this one
+    followers.hear(says(text='not active'))
+    assert scene.robot == Robot('/follower', text='not active')
+
+
+def test_an_object_is_chosen_before_the_robot_is_set_off(crew):
+    nodes, followers, scene = crew
+    followers.drive(2)
+    assert nodes.asked == [('target', 2), ('/follower/enable', True)]
+    assert scene.robot.target == 2
+    followers.halt()
+    assert nodes.asked[-1] == ('/follower/enable', False)
+
+
+def test_robots_are_not_set_off_after_what_was_not_meant(crew):
+    nodes, followers, scene = crew
+    with pytest.raises(ClientError, match='there is no object 3'):
+        followers.drive(3)
+    scene.name({1: 'cup', 2: '1'})
+    with pytest.raises(ClientError, match='another object is called 1'):
+        followers.drive(1)
+    nodes.services.add('/second/enable')
+    followers.hear(says('second'))
+    assert scene.robot.follower == '/follower, /second'
+    with pytest.raises(ClientError, match='/follower, /second would all be set off'):
+        followers.drive(2)
+    assert nodes.asked == []
+    followers.halt()  # all of them
+    assert sorted(nodes.asked) == [('/follower/enable', False), ('/second/enable', False)]
+
+
+def test_refusals_of_a_follower_are_in_its_words(crew):
+    nodes, followers, _ = crew
+    nodes.refusal = EVIL
+    for ask in (lambda: followers.drive(1), followers.halt):
+        with pytest.raises(ClientError) as caught:
+            ask()
+        assert str(caught.value) == EVIL
+    assert ('/follower/enable', True) not in nodes.asked  # the target was refused
+
+
+def test_who_stops_has_the_last_word(crew):
+    nodes, followers, _ = crew
+    # while the target is chosen
+    choose, nodes.set_target = nodes.set_target, lambda number: followers.halt()
+    with pytest.raises(ClientError, match='stopped meanwhile'):
+        followers.drive(1)
+    assert ('/follower/enable', True) not in nodes.asked
+    nodes.set_target = choose
+    # while the follower is set off
+
+    def stop(request):
+        if request.data:
+            followers.halt()
+
+    nodes.meanwhile = stop
+    with pytest.raises(ClientError, match='stopped meanwhile'):
+        followers.drive(1)
+    assert nodes.asked[-1] == ('/follower/enable', False)
+
+
+def test_a_follower_that_does_not_answer_is_told_to_stop(crew):
+    nodes, followers, _ = crew
+    nodes.silent = True
+    with pytest.raises(ClientError, match='Stop the robot with its switch'):
+        followers.drive(1)
+    assert nodes.asked[-1] == ('/follower/enable', False)
+
+
+def test_a_follower_that_says_nothing_is_no_good_news(crew, monkeypatch):
+    _, followers, scene = crew
+    followers.hear(says(mode='following', text='following'))
+    late = time.monotonic() + 5
+    monkeypatch.setattr(time, 'monotonic', lambda: late)
+    followers.look()
+    assert scene.robot.on and scene.robot.level == 2
+    assert scene.robot.text == 'following; it has said nothing for more than 2 s'
+
+
+def test_without_its_tracker_the_robot_does_not_wait_for_the_next_first_object(crew):
+    nodes, followers, scene = crew
+    followers.drive(1)
+    followers.hear(says(mode='following', text='following'))
+    nodes.present = False
+    followers.look()
+    end = time.monotonic() + 5
+    while nodes.asked[-1] != ('/follower/enable', False) and time.monotonic() < end:
+        time.sleep(0.01)
+    assert nodes.asked[-1] == ('/follower/enable', False)
+    assert 'told to stop' in scene.notices()[-1][1]
+    count = len(nodes.asked)
+    followers.look()  # once
+    assert len(nodes.asked) == count
 
 
 # -- pictures

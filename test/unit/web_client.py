@@ -16,6 +16,7 @@ class Page:
     def __init__(self, address, **options):
         host = address.removeprefix('http://').partition('/')[0]
         headers = options.pop('headers', {})
+        self.told = []  # every text that came, whatever was waited for
         self._stack = contextlib.ExitStack()
         self.socket = self._stack.enter_context(
             connect(f'ws://{host}/socket', additional_headers=headers, max_size=2**24, **options)
@@ -34,6 +35,7 @@ class Page:
                     return read_picture(data)
                 continue
             message = json.loads(data)
+            self.told.append(message)
             if message['type'] == kind:
                 return message
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Asks the tracker what pages want, in its own words."""
+"""Asks the tracker and the follower what pages want, in their own words."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 from std_msgs.msg import Header
 
 from drift_ros.nodes.tracker.frames import ReceivedImage
+from drift_ros.nodes.web.followers import Followers
 from drift_ros.nodes.web.session import AskerError
 from drift_ros.nodes.web.wishes import Wish
 from drift_ros.ros import conversions, stamp
@@ -20,11 +21,11 @@ Answer = TypeVar('Answer')
 
 
 class TrackerAsker:
-    """Puts what pages ask to a tracker node: an ``Asker`` of ``drift_ros.nodes.web.session``."""
+    """Puts what pages ask to the nodes: an ``Asker`` of ``drift_ros.nodes.web.session``."""
 
-    def __init__(self, client: TrackerClient) -> None:
-        """Ask through a client."""
-        self._client = client
+    def __init__(self, client: TrackerClient, followers: Followers) -> None:
+        """Ask through a client, and those that drive after its tracker's target."""
+        self._client, self._followers = client, followers
 
     def segment(self, frame: ReceivedImage, wish: Wish) -> Marked:
         """Give what a box and points mark in a frame."""
@@ -66,6 +67,14 @@ class TrackerAsker:
     def reset(self) -> None:
         """Forget all objects."""
         _said(self._client.reset)
+
+    def drive(self, object_id: int) -> None:
+        """Let the robot follow an object."""
+        _said(lambda: self._followers.drive(object_id))
+
+    def halt(self) -> None:
+        """Stop the robot."""
+        _said(self._followers.halt)
 
     def _with_frame(
         self, frame: ReceivedImage, ask: Callable[[np.ndarray | None], Answer]

@@ -26,6 +26,7 @@ from vision_msgs.msg import LabelInfo
 from drift_ros.nodes.tracker.frames import ReceivedImage
 from drift_ros.nodes.web import pictures
 from drift_ros.nodes.web.asker import TrackerAsker
+from drift_ros.nodes.web.followers import Followers
 from drift_ros.nodes.web.scene import Condition, Scene
 from drift_ros.nodes.web.server import Server
 from drift_ros.ros import conversions, parameters, qos, runtime, stamp
@@ -63,6 +64,7 @@ class WebNode(Node):
         )
         self.scene = Scene(size=config.buffer_mb << 20)
         self.scene.assess(Condition(self.client.tracker))
+        self._followers = Followers(self.client, self.scene)
         self._diagnosed: Any = None
         self._sequence = 0
         self._camera: Any = None
@@ -88,7 +90,7 @@ class WebNode(Node):
         )
         self.server = Server(
             self.scene,
-            TrackerAsker(self.client),
+            TrackerAsker(self.client, self._followers),
             host=config.host,
             port=config.port,
             token=config.token,
@@ -125,6 +127,7 @@ class WebNode(Node):
         wanted = now - self._viewed < _LINGER
         camera = self._find_camera()
         self._assess(camera[0] if camera else '')
+        self._followers.look()
         self._listen(camera if wanted else None)
         if wanted and self._results is None:
             self._results = self.client.results(callback=self._tracked)
@@ -190,6 +193,7 @@ class WebNode(Node):
         for status in message.status:
             if status.name == f'{self.client.tracker.lstrip("/")}: tracking':
                 self._diagnosed = status
+        self._followers.hear(message)
 
     # -- pictures
 

@@ -71,6 +71,34 @@ class Condition:
     values: Mapping[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Robot:
+    """
+    Whether a robot follows, and what.
+
+    Attributes
+    ----------
+    follower : str
+        Full name of the node that drives after the tracker's target; '' where there is none, and
+        nothing else is of meaning.
+    on : bool
+        Whether it drives, or would once it sees the object.
+    level : int
+        Of its diagnostics: 0 fine, 1 warning, 2 error.
+    text : str
+        What it says of itself.
+    target : int
+        Id of the object whose pose the tracker gives it; 0: none.
+
+    """
+
+    follower: str = ''
+    on: bool = False
+    level: int = 0
+    text: str = ''
+    target: int = 0
+
+
 class Scene:
     """
     The newest of everything. Written by ROS's threads, read by the server's; thread safe.
@@ -94,6 +122,7 @@ class Scene:
         self._shown: Shown | None = None
         self._names: Mapping[int, str] | None = None
         self._condition = Condition()
+        self._robot = Robot()
         self._thumbnails: dict[int, bytes] = {}
         self._notices: deque[tuple[int, str]] = deque(maxlen=_NOTICES)
         self._noticed = 0
@@ -114,6 +143,16 @@ class Scene:
     def condition(self) -> Condition:
         """How the tracker is."""
         return self._condition
+
+    @property
+    def robot(self) -> Robot:
+        """How the robot is; the same object until that changes."""
+        return self._robot
+
+    @property
+    def names(self) -> Mapping[int, str]:
+        """Names of the live objects by id, as far as the tracker has told."""
+        return self._names or {}
 
     @property
     def thumbnails(self) -> Mapping[int, bytes]:
@@ -189,6 +228,12 @@ class Scene:
             if error and error != before.values.get('last error', ''):
                 self._say(error)
         if before != condition:
+            self._notify()
+
+    def drive(self, robot: Robot) -> None:
+        """Take how the robot is."""
+        if robot != self._robot:
+            self._robot = robot
             self._notify()
 
     def say(self, text: str) -> None:

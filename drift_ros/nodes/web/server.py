@@ -26,7 +26,7 @@ from starlette.websockets import WebSocket
 import uvicorn
 
 from drift_ros.nodes.web.scene import Scene
-from drift_ros.nodes.web.session import Asker, Encoder, Session
+from drift_ros.nodes.web.session import Asker, Encoder, Session, Stops
 from drift_ros.nodes.web.wishes import LARGEST
 
 _LOG = logging.getLogger(__name__)
@@ -103,6 +103,7 @@ class Server:
         self._clients, self._rate = clients, rate
         self._sessions: set[Session] = set()
         self._encoder = Encoder()
+        self._stops = Stops(clients)
         self._uvicorn: uvicorn.Server | None = None
         self._thread: threading.Thread | None = None
         folder = resources.files('drift_ros.nodes.web') / 'page'
@@ -274,6 +275,7 @@ class Server:
             self._scene,
             self._asker,
             self._encoder,
+            self._stops,
             self._rate,
             lambda: len(self._sessions),
         )
@@ -293,7 +295,7 @@ class Server:
 
     def _changed(self) -> None:
         for session in self._sessions:
-            session.changed.set()
+            session.wake()
 
 
 def _plain(text: str, status: int) -> Response:

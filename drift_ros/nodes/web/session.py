@@ -14,6 +14,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 import contextlib
+import dataclasses
 import logging
 import time
 from typing import Any, Protocol
@@ -23,13 +24,13 @@ from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 from drift_ros.nodes.tracker.frames import ReceivedImage
 from drift_ros.nodes.web import pictures
 from drift_ros.nodes.web.pace import Pace
-from drift_ros.nodes.web.scene import Scene, Shown
+from drift_ros.nodes.web.scene import Robot, Scene, Shown
 from drift_ros.nodes.web.wishes import ASKED, LARGEST, read_wish, Wish, WishError
 
 _CONNECTED = WebSocketState.CONNECTED
 _LOG = logging.getLogger(__name__)
 _AT_ONCE = 3
-"""Things a page may be asking at a time."""
+"""Things a page may be asking at a time; and so often may it be stopping the robot."""
 _PROPOSALS = 4
 """Proposed masks kept for a page."""
 _MALFORMED = 20
@@ -39,7 +40,7 @@ _STATUS = 1.0
 
 
 class Asker(Protocol):
-    """Who asks the tracker; every call blocks, and raises an exception whose text says why not."""
+    """Who asks the nodes; every call blocks, and raises an exception whose text says why not."""
 
     def segment(self, frame: ReceivedImage, wish: Wish) -> Any:
         """Give what a box and points mark: ``mask`` (H, W) bool, ``score``."""
@@ -56,9 +57,23 @@ class Asker(Protocol):
     def reset(self) -> None:
         """Forget all objects."""
 
+    def drive(self, object_id: int) -> None:
+        """Let the robot follow an object."""
+
+    def halt(self) -> None:
+        """Stop the robot; whatever else is being asked, this does not wait for it."""
+
 
 class AskerError(RuntimeError):
-    """The tracker did not do what it was asked; the text is its own."""
+    """A node did not do what it was asked; the text is its own."""
+
+
+class Stops:
+    """Threads in which robots are stopped: never all taken by requests that wait for answers."""
+
+    def __init__(self, pages: int) -> None:
+        """Have enough for all that so many pages may ask at once."""
+        self.threads = ThreadPoolExecutor(_AT_ONCE * pages, thread_name_prefix='stops')
 
 
 class Encoder:
@@ -88,6 +103,7 @@ class Session:
         scene: Scene,
         asker: Asker,
         encoder: Encoder,
+        stops: Stops,
         rate: float,
         count: Callable[[], int],
     ) -> None:
@@ -101,6 +117,7 @@ class Session:
         scene : Scene
         asker : Asker
         encoder : Encoder
+        stops : Stops
         rate : float
             Pictures a second at most.
         count : callable
@@ -109,7 +126,10 @@ class Session:
         """
         self._socket, self._scene, self._asker = socket, scene, asker
         self._encoder, self._period, self._count = encoder, 1.0 / rate, count
-        self.changed = asyncio.Event()
+        self._stops = stops
+        self._changed = asyncio.Event()
+        self._news = asyncio.Event()
+        self._robot: Robot | None = None
         self._free = asyncio.Event()
         self._free.set()
         self._held: ReceivedImage | None = None
@@ -120,9 +140,16 @@ class Session:
         self._proposals: OrderedDict[int, tuple[ReceivedImage, Any]] = OrderedDict()
         self._numbered = 0
         self._asking: set[asyncio.Task[None]] = set()
+        self._stopping: set[asyncio.Task[None]] = set()
         self._malformed = 0
         self._pings: dict[int, float] = {}
         self._told: dict[int, bytes] = {}
+
+    def wake(self) -> None:
+        """Something changed in the scene."""
+        self._changed.set()
+        if self._scene.robot is not self._robot:
+            self._news.set()
 
     async def run(self) -> None:
         """Talk to the page until it leaves."""
@@ -137,9 +164,11 @@ class Session:
                 if error is not None and not isinstance(error, WebSocketDisconnect):
                     _LOG.error('a page had to be left: %s', error, exc_info=error)
         finally:
-            for task in (*tasks, *self._asking):
+            # a robot that was told to stop is told so, though the page has left: threads go on
+            all_tasks = (*tasks, *self._asking, *self._stopping)
+            for task in all_tasks:
                 task.cancel()
-            await asyncio.gather(*tasks, *self._asking, return_exceptions=True)
+            await asyncio.gather(*all_tasks, return_exceptions=True)
 
     # -- to the page
 
@@ -162,10 +191,10 @@ class Session:
             await asyncio.sleep(max(0.0, last + self._period - time.monotonic()))
             shown = self._scene.shown
             if shown is None or shown.number == number or self._holding:
-                self.changed.clear()
+                self._changed.clear()
                 shown = self._scene.shown
                 if shown is None or shown.number == number or self._holding:
-                    await self.changed.wait()
+                    await self._changed.wait()
                 continue
             number = shown.number
             try:
@@ -188,6 +217,7 @@ class Session:
         noticed = 0
         while True:
             now = self._scene.condition
+            await self._tell_robot()
             noticed = await self._tell_notices(noticed)
             await self._tell_thumbnails()
             ping = (max(self._pings, default=0) + 1) % 2**31
@@ -205,7 +235,19 @@ class Session:
                     'ping': ping,
                 }
             )
-            await asyncio.sleep(_STATUS)
+            end = time.monotonic() + _STATUS
+            while (left := end - time.monotonic()) > 0:
+                with contextlib.suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(self._news.wait(), left)
+                await self._tell_robot()
+
+    async def _tell_robot(self) -> None:
+        """Tell how the robot is, where the page does not know yet."""
+        self._news.clear()
+        robot = self._scene.robot
+        if robot is not self._robot:
+            self._robot = robot
+            await self._tell({'type': 'robot', **dataclasses.asdict(robot)})
 
     async def _tell_notices(self, after: int) -> int:
         for number, text in self._scene.notices(after):
@@ -258,24 +300,32 @@ class Session:
             self._holding, self._held = True, self._sent.get(wish.stamp)
         elif wish.do == 'go':
             self._holding, self._held = False, None
-            self.changed.set()
+            self._changed.set()
+        elif wish.do == 'halt':
+            await self._start(wish, self._stopping)
         elif wish.do in ASKED:
-            if len(self._asking) >= _AT_ONCE:
-                await self._answer(
-                    wish, {'error': f'{_AT_ONCE} requests are being worked on: wait for them'}
-                )
-                return
-            task = asyncio.create_task(self._ask(wish))
-            self._asking.add(task)
-            task.add_done_callback(self._asking.discard)
+            await self._start(wish, self._asking)
+
+    async def _start(self, wish: Wish, others: set[asyncio.Task[None]]) -> None:
+        """Ask, unless so much is being asked already."""
+        if len(others) >= _AT_ONCE:
+            await self._answer(
+                wish, {'error': f'{_AT_ONCE} requests are being worked on: wait for them'}
+            )
+            return
+        task = asyncio.create_task(self._ask(wish))
+        others.add(task)
+        task.add_done_callback(others.discard)
 
     async def _answer(self, wish: Wish, given: dict[str, Any]) -> None:
         await self._tell({'type': 'answer', 'id': wish.id, 'do': wish.do, **given})
 
     async def _ask(self, wish: Wish) -> None:
-        """Ask the tracker, in a thread, and tell the page what it says."""
+        """Ask the nodes, in a thread, and tell the page what they say."""
+        threads = self._stops.threads if wish.do == 'halt' else None
         try:
-            given = await asyncio.to_thread(self._work, wish)
+            loop = asyncio.get_running_loop()
+            given = await loop.run_in_executor(threads, self._work, wish)
         except (AskerError, LookupError) as error:
             given = {'error': str(error)}
         except Exception as error:  # a wish must not end the page
@@ -312,6 +362,10 @@ class Session:
             asker.remove(wish.object)
         elif wish.do == 'reset':
             asker.reset()
+        elif wish.do == 'drive':
+            asker.drive(wish.object)
+        elif wish.do == 'halt':
+            asker.halt()
         return {}
 
     def _frame(self, stamp: int) -> ReceivedImage:

@@ -29,10 +29,12 @@ _FIELDS = {
     'rename': ('id', 'object', 'name'),
     'remove': ('id', 'object'),
     'reset': ('id',),
+    'drive': ('id', 'object'),
+    'halt': ('id',),
 }
 """What can be asked, and with which fields."""
-ASKED = ('segment', 'follow', 'rename', 'remove', 'reset')
-"""What the tracker is asked, and a page gets an answer to."""
+ASKED = ('segment', 'follow', 'rename', 'remove', 'reset', 'drive')
+"""What nodes are asked in turn, and a page gets an answer to. ``halt`` waits for no turn."""
 
 
 class WishError(ValueError):
@@ -58,7 +60,8 @@ class Wish:
     proposal : int
         Number of the mask that was proposed.
     object : int
-        Id of a live object; with ``follow``, 0: a new one.
+        Id of a live object; with ``follow``, 0: a new one; with ``drive``, the one that the robot
+        is to follow.
     name : str
     ping : int
 

@@ -22,6 +22,8 @@ const now = {
   press: null, // pointer that is down
   asked: 0, // number of the last segment wish
   busy: false,
+  robot: { follower: '', on: false, target: 0 },
+  halting: false, // the robot is to stop, and the node has not answered yet
 };
 
 // ---- the connection
@@ -34,10 +36,14 @@ const answers = new Map();
 function connect() {
   socket = new WebSocket(`${location.protocol === 'https:' ? 'wss' : 'ws'}://${location.host}/socket`);
   socket.binaryType = 'arraybuffer';
-  socket.onopen = () => { wait = 500; count = 0; };
+  socket.onopen = () => {
+    wait = 500;
+    count = 0;
+    if (now.halting) halt(); // it was wanted while there was no connection
+  };
   socket.onmessage = ({ data }) => (typeof data === 'string' ? told(JSON.parse(data)) : seen(data));
   socket.onclose = (event) => {
-    for (const [, done] of answers) done({ error: 'The connection was lost before the answer came.' });
+    for (const [, done] of answers) done({ error: 'The connection was lost before the answer came.', lost: true });
     answers.clear();
     status(2, event.reason || 'The connection to this page’s node is lost; trying again …');
     count += 1;
@@ -71,7 +77,7 @@ function ask(wish) {
     answers.set(id, done);
     if (!send({ ...wish, id })) {
       answers.delete(id);
-      done({ error: 'There is no connection to the node just now.' });
+      done({ error: 'There is no connection to the node just now.', lost: true });
     }
   });
 }
@@ -118,6 +124,8 @@ function told(message) {
     thumbs.set(message.object, message.url);
     const row = rows.get(message.object);
     if (row) picturesOf(row, message.object);
+  } else if (message.type === 'robot') {
+    takeRobot(message);
   } else if (message.type === 'notice') {
     note(message.text);
   } else if (message.type === 'refusal') {
@@ -371,8 +379,10 @@ stage.addEventListener('keydown', (event) => {
   }
 });
 document.addEventListener('keydown', (event) => {
-  if (document.querySelector('dialog[open]')) return;
   const typing = event.target.matches?.('input[type=text]');
+  const alone = !(typing || event.repeat || event.ctrlKey || event.altKey || event.metaKey);
+  if (event.key.toLowerCase() === 's' && alone && now.robot.follower) halt(); // in dialogs, too
+  if (document.querySelector('dialog[open]')) return;
   if (event.key === 'Escape' && now.stopped && !event.target.matches?.('.called')) {
     event.preventDefault();
     goOn();
@@ -447,6 +457,7 @@ function make(id) {
     const got = await ask({ do: 'remove', object: id });
     if (got.error) { toast(got.error); note(got.error); }
   });
+  row.querySelector('.drive').addEventListener('click', () => (driven(id) ? halt() : drive(id)));
   for (const [kind, lit] of [['pointerenter', id], ['pointerleave', 0], ['focusin', id], ['focusout', 0]]) {
     row.addEventListener(kind, () => { now.lit = lit; draw(); });
   }
@@ -467,6 +478,7 @@ function fill(row, object) {
     row.querySelector('.correct').setAttribute('aria-label', `Correct ${object.name}`);
     row.querySelector('.remove').setAttribute('aria-label', `Remove ${object.name}`);
   }
+  offer(row, object.id);
   row.style.setProperty('--of', object.color);
   const state = row.querySelector('.state');
   text(state, object.state);
@@ -495,6 +507,64 @@ $('reset').addEventListener('click', async () => {
   const got = await ask({ do: 'reset' });
   if (got.error) { toast(got.error); note(got.error); }
 });
+
+// ---- the robot
+
+function takeRobot(robot) {
+  const before = now.robot;
+  now.robot = robot;
+  if (before.on !== robot.on || (robot.on && before.target !== robot.target)) {
+    if (robot.on && robot.target) say(`The robot follows ${calledOf(robot.target)}.`);
+    else say(robot.on ? 'The robot waits for an object.' : 'The robot is off.');
+  }
+  const here = Boolean(robot.follower);
+  $('robot').hidden = !here;
+  $('robot').dataset.level = robot.level;
+  const words = `${robot.follower}: ${robot.text}`;
+  text($('robot-text'), words);
+  $('robot-text').title = words;
+  for (const button of document.querySelectorAll('dialog .halt')) button.hidden = !here;
+  for (const [id, row] of rows) offer(row, id);
+}
+
+function driven(id) {
+  return now.robot.on && now.robot.target === id;
+}
+
+/** Show in an object's row whether the robot follows it, or could. */
+function offer(row, id) {
+  const button = row.querySelector('.drive');
+  const here = Boolean(now.robot.follower);
+  const its = here && driven(id);
+  const name = calledOf(id);
+  button.hidden = !here;
+  row.querySelector('.driven').hidden = !its;
+  text(button, its ? 'Stop robot' : 'Follow with robot');
+  button.classList.toggle('danger', its);
+  button.setAttribute('aria-label', its ? `Stop the robot, which follows ${name}` : `Follow ${name} with the robot`);
+}
+
+async function drive(id) {
+  if (!(await sure(`Let the robot follow ${calledOf(id)}? It avoids no obstacles.`))) return;
+  const name = calledOf(id);
+  const got = await ask({ do: 'drive', object: id });
+  if (got.error) { toast(got.error); note(got.error); } else toast(`The robot follows ${name}.`);
+}
+
+/** Stop the robot, without a question; sent again once there is a connection. */
+async function halt() {
+  now.halting = true;
+  const got = await ask({ do: 'halt' });
+  now.halting = Boolean(got.lost);
+  if (got.error) {
+    toast(`The robot may still drive! ${got.error}`);
+    note(got.error);
+  } else {
+    toast('The robot is stopped.');
+  }
+}
+
+for (const button of document.querySelectorAll('.halt')) button.addEventListener('click', halt);
 
 /** Ask yes or no; Escape is no. */
 function sure(question) {
