@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from drift_ros.diffusion.checkpoint_folder import single_file
 from drift_ros.engine.errors import CheckpointError
 
 _CHUNK = 1 << 20
@@ -136,7 +137,10 @@ def check(path: Path, known: Sequence[KnownModel] = KNOWN) -> KnownModel:
         raise CheckpointError(
             f'{path} is a part of a checkpoint ({parts[0]}): check its whole folder'
         )
-    raise CheckpointError(f'{path} is no checkpoint known here; its SHA-256 is {found}')
+    unknown = CheckpointError(f'{path} is no checkpoint known here; its SHA-256 is {found}')
+    if path.suffix in ('.safetensors', '.ckpt'):
+        raise CheckpointError(f'{unknown}. {single_file(path)}')
+    raise unknown
 
 
 def download(model: KnownModel, folder: Path, half: bool = False) -> Path:
@@ -162,7 +166,12 @@ def download(model: KnownModel, folder: Path, half: bool = False) -> Path:
     """
     if half and 'half' not in model.megabytes:
         raise CheckpointError(f'{model.name} is not published in half precision')
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(
+            f'{folder} cannot be written to ({error.strerror}): choose another --folder'
+        ) from error
     return _download_folder(model, folder, half) if model.hub else _download_file(model, folder)
 
 
@@ -208,8 +217,9 @@ def _download_folder(model: KnownModel, folder: Path, half: bool) -> Path:
 
 
 def _unreachable(model: KnownModel, error: Exception) -> CheckpointError:
-    reason = ' '.join(str(error).split())[:300]
+    reason = ' '.join(str(error).split())[:300].rstrip('.')
+    again = ', which goes on where it stopped' if model.hub else ''
     return CheckpointError(
-        f'cannot download {model.address}: {reason}. Try again, which goes on where a folder '
-        'stopped; or get it by another way, put it anywhere and check it with --check'
+        f'cannot download {model.address}: {reason}. Run it again{again}; or get it by another '
+        'way, put it anywhere and check it with --check'
     )

@@ -70,6 +70,8 @@ def models(
     refinement.sam_checkpoint. docs/checkpoints.md goes through it.
     """
     folder = folder or default_folder()
+    if half and name is None:
+        raise click.UsageError('--half says what to --download')
     try:
         if path is not None and path.is_dir():
             _check_folder(path, device)
@@ -115,7 +117,10 @@ def _check_folder(folder: Path, device: str) -> None:
     from drift_ros.api import diffusion_features
     from drift_ros.diffusion.budget import layout_of
     from drift_ros.engine.config import TrackerConfig
+    from drift_ros.engine.device import resolve_device
+    from drift_ros.engine.finite import first_not_finite
 
+    resolve_device(device)  # refused before the long part
     layout = layout_of(folder)
     click.echo(f'{folder}\n\nweights')
     _tell_files(folder)
@@ -123,6 +128,12 @@ def _check_folder(folder: Path, device: str) -> None:
     _tell_layers(layout)
     _tell_needs(folder, layout, config, device)
     features = diffusion_features(folder, config, device)
+    if damaged := first_not_finite(features.checkpoint.unet):
+        # behind the layer read here, where other layers and inversion go
+        raise CheckpointError(
+            f'{folder / "unet"} holds weights that are not finite numbers ({damaged}): get the '
+            'folder again'
+        )
     click.echo(
         f'\nit loads, and a small picture goes through it: read are '
         f'{", ".join(layer.removesuffix(".attn1") for layer in features.layers)} '

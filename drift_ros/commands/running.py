@@ -10,6 +10,7 @@ from typing import Any, TYPE_CHECKING
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from drift_ros.engine.config import OPTIONS
@@ -186,7 +187,8 @@ def run_and_show(
         soft_wrap=True,
     )
     for (engine, sequence), text in errors.items():
-        console.print(f'[red]failed:[/] {engine} on {sequence}: {text}', soft_wrap=True)
+        told = escape(f'{engine} on {sequence}: {text}')
+        console.print(f'[red]failed:[/] {told}', soft_wrap=True)
     return errors
 
 

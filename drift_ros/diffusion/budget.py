@@ -123,9 +123,9 @@ def layout_of(folder: Path) -> dict[str, dict[str, Any]]:
     layout: dict[str, dict[str, Any]] = {
         name: read_settings(folder / name / 'config.json')
         for name in ('unet', 'vae', 'text_encoder', 'text_encoder_2')
-        if name in components
+        if name != 'text_encoder_2' or name in components
     }
-    layout['vae']['_class_name'] = components['vae']
+    layout['vae']['_class_name'] = components.get('vae', 'AutoencoderKL')
     return {**layout, 'scheduler': read_settings(folder / 'scheduler' / 'scheduler_config.json')}
 
 
@@ -160,6 +160,22 @@ def plan(
         A layer is not in the U-Net, or settings do not fit together.
 
     """
+    try:
+        return _plan(layout, config, half, size, layers)
+    except CheckpointError:
+        raise
+    except Exception as error:  # whatever settings that do not fit make the libraries raise
+        text = ' '.join(str(error).split())[:300]
+        raise CheckpointError(
+            f'no network can be built of the settings of this checkpoint '
+            f'({type(error).__name__}: {text}): its config files are damaged, or of several '
+            'models; get the folder again'
+        ) from error
+
+
+def _plan(
+    layout: Layout, config: TrackerConfig, half: bool, size: tuple[int, int], layers: Sequence[str]
+) -> Budget:
     checkpoint, without_memory = _planned(layout, half)
     options = config.features
     features = DiffusionFeatures(

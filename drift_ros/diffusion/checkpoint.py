@@ -116,7 +116,8 @@ def load_checkpoint(
     vae_dtype = torch.float32 if _needs_upcast(folder) else dtype
     with _offline():
         unet = _load_weights(UNet2DConditionModel, folder, 'unet', dtype)
-        vae = _load_weights(autoencoder_class(components['vae']), folder, 'vae', vae_dtype)
+        vae_class = autoencoder_class(components.get('vae', 'AutoencoderKL'))
+        vae = _load_weights(vae_class, folder, 'vae', vae_dtype)
         states, added = _encode_prompt(folder, components, prompt, unet)
         with _complaint(folder / 'scheduler'):
             scheduler = DDIMScheduler.from_pretrained(
@@ -237,18 +238,28 @@ def _load_weights(cls: Any, folder: Path, component: str, dtype: torch.dtype) ->
         # Asked for without accelerate, as by default, it warns each time.
         options = {'torch_dtype': dtype, 'low_cpu_mem_usage': is_accelerate_available()}
     try:
-        return cls.from_pretrained(
+        model, told = cls.from_pretrained(
             folder,
             subfolder=component,
             use_safetensors=True,
             local_files_only=True,
             variant=variant,
+            output_loading_info=True,
             **options,
         )
     except Exception as error:  # diffusers and transformers raise many kinds for broken files
         raise CheckpointError(
             f'{folder / component} could not be loaded as {cls.__name__}: {error}'
         ) from error
+    # the libraries fill what is missing with whatever is in memory; older files name buffers
+    missing = sorted(name for name in told['missing_keys'] if 'position_ids' not in name)
+    if missing:
+        raise CheckpointError(
+            f'the weights in {folder / component} lack {len(missing)} of those its config.json '
+            f'describes ({", ".join(missing[:3])}{", ..." if missing[3:] else ""}): they are of '
+            'another model, or a part of it was left out; get the folder again'
+        )
+    return model
 
 
 @contextlib.contextmanager

@@ -27,7 +27,7 @@ def locate(checkpoint: str | Path) -> Path:
     if folder.is_dir():
         return folder
     if folder.is_file():
-        raise _single_file(folder)
+        raise single_file(folder)
     name = str(checkpoint)
     if '://' in name:
         raise CheckpointError(
@@ -56,7 +56,8 @@ def locate(checkpoint: str | Path) -> Path:
         ) from error
 
 
-def _single_file(path: Path) -> CheckpointError:
+def single_file(path: Path) -> CheckpointError:
+    """Say what a file is that stands where a folder is needed, and what to do with it."""
     family = whose(tensors(path)) if path.suffix == '.safetensors' else ''
     what = f' ({family})' if family else ''
     if 'Segment Anything' in family or 'SAM' in family:
@@ -140,5 +141,5 @@ def _instead(folder: Path) -> str:
             'folder, or nothing, as model'
         )
     if weights:
-        return f'; {_single_file(weights[0])}'
+        return f'; {single_file(weights[0])}'
     return "; save the model with a pipeline's save_pretrained"

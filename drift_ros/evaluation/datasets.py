@@ -138,9 +138,9 @@ class DavisSequence:
                 truth = read_truth(annotation, self.task == 'single')
                 if truth.shape != image.shape[:2]:
                     raise DatasetError(
-                        f'{annotation} is {truth.shape[1]}x{truth.shape[0]} but its frame is '
-                        f'{image.shape[1]}x{image.shape[0]}; JPEGImages and Annotations must '
-                        'be of one resolution (see --resolution)'
+                        f'{annotation} is {truth.shape[1]}x{truth.shape[0]} but its frame '
+                        f'{image_path} is {image.shape[1]}x{image.shape[0]}; images and '
+                        'annotations must be of one resolution'
                     )
             if self.with_truth:
                 yield SequenceFrame(image_path.stem, image, truth)
@@ -340,7 +340,8 @@ def _is_level(folder: Path) -> bool:
 
 
 def _is_picture(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+    """Say whether a path is named as a picture; a link to nothing is one that cannot be read."""
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.is_dir()
 
 
 def _resolution(images: Path, wanted: str | None) -> str:

@@ -29,8 +29,10 @@ from drift_ros.evaluation.datasets import (
     DatasetError,
     DavisSequence,
     find_sequences,
+    frame_names,
     read_list,
 )
+from drift_ros.media.video import natural_key
 
 _LONG_VIDEOS = {'blueboy', 'dressage', 'rat'}
 _YOUTUBE_YEARS = {474: '2018', 507: '2019'}
@@ -66,6 +68,10 @@ class Split:
         Pictures between those that count; they are tracked through, and not submitted.
     task : str
         See :data:`drift_ros.evaluation.datasets.TASKS`.
+    public : bool
+        Whether its truth is published: a sequence without one is incomplete.
+    complete : tuple of str
+        Names of all its sequences, where that is known from elsewhere than its folders.
 
     """
 
@@ -78,20 +84,60 @@ class Split:
     year: str | None = None
     all_frames: Path | None = None
     task: str = 'multi'
+    public: bool = False
+    complete: tuple[str, ...] = ()
 
     def sequences(
         self, names: Sequence[str] = (), max_frames: int = 0
     ) -> list[DavisSequence | BrokenSequence]:
-        """Find its sequences; see :func:`drift_ros.evaluation.datasets.find_sequences`."""
-        return find_sequences(
+        """
+        Find its sequences; see :func:`drift_ros.evaluation.datasets.find_sequences`.
+
+        What lacks something the set is known to have is found as broken. Of names only those are
+        taken that are in the set, maybe none.
+
+        Raises
+        ------
+        DatasetError
+            No sequence can be evaluated.
+
+        """
+        found = find_sequences(
             self.root,
             subset=self.subset,
             year=self.year,
-            names=names,
             task=self.task,
             max_frames=max_frames,
             frames=self.all_frames,
         )
+        here = {item.name for item in found}
+        lacking = [
+            BrokenSequence(name, f'the folder of {self.title} lacks its sequence {name}')
+            for name in self.complete
+            if name not in here
+        ]
+        checked = [self._checked(item) for item in found]
+        return [item for item in (*checked, *lacking) if not names or item.name in names]
+
+    def _checked(self, item: DavisSequence | BrokenSequence) -> DavisSequence | BrokenSequence:
+        """Find a sequence broken that is sound by itself, but lacks something in this set."""
+        if isinstance(item, BrokenSequence):
+            return item
+        if self.public and not item.with_truth:
+            return BrokenSequence(
+                item.name,
+                f'the truth of {self.title} is published, but {item.name} has none after its '
+                'objects start: the copy is incomplete',
+            )
+        if self.all_frames is not None:
+            first = natural_key(item.images[0].stem)
+            there = {path.stem for path in (self.all_frames / item.name).iterdir()}
+            for name in frame_names(self.root, item.name):
+                if natural_key(name) >= first and name not in there:
+                    return BrokenSequence(
+                        item.name, f'{self.all_frames / item.name} lacks the frame {name}'
+                    )
+        return item
 
 
 def recognise(root: str | Path) -> list[Split]:
@@ -133,13 +179,15 @@ def _splits(root: Path) -> Iterator[Split]:
     """Recognise a folder with JPEGImages by what lies in and around it."""
     part = root.name if root.name in _PARTS else ''
     meta = _meta(root)
-    video: Any = next(iter(meta.values()), {})
-    objects = video.get('objects')
-    described: Any = next(iter(objects.values()), {}) if isinstance(objects, dict) else {}
+    said: set[str] = set()
+    for video in meta.values():
+        said.update(*(each for each in video['objects'].values()))
     videos = {path.name for path in (root / 'JPEGImages').iterdir() if path.is_dir()}
-    if 'frame_range' in described:
-        yield Split(*_named('LVOS', part), root, True, 'Annotations')
-    elif 'frames' in described or 'category' in described:
+    if 'frame_range' in said:
+        public = part != 'test'
+        named = _named('LVOS', part)
+        yield Split(*named, root, True, 'Annotations', public=public, complete=tuple(meta))
+    elif meta:
         year = _YOUTUBE_YEARS.get(len(meta), '') or next(
             (year for year in _YOUTUBE_YEARS.values() if year in str(root.resolve())), ''
         )
@@ -150,15 +198,25 @@ def _splits(root: Path) -> Iterator[Split]:
             True,
             'Annotations',
             all_frames=next((path.resolve() for path in every if path.is_dir()), None),
+            public=part == 'train',
+            complete=tuple(meta),
         )
     elif videos and videos <= _LONG_VIDEOS:
-        yield Split(*_named('Long', 'Videos'), root)
+        complete = tuple(sorted(_LONG_VIDEOS))
+        yield Split(*_named('Long', 'Videos'), root, public=True, complete=complete)
     elif (root / 'ImageSets').is_dir():
         yield from _davis(root)
     elif _is_mose(root):
-        yield Split(*_named('MOSE', part), root)
+        yield Split(*_named('MOSE', part), root, public=part == 'train')
     else:
-        yield Split(root.resolve().name, root.resolve().name, root, task='auto')
+        yield _unknown(root)
+
+
+def _unknown(root: Path) -> Split:
+    """Take a folder of DAVIS's layout as a set of its own name."""
+    whole = root.resolve()
+    name = f'{whole.parent.name}-{whole.name}' if whole.name in _PARTS else whole.name
+    return Split(name, name, root, task='auto')
 
 
 def _named(*words: str) -> tuple[str, str]:
@@ -181,9 +239,10 @@ def _davis(root: Path) -> Iterator[Split]:
             subset=subset,
             year=year,
             task='multi' if shown == '2017' else 'single',
+            public=subset == 'val',
         )
     if not subsets:
-        yield Split(root.resolve().name, root.resolve().name, root, task='auto')
+        yield _unknown(root)
 
 
 def _has_sequences(root: Path, year: str, subset: str) -> bool:
@@ -205,25 +264,33 @@ def _is_mose(root: Path) -> bool:
 
 def _meta(root: Path) -> dict[str, Any]:
     """
-    Read what a set says of its videos, by name; empty where it says nothing.
+    Read what a set says of its videos, by name, each with its 'objects'; empty without a file.
 
     Raises
     ------
     DatasetError
-        The file is damaged.
+        The file is damaged, or says nothing of objects.
 
     """
     for path in (root / 'meta.json', root / f'{root.name}_meta.json'):
-        if not path.is_file():
+        if not path.exists():
             continue
         try:
             videos = json.loads(path.read_text())['videos']
-            if not all(isinstance(video, dict) for video in videos.values()):
-                raise TypeError('a video is no object')
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if not all(_describes(video['objects']) for video in videos.values()) or not videos:
+                raise ValueError('objects are not described')
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DatasetError(
-                f'{path} does not name videos ({type(error).__name__}: {error}): it is cut short, '
-                'or of another data set'
+                f'{path} does not name videos and their objects ({type(error).__name__}: {error}):'
+                ' it is cut short, or of another data set'
             ) from None
         return videos
     return {}
+
+
+def _describes(objects: Any) -> bool:
+    """Whether these are descriptions by object, of one of the benchmarks that have such."""
+    return all(
+        isinstance(each, dict) and {'frame_range', 'frames', 'category'} & each.keys()
+        for each in objects.values()
+    )

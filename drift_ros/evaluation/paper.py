@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+import dataclasses
 from dataclasses import dataclass
 from functools import cache
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from drift_ros.evaluation.results import replacing, write_json
 _PUBLISHED = Path(__file__).with_name('published.yaml')
 ABSENT = 'data not here'
 """Stands where a benchmark was not run."""
+EARLIER = 'of an earlier run into this folder'
 
 
 @cache
@@ -110,6 +113,21 @@ def _own(outcome: Outcome | None, notes: list[str]) -> str:
     if outcome.note not in notes:
         notes.append(outcome.note)
     return f'{text} [{notes.index(outcome.note) + 1}]'
+
+
+def kept(folder: Path, keys: Iterable[str]) -> list[Outcome]:
+    """Give what earlier runs into a folder reached on other sets than those of these keys."""
+    try:
+        own = json.loads((folder / 'paper.json').read_text())['own']
+        found = [Outcome(**item) for item in own if item['key'] not in set(keys)]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    return [
+        item
+        if EARLIER in item.note
+        else dataclasses.replace(item, note='; '.join(filter(None, (item.note, EARLIER))))
+        for item in found
+    ]
 
 
 def write_table(folder: Path, outcomes: Sequence[Outcome]) -> Path:

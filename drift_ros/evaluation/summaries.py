@@ -79,14 +79,14 @@ def object_rows(results: Iterable[JobResult]) -> list[dict[str, Any]]:
     rows = []
     for row in results:
         presence = row.presence()
-        for item in row.score.objects:
+        for column, item in enumerate(row.score.objects):
             j, f = row.score.statistics(item)
             rows.append(
                 {
                     'engine': row.engine,
                     'sequence': row.sequence,
                     'object': item,
-                    'frames': len(row.score.frames),
+                    'frames': int(np.count_nonzero(~np.isnan(row.score.j[:, column]))),
                     'j_mean': j.mean,
                     'j_recall': j.recall,
                     'j_decay': j.decay,

@@ -100,7 +100,7 @@ def test_youtube_vos(youtube, tmp_path):
     last = read_labels(tmp_path / 'Annotations/003234408d/00010.png')
     assert set(np.unique(last)) == {0, 1, 2}
     row = json.loads((tmp_path / 'out/paper.json').read_text())['own'][0]
-    assert row['scores'] == {} and 'not public' in row['note']
+    assert row['scores'] == {} and 'no truth to score against; masks are packed' in row['note']
     assert 'submit [1]' in (tmp_path / 'out/paper.md').read_text()
 
 
@@ -162,7 +162,7 @@ def test_davis_2016(tmp_path):
 def test_long_videos(tmp_path):
     """Truth is sparse: frames without it are tracked and not scored."""
     root = tmp_path / 'long_video'
-    for name in ('blueboy', 'rat'):
+    for name in ('blueboy', 'dressage', 'rat'):
         write_sequence(root, name, *scene(1, length=16))
         keep(root, name, 0, 5, 10)
     (split,) = recognise(root)
@@ -240,6 +240,128 @@ def test_one_set_twice_and_none(tmp_path):
         evaluate, ['paper', *(str(tmp_path / name / 'MOSE') for name in ('a', 'b'))]
     )
     assert done.exit_code == 1 and 'are both mose:' in done.output
+
+
+def table_of(out):
+    return (out / 'paper.md').read_text()
+
+
+def test_what_a_set_lacks_fails_it(youtube, tmp_path):
+    """A sequence that is known to be in it, of Long Videos by name, of others by their file."""
+    root = tmp_path / 'long_video'
+    write_sequence(root, 'rat', *scene(1, length=16))
+    done = run(root, tmp_path / 'out')
+    assert done.exit_code == 1 and 'lacks its sequence blueboy' in done.output
+    assert 'not the whole set, sequences: 1' in table_of(tmp_path / 'out')
+    meta = json.loads((youtube / 'valid/meta.json').read_text())
+    meta['videos']['other'] = meta['videos']['003234408d']
+    (youtube / 'valid/meta.json').write_text(json.dumps(meta))
+    done = run(youtube, tmp_path / 'more')
+    assert done.exit_code == 1 and 'lacks its sequence other' in done.output
+    assert not list((tmp_path / 'more').glob('*/submission/*.zip'))
+
+
+def test_an_unfinished_copy_of_a_published_truth(tmp_path):
+    """It is no test set: the other sequences are scored, and this one is told."""
+    root = davis_2017(tmp_path / 'DAVIS')
+    write_sequence(root, 'cut', *scene(3), level='480p')
+    (root / 'ImageSets/2017/val.txt').write_text('val\ncut\n')
+    for path in (root / 'Annotations/480p/cut').iterdir():
+        if path.stem != '00000':
+            path.unlink()
+    done = run(root, tmp_path / 'out')
+    assert done.exit_code == 1 and 'cut has none after its objects start' in done.output
+    row = next(
+        item
+        for item in json.loads((tmp_path / 'out/paper.json').read_text())['own']
+        if item['key'] == 'davis-2017-val'
+    )
+    assert row['scores'] and 'not the whole set' in row['note']
+
+
+@pytest.mark.parametrize('where', ['valid/JPEGImages', 'valid_all_frames/JPEGImages'])
+def test_a_lost_frame_is_told_before_anything_is_tracked(youtube, tmp_path, where):
+    lost = youtube / where / '003234408d' / '00010.jpg'
+    lost.unlink()
+    if where.startswith('valid/'):
+        lost.symlink_to(tmp_path / 'nowhere.jpg')
+    done = run(youtube, tmp_path / 'out')
+    if where.startswith('valid/'):  # the frame of all frames is tracked in its place
+        assert done.exit_code == 0, done.output
+    else:
+        assert done.exit_code == 1 and 'lacks the frame 00010' in done.output
+        assert not list((tmp_path / 'out').glob('*/submission/*.zip'))
+
+
+def test_a_link_to_nothing_is_no_missing_frame(tmp_path):
+    root = tmp_path / 'MOSE/valid'
+    write_sequence(root, 'video', *scene(1))
+    keep(root, 'video', 0)
+    (root / 'JPEGImages/video/00003.jpg').unlink()
+    (root / 'JPEGImages/video/00003.jpg').symlink_to(tmp_path / 'nowhere.jpg')
+    done = run(root, tmp_path / 'out')
+    assert done.exit_code == 1 and '00003.jpg' in done.output
+    assert not list((tmp_path / 'out').glob('*/submission/*.zip'))
+
+
+@pytest.mark.parametrize(
+    'objects', ['[]', '{"1": 5}', '{"1": null}', '{"1": []}', '{"1": {"start": 1}}']
+)
+def test_descriptions_of_other_things(youtube, objects):
+    text = f'{{"videos": {{"a": {{"objects": {objects}}}}}}}'
+    (youtube / 'valid/meta.json').write_text(text)
+    with pytest.raises(DatasetError, match='does not name videos and their objects'):
+        recognise(youtube)
+
+
+def test_a_set_that_cannot_be_run_does_not_end_the_others(youtube, tmp_path):
+    bad = tmp_path / 'MOSE'
+    write_sequence(bad, 'video [/b]', *scene(1))
+    keep(bad, 'video [/b]')
+    done = CliRunner().invoke(
+        evaluate,
+        [
+            *('paper', str(bad), str(youtube / 'train'), '-e', 'first-mask', '--no-report'),
+            *('--out', str(tmp_path / 'out')),
+        ],
+    )
+    assert done.exit_code == 1 and 'has no annotation' in done.output
+    assert '| drift_ros first-mask |' in table_of(tmp_path / 'out')
+
+
+def test_a_table_is_made_in_several_runs(youtube, tmp_path):
+    """What earlier runs reached stays, and is told from this one's."""
+    out = tmp_path / 'out'
+    run(davis_2017(tmp_path / 'DAVIS'), out)
+    first = {item['key']: item for item in json.loads((out / 'paper.json').read_text())['own']}
+    run(youtube / 'train', out)
+    now = {item['key']: item for item in json.loads((out / 'paper.json').read_text())['own']}
+    assert set(now) == {*first, 'youtube-vos-train'}
+    assert now['davis-2017-val']['scores'] == first['davis-2017-val']['scores']
+    assert 'of an earlier run' in now['davis-2017-val']['note']
+    assert 'of an earlier run' not in now['youtube-vos-train']['note']
+
+
+def test_names_are_looked_for_in_all_sets(tmp_path):
+    root = davis_2017(tmp_path / 'DAVIS')
+    done = run(root, tmp_path / 'out', '--sequences', 'held')
+    assert done.exit_code == 0, done.output
+    done = run(root, tmp_path / 'out', '--sequences', 'held,nobody')
+    assert done.exit_code == 1 and 'no sequence nobody' in done.output
+
+
+def test_an_old_submission_does_not_outlive_its_masks(tmp_path):
+    root = davis_2017(tmp_path / 'DAVIS')
+    run(root, tmp_path / 'out')
+    assert list((tmp_path / 'out').glob('*/submission/*.zip'))
+    run(root, tmp_path / 'out', '--max-frames', '3')
+    assert not list((tmp_path / 'out').glob('*/submission/*.zip'))
+    assert 'packed' not in table_of(tmp_path / 'out')
+
+
+def test_objects_that_are_not_of_the_protocol_are_told(tmp_path):
+    run(davis_2017(tmp_path / 'DAVIS'), tmp_path / 'out', '--late-objects')
+    assert 'objects that appear later are scored as well' in table_of(tmp_path / 'out')
 
 
 def test_published_numbers():

@@ -2,12 +2,14 @@
 """``drift_ros models``: hashes are checked; nothing is fetched but on demand."""
 
 import hashlib
+import json
 from pathlib import Path
 import urllib.request
 
 from click.testing import CliRunner
 import huggingface_hub
 import pytest
+from safetensors.torch import load_file, save_file
 from tiny_models import FAMILIES, save_checkpoint
 import torch
 
@@ -161,7 +163,9 @@ def test_an_unreachable_hub_is_told(monkeypatch, tmp_path):
         raise ConnectionError('no network')
 
     monkeypatch.setattr(huggingface_hub, 'snapshot_download', fail)
-    with pytest.raises(CheckpointError, match='cannot download .*owner/name: no network. Try'):
+    with pytest.raises(
+        CheckpointError, match='cannot download .*owner/name: no network. Run it again, which'
+    ):
         module.download(KNOWN[1], tmp_path)
 
 
@@ -183,6 +187,54 @@ def test_a_damaged_folder_is_refused_with_its_reason(tmp_path):
     (folder / 'unet' / 'config.json').write_text('"google/foo"')
     told = CliRunner().invoke(main, ['models', '--check', str(folder)])
     assert told.exit_code == 1 and 'settings by name' in told.output
+
+
+def test_damage_behind_the_layer_that_is_read_is_found(tmp_path):
+    """A pass ends before it; a step of inversion does not."""
+    folder = save_checkpoint(tmp_path / 'sd1', 'sd1')
+    path = folder / 'unet' / 'diffusion_pytorch_model.safetensors'
+    state = load_file(path)
+    state['conv_out.weight'].fill_(float('nan'))
+    save_file(state, path, metadata={'format': 'pt'})
+    told = CliRunner().invoke(main, ['models', '--check', str(folder), '--device', 'cpu'])
+    assert told.exit_code == 1 and 'not finite numbers (conv_out.weight)' in told.output
+
+
+@pytest.mark.parametrize(
+    ('part', 'name', 'value'),
+    [
+        ('unet', 'block_out_channels', [-16, 32, 32]),
+        ('unet', 'attention_head_dim', 'four'),
+        ('vae', 'norm_num_groups', 3),
+        ('text_encoder', 'num_attention_heads', 3),
+        ('text_encoder', 'max_position_embeddings', 'x'),
+        ('scheduler', 'beta_schedule', 'q'),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(tmp_path, part, name, value):
+    folder = save_checkpoint(tmp_path / 'sd1', 'sd1')
+    file = 'scheduler_config.json' if part == 'scheduler' else 'config.json'
+    settings = json.loads((folder / part / file).read_text())
+    (folder / part / file).write_text(json.dumps({**settings, name: value}))
+    told = CliRunner().invoke(main, ['models', '--check', str(folder), '--device', 'cpu'])
+    assert told.exit_code == 1 and isinstance(told.exception, SystemExit), told.exception
+    assert 'config files are damaged, or of several models' in told.output
+
+
+def test_what_cannot_be_is_refused_first(tmp_path):
+    folder = save_checkpoint(tmp_path / 'sd1', 'sd1')
+    told = CliRunner().invoke(main, ['models', '--check', str(folder), '--device', 'banana'])
+    assert told.exit_code == 1 and 'hashing' not in told.output
+    assert CliRunner().invoke(main, ['models', '--half']).exit_code == 2
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(CheckpointError, match='cannot be written to .*another --folder'):
+        module.download(KNOWN[0], tmp_path / 'file' / 'x')
+
+
+def test_a_single_file_is_told_how_to_become_a_folder(tmp_path):
+    (tmp_path / 'v1.ckpt').write_bytes(b'some weights')
+    with pytest.raises(CheckpointError, match='no checkpoint known here.*from_single_file'):
+        module.check(tmp_path / 'v1.ckpt', KNOWN)
 
 
 def test_what_is_known_is_whole():

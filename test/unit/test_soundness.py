@@ -197,3 +197,25 @@ def test_segment_anything_with_weights_that_are_not_numbers(tmp_path):
     with pytest.raises(CheckpointError, match='not finite numbers') as caught:
         load_sam(tmp_path / 'sam', 'cpu')
     assert name in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ('part', 'names'),
+    [
+        ('unet', 'norm'),
+        ('unet', 'conv_in'),
+        ('unet', 'conv_out'),
+        ('unet', 'up_blocks.2.attentions'),
+        ('vae', 'encoder.conv_in'),
+        ('text_encoder', 'q_proj'),
+    ],
+)
+def test_weights_that_are_missing_are_never_made_up(folder, part, names):
+    """The libraries fill them with what is in memory, and say so in the log only."""
+    path = folder / part / WEIGHTS[part]
+    state = load_file(path)
+    left = {name: value for name, value in state.items() if names not in name}
+    assert len(left) < len(state)
+    save_file(left, path, metadata={'format': 'pt'})
+    text = refused(folder)
+    assert f'lack {len(state) - len(left)} of those' in text and names in text and part in text
