@@ -181,7 +181,7 @@ def _tell_needs(folder: Path, layout: Layout, config: TrackerConfig, device: str
     from rich.console import Console
     from rich.table import Column, Table
 
-    from drift_ros.diffusion.budget import free_memory, plan, remembered
+    from drift_ros.diffusion.budget import free_memory, plan, remembered, speed
     from drift_ros.diffusion.checkpoint import recommendations
     from drift_ros.engine.config import TrackerConfig
     from drift_ros.engine.device import resolve_device
@@ -191,7 +191,6 @@ def _tell_needs(folder: Path, layout: Layout, config: TrackerConfig, device: str
     table = Table(
         'GB at most', *columns, title=f'640 x 480, {remembered(config)} remembered frames'
     )
-    work = []
     for title, half in (('float32, CPU', False), ('float16, GPU', True)):
         plans = [
             plan(layout, config, half=half, layers=recommendations(folder).get('layers', ()))
@@ -200,11 +199,13 @@ def _tell_needs(folder: Path, layout: Layout, config: TrackerConfig, device: str
         table.add_row(
             title, *(f'{each.peak(remembered(config), half) / 1e9:.1f}' for each in plans)
         )
-        work = [f'{each.operations / 1e12:.2f}' for each in plans]
-    table.add_row('Tflop a frame', *work)
+    target = resolve_device(device)
+    rate = speed(target)
+    table.add_row('Gflop a frame', *(f'{each.operations / 1e9:.0f}' for each in plans))
+    table.add_row('seconds at least', *(f'{each.operations / rate:.2g}' for each in plans))
     click.echo()
     Console().print(table)
-    target = resolve_device(device)
+    click.echo(f'{target} convolves at {rate / 1e9:.0f} Gflop/s')
     click.echo(f'free on {target}: {free_memory(target) / 1e9:.1f} GB')
 
 

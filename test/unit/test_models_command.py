@@ -179,6 +179,7 @@ def test_a_folder_is_checked_as_a_whole(family, tmp_path):
     heads = {'sd1': '4 heads of 4', 'sd2': '2 heads of 8', 'sdxl': '4 heads of 8'}
     assert f'down_blocks.{int(family == "sdxl")}.attentions.0: stride' in told.output
     assert heads[family] in told.output and 'free on cpu' in told.output
+    assert 'seconds at least' in told.output and 'cpu convolves at' in told.output
     assert 'it loads, and a small picture goes through it' in told.output
 
 
