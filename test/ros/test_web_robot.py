@@ -104,6 +104,12 @@ class Stage:
         finally:
             node.close()
             assert 'Traceback' not in node.output, node.output
+            # a request to the one that has ended, while it still seems to be there, has no answer
+            wait_for(lambda: not self.seen(name), 'the end of the follower')
+
+    def seen(self, name):
+        """Whether a node's services are discovered."""
+        return self.client.prepare(ChangeState, f'/{name}/change_state').service_is_ready()
 
     def change(self, name, *transitions):
         for number in transitions:
