@@ -413,21 +413,9 @@ def diffusion_features(
         that it cannot be used.
 
     """
-    options, more = config.features, config.experimental
     if not isinstance(checkpoint, Checkpoint):
         check_room(checkpoint, config, device)
-        checkpoint = load_checkpoint(checkpoint, device=device, prompt=options.prompt)
-    features = DiffusionFeatures(
-        checkpoint,
-        layers=options.layers,
-        timestep=options.timestep,
-        resolution=options.resolution,
-        noise=options.noise,
-        inversion_steps=options.inversion_steps,
-        noise_samples=more.noise_samples,
-        noise_seed=more.noise_seed,
-        colour_share=more.colour_share,
-        precision=options.precision,
-    )
+        checkpoint = load_checkpoint(checkpoint, device=device, prompt=config.features.prompt)
+    features = DiffusionFeatures.configured(checkpoint, config)
     check_features(features)
     return features

@@ -19,7 +19,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from drift_ros.commands.running import shared_options, user_errors
+from drift_ros.commands.running import max_frames_option, shared_options, user_errors
 from drift_ros.evaluation.engines import load_params_file, split_settings
 from drift_ros.experiments.rows import PARTS
 
@@ -33,13 +33,7 @@ from drift_ros.experiments.rows import PARTS
     help='Comparisons to make, separated by commas.',
 )
 @click.option('--sequences', help='Names, separated by commas [default: all].')
-@click.option(
-    '--max-frames',
-    type=click.IntRange(0),
-    default=0,
-    show_default=True,
-    help='Use only the first frames of each sequence (0: all).',
-)
+@max_frames_option
 @click.option(
     '--frames',
     'part_frames',

@@ -11,7 +11,13 @@ import click
 
 from drift_ros.commands.comparison import compare
 from drift_ros.commands.paper import paper
-from drift_ros.commands.running import run_and_show, shared_options, tracker_options, user_errors
+from drift_ros.commands.running import (
+    max_frames_option,
+    run_and_show,
+    shared_options,
+    tracker_options,
+    user_errors,
+)
 from drift_ros.evaluation.composites import composed, KINDS
 
 
@@ -37,13 +43,7 @@ def evaluate() -> None:
     help='single: whatever is not background is one object (DAVIS '
     '2016). auto: so where masks hold 0 and 255 only.',
 )
-@click.option(
-    '--max-frames',
-    type=click.IntRange(0),
-    default=0,
-    show_default=True,
-    help='Use only the first frames of each sequence (0: all).',
-)
+@max_frames_option
 @click.option(
     '--compose',
     type=click.Choice(KINDS),

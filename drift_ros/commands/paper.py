@@ -13,7 +13,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from drift_ros.commands.running import run_and_show, shared_options, tracker_options, user_errors
+from drift_ros.commands.running import (
+    max_frames_option,
+    run_and_show,
+    shared_options,
+    tracker_options,
+    user_errors,
+)
 from drift_ros.evaluation.datasets import BrokenSequence, DatasetError, DavisSequence
 
 if TYPE_CHECKING:
@@ -24,13 +30,7 @@ if TYPE_CHECKING:
 @click.command(epilog=tracker_options())
 @click.argument('roots', nargs=-1, type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option('--sequences', help='Names, separated by commas [default: all].')
-@click.option(
-    '--max-frames',
-    type=click.IntRange(0),
-    default=0,
-    show_default=True,
-    help='Use only the first frames of each sequence (0: all).',
-)
+@max_frames_option
 @shared_options()
 def paper(roots: Sequence[Path], sequences: str | None, max_frames: int, **options: Any) -> None:
     """

@@ -108,6 +108,16 @@ _SHARED: dict[str, Callable[[Callable], Callable]] = {
 """Options that choose and configure engines and runs, by parameter."""
 
 
+max_frames_option = click.option(
+    '--max-frames',
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help='Use only the first frames of each sequence (0: all).',
+)
+"""Cuts the sequences of a dataset short."""
+
+
 def shared_options(*names: str) -> Callable[[Callable], Callable]:
     """Make a decorator that adds the options of these names to a command (none: all)."""
 

@@ -178,17 +178,7 @@ def _plan(
     layout: Layout, config: TrackerConfig, half: bool, size: tuple[int, int], layers: Sequence[str]
 ) -> Budget:
     checkpoint, without_memory = _planned(layout, half)
-    options = config.features
-    features = DiffusionFeatures(
-        checkpoint,
-        layers=options.layers or layers,
-        timestep=options.timestep,
-        resolution=options.resolution,
-        noise=options.noise,
-        inversion_steps=options.inversion_steps,
-        noise_samples=config.experimental.noise_samples,
-        precision='float32',
-    )
+    features = DiffusionFeatures.configured(checkpoint, config, layers).plain()
     frame = np.zeros((*features.working_size(*size), 3), np.uint8)
     with without_memory, _Counter() as counted:
         found = features.extract_resized(frame)

@@ -24,6 +24,7 @@ from drift_ros.diffusion.checkpoint import Checkpoint
 from drift_ros.diffusion.colour_patches import colour_patches
 from drift_ros.diffusion.compiled_pass import compile_pass, Pass
 from drift_ros.diffusion.inversion import DDIM
+from drift_ros.engine.config import TrackerConfig
 from drift_ros.engine.device import has_bfloat16
 from drift_ros.engine.errors import CheckpointError
 from drift_ros.engine.frame_features import FrameFeatures, LayerFeatures, working_scale
@@ -114,6 +115,32 @@ class DiffusionFeatures:
         self._precision = precision
         self._passes: dict[tuple[int, ...], Pass] = {}  # by size of the picture
         self._ahead: list[tuple[np.ndarray, FrameFeatures]] = []
+
+    @classmethod
+    def configured(
+        cls,
+        checkpoint: Checkpoint,
+        config: TrackerConfig,
+        layers: Sequence[str] = (),
+    ) -> 'DiffusionFeatures':
+        """
+        Make the features a configuration asks for; ``layers`` are read where it names none.
+
+        Raises as the constructor.
+        """
+        options, more = config.features, config.experimental
+        return cls(
+            checkpoint,
+            layers=options.layers or layers,
+            timestep=options.timestep,
+            resolution=options.resolution,
+            noise=options.noise,
+            inversion_steps=options.inversion_steps,
+            noise_samples=more.noise_samples,
+            noise_seed=more.noise_seed,
+            colour_share=more.colour_share,
+            precision=options.precision,
+        )
 
     def conditioned(self, prompt: Tensor, tokens: Mapping[int, Tensor]) -> 'DiffusionFeatures':
         """
