@@ -30,7 +30,6 @@ from drift_ros_msgs.srv import (
     SeedPrompt,
     Segment,
 )
-from lifecycle_msgs.srv import ChangeState, GetState
 import numpy as np
 from rcl_interfaces.srv import SetParameters
 from rclpy.node import Node
@@ -38,7 +37,7 @@ from rclpy.parameter import Parameter
 from std_msgs.msg import Header
 from std_srvs.srv import Trigger
 
-from drift_ros.ros import conversions
+from drift_ros.ros import conversions, lifecycle
 from drift_ros.ros.client_errors import (
     ArgumentError,
     ClientError,
@@ -59,9 +58,6 @@ __all__ = [
     'Seeded',
     'TrackerClient',
 ]
-
-TRANSITIONS = {'configure': 1, 'cleanup': 2, 'activate': 3, 'deactivate': 4}
-"""Lifecycle transitions by name."""
 
 Point = tuple[float, float]
 Box = tuple[float, float, float, float]
@@ -145,9 +141,8 @@ class TrackerClient(Connection):
         """
         super().__init__(node, **options)
         self.tracker = self.node.resolve_service_name(tracker)
+        lifecycle.prepare(self, self.tracker)
         for kind, service in (
-            (GetState, 'get_state'),
-            (ChangeState, 'change_state'),
             (SeedMask, 'seed_mask'),
             (SeedPrompt, 'seed_prompt'),
             (Segment, 'segment'),
@@ -167,30 +162,11 @@ class TrackerClient(Connection):
 
     def state(self) -> str:
         """Tell the lifecycle state: unconfigured, inactive, active, configuring..."""
-        answer = self._ask(GetState, 'get_state', GetState.Request(), resend=2.0)
-        return answer.current_state.label
+        return lifecycle.state(self, self.tracker).label
 
     def change_state(self, transition: str, timeout: float = 600.0) -> bool:
-        """
-        Ask for a lifecycle transition; False when the node could not.
-
-        Parameters
-        ----------
-        transition : str
-            One of :data:`TRANSITIONS`.
-        timeout : float
-            Seconds; to configure loads a model, which a cold disk makes slow.
-
-        """
-        if transition not in TRANSITIONS:
-            raise ArgumentError(
-                f'there is no transition {transition!r}; choose from {", ".join(TRANSITIONS)}'
-            )
-        self.state()  # connects both, so that the answer is not lost
-        request = ChangeState.Request()
-        request.transition.id = TRANSITIONS[transition]
-        answer = self._ask(ChangeState, 'change_state', request, timeout=timeout)
-        return bool(answer.success)
+        """Ask for a lifecycle transition; see :func:`drift_ros.ros.lifecycle.change_state`."""
+        return lifecycle.change_state(self, self.tracker, transition, timeout)
 
     # -- objects
 

@@ -283,10 +283,9 @@ def run(
     RenderError, ProcessError, ClientError
 
     """
-    from lifecycle_msgs.srv import ChangeState
     from std_srvs.srv import SetBool
 
-    from drift_ros.ros import conversions
+    from drift_ros.ros import conversions, lifecycle
 
     scenario = scenario or Scenario.of(seed)
     world = World(seed, scenario.screen)
@@ -295,15 +294,9 @@ def run(
         with nodes(out / 'logs', tracker or {}, follower or {}) as (children, client):
             robot = Robot(world, client.node)
 
-            def change(transition: int) -> None:
-                request = ChangeState.Request()
-                request.transition.id = transition
-                answer = client.call(ChangeState, 'follower/change_state', request)
-                if not answer.success:
+            for transition in ('configure', 'activate'):
+                if not lifecycle.change_state(client, '/follower', transition):
                     raise ProcessError(f'the follower:\n{children.tail("follower")}')
-
-            for transition, number in (('configure', 1), ('activate', 3)):
-                change(number)
                 if not client.change_state(transition):
                     raise ProcessError(f'the tracker:\n{children.tail("tracker")}')
             time.sleep(0.5)  # discovery of the tracker's subscriptions

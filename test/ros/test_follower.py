@@ -7,7 +7,6 @@ import time
 from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import PoseStamped, TransformStamped, Twist, TwistStamped, Vector3Stamped
 from harness import NodeProcess, SETTLE, TIMEOUT, wait_for
-from lifecycle_msgs.srv import ChangeState
 import pytest
 from rcl_interfaces.srv import SetParameters
 from rclpy.parameter import Parameter
@@ -16,13 +15,12 @@ from std_msgs.msg import Header
 from std_srvs.srv import SetBool
 from tf2_msgs.msg import TFMessage
 
-from drift_ros.ros import qos, stamp
+from drift_ros.ros import lifecycle, qos, stamp
 from drift_ros.ros.connection import Connection
 
 DOMAIN = 96
 RATE = 20
 SECOND = 10**9
-TRANSITIONS = {'configure': 1, 'cleanup': 2, 'activate': 3, 'deactivate': 4}
 
 
 class Bench(Connection):
@@ -45,9 +43,7 @@ class Bench(Connection):
         self.statuses += [item for item in message.status if item.name == 'follower: following']
 
     def change(self, name):
-        request = ChangeState.Request()
-        request.transition.id = TRANSITIONS[name]
-        return self.call(ChangeState, '/follower/change_state', request).success
+        return lifecycle.change_state(self, '/follower', name)
 
     def enable(self, on=True):
         return self.call(SetBool, '/follower/enable', SetBool.Request(data=on))

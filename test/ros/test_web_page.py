@@ -12,7 +12,6 @@ import time
 
 import cv2
 from harness import Client, environment, NodeProcess, tracker_process, wait_for
-from lifecycle_msgs.srv import ChangeState
 import numpy as np
 from page_browser import CHROMIUM, DRIVER, KEYS, PageBrowser, wait
 import pytest
@@ -20,7 +19,7 @@ from scenes import overlap, scene, square_mask
 from sensor_msgs.msg import CameraInfo
 from web_client import get
 
-from drift_ros.ros import conversions, stamp
+from drift_ros.ros import conversions, lifecycle, stamp
 
 WEIGHTLESS = Path(__file__).parent / 'weightless_tracker.py'
 DOMAIN = 79
@@ -334,18 +333,12 @@ def follower(stage, log, *transitions):
     arguments = ('--ros-args', '-r', 'pose:=/tracker/pose')
     node = NodeProcess('follower', DOMAIN, log, arguments)
     try:
-        change_follower(stage, *transitions)
+        for transition in transitions:
+            assert lifecycle.change_state(stage.client, '/follower', transition)
         yield node
     finally:
         node.close()
         assert 'Traceback' not in node.output, node.output
-
-
-def change_follower(stage, *transitions):
-    for number in transitions:
-        request = ChangeState.Request()
-        request.transition.id = number
-        assert stage.client.call(ChangeState, '/follower/change_state', request).success
 
 
 def offered(page, number):
@@ -375,7 +368,7 @@ def test_a_robot_is_set_off_and_stopped(stage, page, tmp_path):
         p=[fx, 0.0, middle[0], 0.0, 0.0, fx, middle[1], 0.0, 0.0, 0.0, 1.0, 0.0],
     )
     stage.client.send(calibration, '/camera_info')  # else the tracker has no target
-    with follower(stage, tmp_path / 'log', 1):  # configured: it refuses
+    with follower(stage, tmp_path / 'log', 'configure'):  # configured: it refuses
         wait(lambda: page.find('robot').is_displayed(), 'the follower to be shown')
         # nothing moves under the pointer of who marks
         top = page.run("return document.getElementById('stage').getBoundingClientRect().top")
@@ -388,7 +381,7 @@ def test_a_robot_is_set_off_and_stopped(stage, page, tmp_path):
         confirm(page)
         wait(lambda: 'the node is not active' in page.text('toast'), 'the refusal')
         assert 'not active' in page.run("return document.getElementById('log').textContent")
-        change_follower(stage, 3)
+        assert lifecycle.change_state(stage.client, '/follower', 'activate')
         button.click()
         wait(lambda: page.find('sure').is_displayed(), 'the question')
         page.keys(KEYS.ESCAPE)  # no

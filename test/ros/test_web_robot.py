@@ -9,7 +9,7 @@ import time
 
 from geometry_msgs.msg import TransformStamped, TwistStamped
 from harness import Client, NodeProcess, tracker_process, wait_for
-from lifecycle_msgs.srv import ChangeState
+from lifecycle_msgs.srv import GetState
 import numpy as np
 import pytest
 from scenes import scene, square_mask
@@ -17,7 +17,7 @@ from sensor_msgs.msg import CameraInfo
 from tf2_msgs.msg import TFMessage
 from web_client import Page
 
-from drift_ros.ros import conversions, qos
+from drift_ros.ros import conversions, lifecycle, qos
 from drift_ros.ros.client_errors import RefusedError
 
 WEIGHTLESS = Path(__file__).parent / 'weightless_tracker.py'
@@ -99,7 +99,7 @@ class Stage:
         node = NodeProcess('follower', DOMAIN, log, arguments, FOLLOWER)
         try:
             if ready:
-                self.change(name, 1, 3)
+                self.set_up(name)
             yield node
         finally:
             node.close()
@@ -109,13 +109,11 @@ class Stage:
 
     def seen(self, name):
         """Whether a node's services are discovered."""
-        return self.client.prepare(ChangeState, f'/{name}/change_state').service_is_ready()
+        return self.client.prepare(GetState, f'/{name}/get_state').service_is_ready()
 
-    def change(self, name, *transitions):
-        for number in transitions:
-            request = ChangeState.Request()
-            request.transition.id = number
-            assert self.client.call(ChangeState, f'/{name}/change_state', request).success
+    def set_up(self, name):
+        for transition in ('configure', 'activate'):
+            assert lifecycle.change_state(self.client, f'/{name}', transition)
 
     @property
     def moves(self):
@@ -223,7 +221,7 @@ def test_refusals_come_in_the_followers_words(stage, page):
         refused = page.ask(do='drive', id=1, object=cup)['error']
         assert refused == 'the node is not active: call its activate transition first'
         assert 'error' not in page.ask(do='halt', id=2)  # of what stands, too
-        stage.change('follower', 1, 3)
+        stage.set_up('follower')
         assert 'error' not in page.ask(do='drive', id=3, object=cup)
         wait_robot(page, lambda robot: robot['on'])
 
