@@ -2,10 +2,11 @@
 """
 The windowed propagation kernel on a CPU, in tiles of queries.
 
-The largest of a query's affinities are looked for twice. A matrix product in bfloat16, several
-times as fast as one in float32 where the processor has instructions for it, gives logits that are
-off by no more than rounding can make them. What could be among the largest by these, some twenty
-keys of thousands, is then computed in float32. So the result is that of float32.
+The largest of a query's affinities are looked for twice. A matrix product of the leading
+components of queries and keys, in bfloat16 where the processor has instructions for it, gives
+logits that are off by no more than rounding can make them and the other components can add. What
+could be among the largest by these, some thirty keys of thousands, is then computed in float32
+from all components. So the result is that of float32.
 
 For the product, queries and keys lie in blocks of a few columns, the rows of a block one below the
 other: what a tile sees of a block is then one matrix, without a copy of its own.
@@ -34,9 +35,12 @@ from drift_ros.engine.device import has_bfloat16
 # computed in vain; the larger, the better the matrix products.
 _SIDE = 8
 _TILE = _SIDE * _SIDE
-# How far a product is off at most, as a share of both norms: queries, keys and the sum are rounded
-# to 8 bits each, which makes 1.5; sums in float32 add next to nothing.
-_ROUNDING = 1.6 * 2.0**-8
+# How far a product is off at most, as a share of both norms: the sum is rounded to 8 bits, and
+# queries and keys are, too, where products are in bfloat16; sums in float32 add next to nothing.
+_ROUNDING = {torch.bfloat16: 1.6 * 2.0**-8, torch.float32: 0.6 * 2.0**-8}
+# The first components of queries that hold all but so much of their squares are the leading ones,
+# of which there are a multiple of 8. The embedded model's lie along principal axes.
+_LEFT_OUT, _LANES = 2.0**-8, 8
 # Where the search for the largest starts: so much below what a neighbour ended with.
 _LEEWAY = np.float32(2.0)
 # Of a run of 64 keys, 8 columns of 8 rows: all, and the first of each row.
@@ -107,7 +111,6 @@ def propagate_tiles(
 
     """
     height, width = wanted.shape
-    dim = query.shape[-1]
     windows = [
         _Window(reach, tuple(i for i, own in enumerate(reaches) if own == reach))
         for reach in sorted(set(reaches))
@@ -118,34 +121,34 @@ def propagate_tiles(
     out = np.zeros((height, width, labels.shape[-1]), np.float32)
     dtype = torch.bfloat16 if has_bfloat16() else torch.float32
     count = -(-width // _SIDE)
-    rough_query = _room('query', (count, height + _SIDE - 1, _SIDE, dim), dtype)
-    rough_keys = [
-        _room(
-            f'keys {place}',
-            (count + 2 * w.aside, len(w.members), height + w.rows - 1, _SIDE, dim),
-            dtype,
-        )
-        for place, w in enumerate(windows)
-    ]
     # keys of half precision are widened where they are needed
     half = all(key.dtype == torch.float16 for key in keys)
     exact_keys = _room(
-        'exact keys', (len(keys), height, width, dim), torch.float16 if half else torch.float32
+        'exact keys', (len(keys), *query.shape[1:]), torch.float16 if half else torch.float32
     )
     tiles, threads = list(_tiles_of(wanted)), torch.get_num_threads()
     for head, weight in enumerate(mix.tolist()):
-        _fill(rough_query, query[head], 0, 0)
         for place, member in enumerate(order):
             exact_keys[place] = keys[member][head]
-        widened = iter(exact_keys)
-        for window, blocks in zip(windows, rough_keys, strict=True):
-            for place in range(len(window.members)):
-                _fill(blocks[:, place], next(widened), window.reach, window.aside)
+        leading = _leading(query[head][wanted])
+        rough_query = _room('query', (count, height + _SIDE - 1, _SIDE, leading), dtype)
+        _fill(rough_query, query[head], 0, 0)
+        rough_keys, widened = [], iter(exact_keys)
+        for place, window in enumerate(windows):
+            columns, rows = count + 2 * window.aside, height + window.rows - 1
+            shape = (columns, len(window.members), rows, _SIDE, leading)
+            rough_keys.append(_room(f'keys {place}', shape, dtype))
+            for member in range(len(window.members)):
+                _fill(rough_keys[-1][:, member], next(widened), window.reach, window.aside)
         exact_query = query[head].float().contiguous().numpy()
         exact = exact_keys.flatten(0, 2)
         exact = (exact.view(torch.int16) if half else exact).numpy()
-        slack = 2.0 * _ROUNDING * _longest(exact) if top_k else math.inf
-        rest = (layout, exact_query, exact, values, wanted.numpy(), top_k, slack, weight, out)
+        longest, beyond = _longest(exact, leading)
+        slack = 2.0 * _ROUNDING[dtype] * longest if top_k else math.inf
+        rest = (
+            *(layout, exact_query, exact, values, wanted.numpy()),
+            *(top_k, slack, leading, 2.0 * beyond, weight, out),
+        )
         one = _Head(windows, rough_query, rough_keys, rest)
         for _ in (
             map(one.answer, tiles) if threads == 1 else _threads(threads).map(one.answer, tiles)
@@ -221,8 +224,16 @@ def _room(name: str, shape: Sequence[int], dtype: torch.dtype = torch.float32) -
     return room[:size].view(shape)
 
 
+def _leading(queries: Tensor) -> int:
+    """Tell how many leading components (n, d) has."""
+    left = queries.float().square().sum(dim=0).flip(0).cumsum(0).flip(0)  # from each one on
+    needed = max(int((left > _LEFT_OUT * left[0]).sum()), 1)
+    return min(-(-needed // _LANES) * _LANES, queries.shape[1])
+
+
 def _fill(blocks: Tensor, values: Tensor, above: int, aside: int) -> None:
-    """Put (h, w, d) into (blocks, rows, side, d), so many rows and blocks from the first."""
+    """Put (h, w, d) into (blocks, rows, side, less d), so many rows and blocks from the first."""
+    values = values[..., : blocks.shape[-1]]
     height, width, _ = values.shape
     whole, rest = divmod(width, _SIDE)
     rows = slice(above, above + height)
@@ -260,17 +271,20 @@ def _widen(value):
     return widen
 
 
-@compiled(['float64(int16[:, ::1])', 'float64(float32[:, ::1])'])
-def _longest(vectors):
-    """Give the largest norm of (n, d)."""
-    most = np.float32(0)
+@compiled([f'UniTuple(float64, 2)({keys}[:, ::1], int64)' for keys in ('int16', 'float32')])
+def _longest(vectors, leading):
+    """Give the largest norm of (n, d), and that of what is left without leading components."""
+    most = left = np.float32(0)
     for n in range(len(vectors)):
-        square = np.float32(0)
-        for i in range(vectors.shape[1]):
+        square, other = np.float32(0), np.float32(0)
+        for i in range(leading):
             value = _widened(vectors[n, i])
             square += value * value
-        most = max(most, square)
-    return np.sqrt(most)
+        for i in range(leading, vectors.shape[1]):
+            value = _widened(vectors[n, i])
+            other += value * value
+        most, left = max(most, square + other), max(left, other)
+    return np.sqrt(most), np.sqrt(left)
 
 
 @compiled('float32(int64)')
@@ -350,12 +364,27 @@ def _candidates(logits, place, y, x, top, layout, height, width, limit, margin, 
 @compiled(
     [
         'void(int16[:, ::1], int64, int64, int64[:, ::1], float32[:, :, ::1], '
-        f'{keys}[:, ::1], float32[:, ::1], boolean[:, :], int64, float64, float64, '
-        'float32[:, :, ::1])'
+        f'{keys}[:, ::1], float32[:, ::1], boolean[:, :], int64, float64, int64, float64, '
+        'float64, float32[:, :, ::1])'
         for keys in ('int16', 'float32')
     ]
 )
-def _answer(logits, top, block, layout, query, keys, values, wanted, top_k, slack, weight, out):
+def _answer(
+    logits,
+    top,
+    block,
+    layout,
+    query,
+    keys,
+    values,
+    wanted,
+    top_k,
+    slack,
+    leading,
+    beyond,
+    weight,
+    out,
+):
     """Add what the queries of a tile find."""
     height, width, channels = out.shape
     dim, most = query.shape[2], 0
@@ -371,10 +400,12 @@ def _answer(logits, top, block, layout, query, keys, values, wanted, top_k, slac
         if y >= height or x >= width or not wanted[y, x]:
             continue
         asked = query[y, x]
-        norm = np.float32(0)
-        for i in range(dim):
-            norm += asked[i] * asked[i]
-        margin = np.float32(slack * np.sqrt(norm + np.float32(1e-30)))
+        square, other = np.float32(0), np.float32(1e-30)
+        for i in range(leading):
+            square += asked[i] * asked[i]
+        for i in range(leading, dim):
+            other += asked[i] * asked[i]
+        margin = np.float32(slack * np.sqrt(square + other) + beyond * np.sqrt(other))
         found = _candidates(
             logits, place, y, x, top, layout, height, width, guess, margin, best, rough, at
         )
