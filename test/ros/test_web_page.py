@@ -85,7 +85,8 @@ class Stage:
         self.folder = folder
         self.trackers = 0
         self.start_tracker()
-        self.web = NodeProcess('web', DOMAIN, folder / 'web.log', parameters={'port': 0})
+        self.webs = 0
+        self.start_web(0)
         self.client = Client(DOMAIN)
         self.client.start()
         self.client.listen('seeds', 'tracks')
@@ -94,6 +95,11 @@ class Stage:
             lambda: re.search(r'open (http://127\.0\.0\.1:\d+/)', self.web.output), 'the address'
         )
         self.address = found[1]
+
+    def start_web(self, port):
+        self.webs += 1
+        log = self.folder / f'web{self.webs}.log'
+        self.web = NodeProcess('web', DOMAIN, log, parameters={'port': port})
 
     def start_tracker(self):
         self.trackers += 1
@@ -370,6 +376,12 @@ def test_a_robot_is_set_off_and_stopped(stage, page, tmp_path):
     stage.client.send(calibration, '/camera_info')  # else the tracker has no target
     with follower(stage, tmp_path / 'log', 'configure'):  # configured: it refuses
         wait(lambda: page.find('robot').is_displayed(), 'the follower to be shown')
+        header = "return document.querySelector('header').getBoundingClientRect().height"
+        wide, size = page.run(header), page.driver.get_window_size()
+        for width in (790, 1000, 1160):
+            page.driver.set_window_size(width, size['height'])
+            assert page.run(header) == wide, width  # one line
+        page.driver.set_window_size(size['width'], size['height'])
         # nothing moves under the pointer of who marks
         top = page.run("return document.getElementById('stage').getBoundingClientRect().top")
         assert top == before
@@ -428,6 +440,33 @@ def test_a_robot_is_set_off_and_stopped(stage, page, tmp_path):
         wait(lambda: ': off' in page.text('robot-text'), 'it to be off here, too')
     wait(lambda: not page.find('robot').is_displayed() and not offered(page, can), 'it to go')
     assert page.run('return document.title') == 'drift_ros'
+
+
+def test_a_stop_without_a_connection_is_made_up_for(stage, page, tmp_path):
+    """The page's node dies while the robot follows; its successor knows of no robot at first."""
+    stage.client.seed(square_mask((230, 160, SIDE), size=SIZE), names=['can'])
+    (can,) = wait(lambda: len(page.objects) == 1 and sorted(page.objects), 'the object')
+    with follower(stage, tmp_path / 'log', 'configure', 'activate') as node:
+        wait(lambda: page.find('robot').is_displayed() and offered(page, can), 'the offer')
+        set_off(page, can)
+        node.process.send_signal(signal.SIGSTOP)  # it is heard late
+        stage.web.process.kill()
+        stage.web.process.wait()
+        wait(lambda: 'connection' in page.text('status-text'), 'the page to notice')
+        page.find('robot').find_element('class name', 'halt').click()
+        wait(lambda: 'may still drive' in page.text('toast'), 'the page to say so')
+        page.run("document.getElementById('toast').textContent = ''")
+        stage.start_web(int(stage.address.rpartition(':')[2].strip('/')))
+        wait(lambda: 'no follower takes its pose' in page.text('toast'), 'the stop to be refused')
+        node.process.send_signal(signal.SIGCONT)
+        # well before the follower gives up by itself
+        wait(lambda: ': off' in page.text('robot-text'), 'the robot to stop', 30.0)
+        wait(lambda: can in page.objects, 'the list')
+        set_off(page, can)  # what was to stop is not to stop for ever
+        time.sleep(1.0)
+        assert 'waiting' in page.text('robot-text')
+        stop_robot(page, lambda: page.keys('s'))
+    page.problems()  # refused connections, as long as there was nothing to connect to
 
 
 def set_off(page, number):

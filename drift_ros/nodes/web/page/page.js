@@ -525,6 +525,8 @@ function takeRobot(robot) {
   $('robot-text').title = words;
   for (const button of document.querySelectorAll('dialog .halt')) button.hidden = !here;
   for (const [id, row] of rows) offer(row, id);
+  // a node that has just come back knows of no robot yet when it is told to stop it
+  if (now.halting && robot.on && !halt.asked) halt();
 }
 
 function driven(id) {
@@ -547,15 +549,18 @@ function offer(row, id) {
 async function drive(id) {
   if (!(await sure(`Let the robot follow ${calledOf(id)}? It avoids no obstacles.`))) return;
   const name = calledOf(id);
+  now.halting = false; // what was to stop before is no longer to stop
   const got = await ask({ do: 'drive', object: id });
   if (got.error) { toast(got.error); note(got.error); } else toast(`The robot follows ${name}.`);
 }
 
-/** Stop the robot, without a question; sent again once there is a connection. */
+/** Stop the robot, without a question; sent again, until it is, whenever a robot is told to be on. */
 async function halt() {
   now.halting = true;
+  halt.asked = (halt.asked ?? 0) + 1;
   const got = await ask({ do: 'halt' });
-  now.halting = Boolean(got.lost);
+  halt.asked -= 1;
+  now.halting = Boolean(got.error);
   if (got.error) {
     toast(`The robot may still drive! ${got.error}`);
     note(got.error);
