@@ -295,7 +295,7 @@ def run(
             robot = Robot(world, client.node)
 
             for transition in ('configure', 'activate'):
-                if not lifecycle.change_state(client, '/follower', transition):
+                if not lifecycle.change_state(client, f'{NAMESPACE}/follower', transition):
                     raise ProcessError(f'the follower:\n{children.tail("follower")}')
                 if not client.change_state(transition):
                     raise ProcessError(f'the tracker:\n{children.tail("tracker")}')

@@ -81,6 +81,7 @@ class World:
                 f'MuJoCo cannot be used ({error}): pip install mujoco, and to render without a '
                 'display apt install libegl1 libgl1'
             ) from None
+        _check_back_end(mujoco)
         self._mujoco: Any = mujoco
         random = np.random.default_rng(seed)
         self._random = np.random.default_rng(seed + 1)
@@ -205,6 +206,21 @@ class World:
         """Show the room from above, as large as the camera's pictures: (H, W, 3) uint8 RGB."""
         self._colour.update_scene(self._data, 'above')
         return self._colour.render()
+
+
+def _check_back_end(mujoco: Any) -> None:
+    """
+    Refuse the back end that ends the process where there is no display.
+
+    MuJoCo chooses one when it is first imported: MUJOCO_GL that is set later has no effect.
+    """
+    chosen = getattr(getattr(mujoco, 'GLContext', None), '__module__', '')
+    windows = chosen.endswith('glfw')
+    if windows and not (os.environ.get('DISPLAY') or os.environ.get('WAYLAND_DISPLAY')):
+        raise RenderError(
+            'MuJoCo was told to render to a window (GLFW), and there is no display: set '
+            'MUJOCO_GL=egl before anything imports mujoco'
+        )
 
 
 def _textures(random: np.random.Generator) -> dict[str, bytes]:

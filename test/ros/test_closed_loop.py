@@ -1,15 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """A simulated robot with the real nodes follows an object, loses it behind a screen, finds it."""
 
+from importlib.util import find_spec
 import math
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
-if 'DRIFT_ROS_SIMULATION' not in os.environ:  # rendering ends some machines' Python
+if 'DRIFT_ROS_SIMULATION' not in os.environ:  # it takes minutes where there are few cores
     pytest.skip('DRIFT_ROS_SIMULATION=1 runs the simulator', allow_module_level=True)
-pytest.importorskip('mujoco', reason='MuJoCo is not installed')
+# not imported here: MuJoCo chooses how to render when it is first imported, and World says how
+if find_spec('mujoco') is None:
+    pytest.skip('MuJoCo is not installed', allow_module_level=True)
 
 from drift_ros.simulation import closed_loop, measures  # noqa: E402
 from drift_ros.simulation.scenario import Scenario  # noqa: E402
@@ -47,7 +52,7 @@ def test_the_world(world):
     assert np.median(middle) / 1000 == pytest.approx(1.9 - 0.12 - 0.139, abs=0.02)
     assert picture.colour.shape == (240, 320, 3) and 0.01 < (picture.depth == 0).mean() < 0.4
     assert world.visible() == (1.0, 1.0)
-    world.place((1.9, 1.2), (3.9, 0.6))
+    world.place((2.9, 1.2), (3.9, 0.6))
     assert world.visible()[0] < 0.2  # behind the screen
     world.place((1.0, -2.0), (3.9, 0.6))
     assert world.visible() == (1.0, 0.0)  # beside the picture
@@ -56,6 +61,20 @@ def test_the_world(world):
     assert x == pytest.approx(0.6, abs=0.05) and abs(y) < 0.02 and abs(heading) < 0.02
     world.advance(4.4, 0.0, 0.5)
     assert world.robot[2] == pytest.approx(1.0, abs=0.2)
+
+
+def test_mujoco_imported_too_early_is_an_error_not_the_end_of_the_process():
+    """Without a display it would render to a window, which ends Python."""
+    names = ('MUJOCO_GL', 'DISPLAY', 'WAYLAND_DISPLAY')
+    program = 'import mujoco\nfrom drift_ros.simulation.world import World\nWorld()'
+    done = subprocess.run(
+        [sys.executable, '-c', program],
+        env={key: value for key, value in os.environ.items() if key not in names},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 1 and 'RenderError' in done.stderr and 'MUJOCO_GL=egl' in done.stderr
 
 
 def test_the_robot_follows_stops_and_finds_again(world, tmp_path, monkeypatch):
