@@ -62,16 +62,8 @@ def train_decoder(
 
 
 def export_run(trainer: Trainer, vae: AutoencoderTiny, folder: Path) -> None:
-    """Write the averaged weights of a run as a stock diffusers folder, Q and K turned to axes."""
+    """Write the averaged weights of a run as a stock diffusers folder."""
     unet, text = trainer.averaged()
-    images = trainer.batch(trainer.step)['images'].flatten(0, 1)
-    timesteps = torch.full((len(images),), trainer.config['timestep'])
-    with torch.inference_mode():
-        empty = text(trainer.tokens[-1:].expand(len(images), -1)).last_hidden_state
-        query, _ = models.Capture(unet, trainer.layer).queries_keys(
-            models.encode_exact(images), timesteps, empty
-        )
-    models.turn_to_principal_axes(unet, trainer.layer, query)
     notes: dict[str, Any] = {
         'attention_layer': trainer.layer,
         'timestep': trainer.config['timestep'],

@@ -343,32 +343,6 @@ def tie_queries_keys(unet: UNet2DConditionModel, layer: str, temperature: float)
     attn.to_k.weight.copy_(attn.to_q.weight)
 
 
-@torch.no_grad()
-def turn_to_principal_axes(unet: UNet2DConditionModel, layer: str, query: Tensor) -> None:
-    """
-    Turn a layer's queries and keys so that the first components of each head say most.
-
-    One rotation of both changes no product of theirs. Whoever looks for the largest products can
-    look at the leading components first.
-
-    Parameters
-    ----------
-    unet : UNet2DConditionModel
-        Its ``to_q`` and ``to_k`` are changed.
-    layer : str
-    query : Tensor
-        (B, heads, N, d) float, queries of the layer as it is, to find the axes from.
-
-    """
-    attn = unet.get_submodule(layer)
-    for head, of_head in enumerate(query.double().transpose(0, 1).flatten(1, 2)):  # (B * N, d)
-        axes = torch.linalg.eigh(of_head.T @ of_head).eigenvectors.flip(1)  # largest first
-        rows = slice(head * len(axes), (head + 1) * len(axes))
-        for projection in (attn.to_q, attn.to_k):
-            turned = axes.T @ projection.weight[rows].double()
-            projection.weight[rows] = turned.to(projection.weight.dtype)
-
-
 def export(
     folder: Path,
     unet: UNet2DConditionModel,

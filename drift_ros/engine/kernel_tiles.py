@@ -2,11 +2,11 @@
 """
 The windowed propagation kernel on a CPU, in tiles of queries.
 
-The largest of a query's affinities are looked for twice. A matrix product of the leading
-components of queries and keys, in bfloat16 where the processor has instructions for it, gives
-logits that are off by no more than rounding can make them and the other components can add. What
-could be among the largest by these, some thirty keys of thousands, is then computed in float32
-from all components. So the result is that of float32.
+The largest of a query's affinities are looked for twice. A rough product gives logits that are off
+by no more than is known: in bfloat16, where the processor has instructions for it, by rounding;
+elsewhere by what is left out, since only the components along the main axes of the frame's queries
+are multiplied, half of all. What could be among the largest by these, some dozens of keys of
+thousands, is then computed in float32 from all components. So the result is that of float32.
 
 For the product, queries and keys lie in blocks of a few columns, the rows of a block one below the
 other: what a tile sees of a block is then one matrix, without a copy of its own.
@@ -35,12 +35,14 @@ from drift_ros.engine.device import has_bfloat16
 # computed in vain; the larger, the better the matrix products.
 _SIDE = 8
 _TILE = _SIDE * _SIDE
-# How far a product is off at most, as a share of both norms: the sum is rounded to 8 bits, and
-# queries and keys are, too, where products are in bfloat16; sums in float32 add next to nothing.
+# How far a rough product is off at most, as a share of both norms: the sum is rounded to 8 bits,
+# and queries and keys are, too, in bfloat16; sums in float32 add next to nothing.
 _ROUNDING = {torch.bfloat16: 1.6 * 2.0**-8, torch.float32: 0.6 * 2.0**-8}
-# The first components of queries that hold all but so much of their squares are the leading ones,
-# of which there are a multiple of 8. The embedded model's lie along principal axes.
-_LEFT_OUT, _LANES = 2.0**-8, 8
+# Main axes hold all but so much of the squares of queries, are a multiple of some, and are used if
+# they are no more than a share of all. Axes are found from every so many queries.
+_LEFT_OUT, _LANES, _FEW, _EVERY = 2.0**-8, 8, 0.7, 4
+# How much of a square is lost to rounding when another is taken from it, at most.
+_LOST = 1e-5
 # Where the search for the largest starts: so much below what a neighbour ended with.
 _LEEWAY = np.float32(2.0)
 # Of a run of 64 keys, 8 columns of 8 rows: all, and the first of each row.
@@ -130,24 +132,29 @@ def propagate_tiles(
     for head, weight in enumerate(mix.tolist()):
         for place, member in enumerate(order):
             exact_keys[place] = keys[member][head]
-        leading = _leading(query[head][wanted])
-        rough_query = _room('query', (count, height + _SIDE - 1, _SIDE, leading), dtype)
-        _fill(rough_query, query[head], 0, 0)
-        rough_keys, widened = [], iter(exact_keys)
+        asked = query[head].float().contiguous()
+        axes = _main_axes(asked) if dtype == torch.float32 and top_k else None
+        rough, lengths, rests = _rough(asked, axes)
+        longest = [0.0, 0.0]
+        rough_query = _room('query', (count, height + _SIDE - 1, _SIDE, rough.shape[-1]), dtype)
+        _fill(rough_query, rough, 0, 0)
+        rough_keys, of_members = [], iter(exact_keys)
         for place, window in enumerate(windows):
             columns, rows = count + 2 * window.aside, height + window.rows - 1
-            shape = (columns, len(window.members), rows, _SIDE, leading)
+            shape = (columns, len(window.members), rows, _SIDE, rough.shape[-1])
             rough_keys.append(_room(f'keys {place}', shape, dtype))
             for member in range(len(window.members)):
-                _fill(rough_keys[-1][:, member], next(widened), window.reach, window.aside)
-        exact_query = query[head].float().contiguous().numpy()
+                known, *norms = _rough(next(of_members), axes)
+                _fill(rough_keys[-1][:, member], known, window.reach, window.aside)
+                longest = [max(most, float(norm.max())) for most, norm in zip(longest, norms)]
         exact = exact_keys.flatten(0, 2)
         exact = (exact.view(torch.int16) if half else exact).numpy()
-        longest, beyond = _longest(exact, leading)
-        slack = 2.0 * _ROUNDING[dtype] * longest if top_k else math.inf
+        margins = 2.0 * (_ROUNDING[dtype] * longest[0] * lengths + longest[1] * rests) + 1e-15
+        if not top_k:
+            margins.fill_(math.inf)
         rest = (
-            *(layout, exact_query, exact, values, wanted.numpy()),
-            *(top_k, slack, leading, 2.0 * beyond, weight, out),
+            *(layout, asked.numpy(), exact, values, wanted.numpy(), top_k),
+            *(margins.numpy(), weight, out),
         )
         one = _Head(windows, rough_query, rough_keys, rest)
         for _ in (
@@ -224,16 +231,29 @@ def _room(name: str, shape: Sequence[int], dtype: torch.dtype = torch.float32) -
     return room[:size].view(shape)
 
 
-def _leading(queries: Tensor) -> int:
-    """Tell how many leading components (n, d) has."""
-    left = queries.float().square().sum(dim=0).flip(0).cumsum(0).flip(0)  # from each one on
-    needed = max(int((left > _LEFT_OUT * left[0]).sum()), 1)
-    return min(-(-needed // _LANES) * _LANES, queries.shape[1])
+def _main_axes(queries: Tensor) -> Tensor | None:
+    """Find the axes along which (h, w, d) nearly is: (d, fewer); None where these are not few."""
+    dim = queries.shape[-1]
+    some = queries.flatten(0, 1)[::_EVERY]
+    squares, axes = torch.linalg.eigh(some.T @ some)  # ascending
+    few = dim - int((squares.cumsum(0) <= _LEFT_OUT * squares.sum()).sum())
+    few = max(-(-few // _LANES) * _LANES, _LANES)
+    return axes[:, dim - few :] if few <= _FEW * dim else None
+
+
+def _rough(vectors: Tensor, axes: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Give (h, w, d) along axes, and lengths (h, w) of the whole and of what is left out."""
+    wide = vectors.float()
+    squares = wide.square().sum(dim=-1)
+    if axes is None:
+        return vectors, squares.sqrt(), torch.zeros_like(squares)
+    along = wide @ axes
+    rests = (squares - along.square().sum(dim=-1)).clamp_(min=0.0) + _LOST * squares
+    return along, squares.sqrt(), rests.sqrt()
 
 
 def _fill(blocks: Tensor, values: Tensor, above: int, aside: int) -> None:
-    """Put (h, w, d) into (blocks, rows, side, less d), so many rows and blocks from the first."""
-    values = values[..., : blocks.shape[-1]]
+    """Put (h, w, d) into (blocks, rows, side, d), so many rows and blocks from the first."""
     height, width, _ = values.shape
     whole, rest = divmod(width, _SIDE)
     rows = slice(above, above + height)
@@ -269,22 +289,6 @@ def _widen(value):
         return -widened if value < 0 else widened
 
     return widen
-
-
-@compiled([f'UniTuple(float64, 2)({keys}[:, ::1], int64)' for keys in ('int16', 'float32')])
-def _longest(vectors, leading):
-    """Give the largest norm of (n, d), and that of what is left without leading components."""
-    most = left = np.float32(0)
-    for n in range(len(vectors)):
-        square, other = np.float32(0), np.float32(0)
-        for i in range(leading):
-            value = _widened(vectors[n, i])
-            square += value * value
-        for i in range(leading, vectors.shape[1]):
-            value = _widened(vectors[n, i])
-            other += value * value
-        most, left = max(most, square + other), max(left, other)
-    return np.sqrt(most), np.sqrt(left)
 
 
 @compiled('float32(int64)')
@@ -364,27 +368,12 @@ def _candidates(logits, place, y, x, top, layout, height, width, limit, margin, 
 @compiled(
     [
         'void(int16[:, ::1], int64, int64, int64[:, ::1], float32[:, :, ::1], '
-        f'{keys}[:, ::1], float32[:, ::1], boolean[:, :], int64, float64, int64, float64, '
-        'float64, float32[:, :, ::1])'
+        f'{keys}[:, ::1], float32[:, ::1], boolean[:, :], int64, float32[:, ::1], float64, '
+        'float32[:, :, ::1])'
         for keys in ('int16', 'float32')
     ]
 )
-def _answer(
-    logits,
-    top,
-    block,
-    layout,
-    query,
-    keys,
-    values,
-    wanted,
-    top_k,
-    slack,
-    leading,
-    beyond,
-    weight,
-    out,
-):
+def _answer(logits, top, block, layout, query, keys, values, wanted, top_k, margins, weight, out):
     """Add what the queries of a tile find."""
     height, width, channels = out.shape
     dim, most = query.shape[2], 0
@@ -400,12 +389,7 @@ def _answer(
         if y >= height or x >= width or not wanted[y, x]:
             continue
         asked = query[y, x]
-        square, other = np.float32(0), np.float32(1e-30)
-        for i in range(leading):
-            square += asked[i] * asked[i]
-        for i in range(leading, dim):
-            other += asked[i] * asked[i]
-        margin = np.float32(slack * np.sqrt(square + other) + beyond * np.sqrt(other))
+        margin = margins[y, x]
         found = _candidates(
             logits, place, y, x, top, layout, height, width, guess, margin, best, rough, at
         )
