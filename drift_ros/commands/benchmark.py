@@ -345,15 +345,19 @@ def space(repeats: int) -> None:
     """Locate objects in scenes of known geometry: errors by fault and distance."""
     from drift_ros.experiments.depth_scenes import DISTANCES, measure
 
-    click.echo(
-        '| fault | ' + ' | '.join(f'{item:g} m' for item in DISTANCES) + ' | all | honest |'
-    )
-    click.echo('|---' * (len(DISTANCES) + 3) + '|')
-    row = ''
-    for item in measure(repeats=repeats):
-        row = row or f'| {item.fault} |'
-        row += f' {100 * item.median:.2f} [{100 * item.high:.2f}]'
-        row += f', {item.missing} missing |' if item.missing else ' |'
-        if not item.distance:
-            click.echo(f'{row} {item.honest:.1%} |')
-            row = ''
+    for seen in (False, True):
+        title = 'seen whole a moment before' if seen else 'one picture'
+        click.echo(
+            f'\n| {title} | '
+            + ' | '.join(f'{item:g} m' for item in DISTANCES)
+            + ' | all | honest |'
+        )
+        click.echo('|---' * (len(DISTANCES) + 3) + '|')
+        row = ''
+        for item in measure(repeats=repeats, seen=seen):
+            row = row or f'| {item.fault} |'
+            row += f' {100 * item.median:.2f} [{100 * item.high:.2f}]'
+            row += f', {item.missing} without |' if item.missing else ' |'
+            if not item.distance:
+                click.echo(f'{row} {item.honest:.1%} |')
+                row = ''

@@ -7,7 +7,15 @@ import cv2
 import numpy as np
 import pytest
 
-from drift_ros.experiments.depth_scenes import CAMERA, Fault, FAULTS, measure, Solid, take_picture
+from drift_ros.experiments.depth_scenes import (
+    a_moment_ago,
+    CAMERA,
+    Fault,
+    FAULTS,
+    measure,
+    Solid,
+    take_picture,
+)
 from drift_ros.space.camera import Camera, CameraError
 from drift_ros.space.depth import decode_compressed, DepthError, metres
 from drift_ros.space.locate import locate, UNKNOWN
@@ -145,6 +153,85 @@ class TestPlaces:
         (whole,) = (row for row in rows if not row.distance)
         assert whole.number == 12 and not whole.missing
         assert whole.median < 0.02 and whole.high < 0.05 and whole.honest > 0.9
+
+    def test_an_object_that_was_seen_whole_is_placed_behind_what_hides_it(self):
+        for solid in (self.ball, self.box):
+            before = take_picture(a_moment_ago(solid), CAMERA, Fault(noise=0.002), 5)
+            front = locate(before.mask, CAMERA, before.depth).front
+            assert front is not None
+            for share in (0.25, 0.5, 0.7):
+                picture = take_picture(solid, CAMERA, Fault(noise=0.002, occlusion=share), 4)
+                seen = locate(picture.mask, CAMERA, picture.depth)
+                known = locate(picture.mask, CAMERA, picture.depth, front=front)
+                errors = [np.linalg.norm(item.position - picture.truth) for item in (seen, known)]
+                assert errors[1] < 0.02 * np.linalg.norm(picture.truth) < errors[0] * 4
+                assert errors[1] < errors[0] / 2
+                assert known.hidden == pytest.approx(share, abs=0.1)
+                assert seen.front is None and known.front is None  # these show a part
+                np.testing.assert_allclose(known.size[:2], front.size[:2])
+
+    def test_the_border_of_the_image_hides_as_well(self):
+        solid = Solid((1.1, 0.1, 2.0), (0.15,))
+        before = take_picture(Solid((0.8, 0.1, 2.1), (0.15,)), CAMERA)
+        front = locate(before.mask, CAMERA, before.depth).front
+        picture = take_picture(solid, CAMERA)
+        place = locate(picture.mask, CAMERA, picture.depth, front=front)
+        assert place.cut and place.hidden > 0.2
+        assert np.linalg.norm(place.position - picture.truth) < 0.03
+
+    def test_another_side_of_an_object_is_not_taken_for_the_one_that_was_seen(self):
+        flat = Solid((0.1, 0.0, 1.5), (0.5, 0.1, 0.1))
+        high = Solid((0.1, 0.0, 1.5), (0.1, 0.5, 0.1))
+        before = take_picture(flat, CAMERA)
+        front = locate(before.mask, CAMERA, before.depth).front
+        picture = take_picture(high, CAMERA, Fault(occlusion=0.3))
+        alone = locate(picture.mask, CAMERA, picture.depth)
+        place = locate(picture.mask, CAMERA, picture.depth, front=front)
+        np.testing.assert_allclose(place.position, alone.position)
+
+    def test_the_covariance_grows_where_the_middle_is_a_guess(self):
+        picture = take_picture(self.box, CAMERA, Fault(noise=0.002))
+        whole = locate(picture.mask, CAMERA, picture.depth).covariance
+        hidden = take_picture(self.box, CAMERA, Fault(noise=0.002, occlusion=0.5))
+        part = locate(hidden.mask, CAMERA, hidden.depth).covariance
+        assert np.linalg.eigvalsh(part)[-1] > np.linalg.eigvalsh(whole)[-1]
+        # nothing of it is measured, only the wall behind
+        depth = picture.depth.copy()
+        depth[picture.mask] = 8.0
+        place = locate(picture.mask, CAMERA, depth)
+        assert place.kind == 'depth' and place.covariance[2, 2] > 1
+        front = locate(picture.mask, CAMERA, picture.depth).front
+        place = locate(picture.mask, CAMERA, depth, front=front)
+        assert place.kind == 'size'  # what is that far away is of another size
+        assert np.linalg.norm(place.position - picture.truth) < 0.1
+
+    def test_a_floor_hides_nothing_of_what_stands_on_it(self):
+        depth = take_picture(self.ball, CAMERA).depth
+        rows = np.arange(240)[:, None]
+        floor = 280.0 * 0.25 / np.maximum(rows - 119.5, 0.1)  # a quarter of a metre below
+        depth = np.minimum(depth, np.broadcast_to(floor, depth.shape)).astype(np.float32)
+        box = Solid((0.0, 0.1, 1.6), (0.3, 0.3, 0.2))
+        picture = take_picture(box, CAMERA)
+        depth = np.minimum(depth, picture.depth)
+        mask = picture.mask & (depth == picture.depth)
+        place = locate(mask, CAMERA, depth)
+        assert place.front is not None and place.hidden == 0
+
+    def test_what_is_seen_through_an_object_is_not_the_object(self):
+        picture = take_picture(self.box, CAMERA, Fault(noise=0.002))
+        depth, mask = picture.depth.copy(), picture.mask
+        rows, columns = np.nonzero(mask)
+        depth[mask] = 8.0  # glass, but for a strip
+        strip = mask & (np.arange(240)[:, None] < rows.min() + 8)
+        depth[strip] = picture.depth[strip]
+        place = locate(mask, CAMERA, depth)
+        assert place.position[2] == pytest.approx(picture.truth[2], rel=0.03)
+
+    def test_some_of_many_pixels_tell_as_much(self):
+        large = Camera.of((1280, 960), (1120.0, 0, 639.5, 0, 1120, 479.5, 0, 0, 1))
+        picture = take_picture(Solid((0.1, 0.0, 0.7), (0.2,)), large, Fault(noise=0.002))
+        place = locate(picture.mask, large, picture.depth)
+        assert np.linalg.norm(place.position - picture.truth) < 0.005
 
     def test_distorted_images(self):
         camera = Camera.of((320, 240), (280, 0, 160, 0, 280, 120, 0, 0, 1), BOWL, P, 'plumb_bob')

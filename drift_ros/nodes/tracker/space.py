@@ -25,6 +25,7 @@ from drift_ros.nodes.tracker.depths import Depths, half_period
 from drift_ros.nodes.tracker.frames import ReceivedImage
 from drift_ros.ros import messages, qos, space_messages, stamp
 from drift_ros.space.camera import Camera
+from drift_ros.space.front import Front
 from drift_ros.space.locate import locate, Place
 from drift_ros.space.options import read_sizes, SpaceOptions
 from drift_ros.space.target import Target
@@ -93,6 +94,7 @@ class Space:
         self._counts = {'places by depth': 0, 'places without': 0}
         self._last_depth = -1e9
         self._number: int | None = None
+        self._fronts: dict[int, Front] = {}  # of objects that were seen whole, by id
 
     def activate(self, options: SpaceOptions, replay: bool) -> None:
         """Subscribe; in replay to every depth image."""
@@ -231,13 +233,18 @@ class Space:
             return
         depth = self._depth(look)
         sizes = read_sizes(self.options.sizes)
+        live = {item.id for item in look.objects}
+        fronts = {number: kept for number, kept in list(self._fronts.items()) if number in live}
         for item in look.objects:
             if item.box is None or int(item.state) != space_messages.SEEN:
                 continue
             size = sizes.get(str(item.id), sizes.get(item.name, 0.0))
-            place = locate(look.labels == item.id, camera, depth, size)
+            mask = look.labels == item.id
+            place = locate(mask, camera, depth, size, fronts.get(item.id))
             if place is None:
                 continue
+            if place.front is not None:
+                fronts[item.id] = place.front
             look.places[item.id] = place
             by_depth = place.kind == 'depth'
             self._counts['places by depth' if by_depth else 'places without'] += 1
@@ -246,6 +253,7 @@ class Space:
                     'no depth on an object',
                     f'{place.share:.0%} of object {item.id} {item.name!r} has a depth: too little',
                 )
+        self._fronts = fronts
 
     def _mismatch(self, look: Look) -> str:
         """Say why camera_info does not belong to the images; empty when it does."""
