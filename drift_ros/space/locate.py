@@ -263,7 +263,7 @@ def _measure(
     position = np.median(points, axis=0)
     low, high = np.percentile(points, _PERCENTILES, axis=0)
     size, spread = high - low, np.cov(points.T)
-    if flush and front is not None and _not_it(front, size):
+    if flush and front is not None and _behind_it(front, size):
         return None, share
     everywhere = _filled(depth, measured)
     nearer = ~seen & (everywhere < (1 - _NEARER) * float(position[2]))
@@ -406,10 +406,13 @@ def _shifted(values: np.ndarray, axis: int, step: int, outside: Any) -> np.ndarr
     return moved
 
 
-def _not_it(front: Front, size: np.ndarray) -> bool:
-    """Whether what is measured would be of another size than the object is."""
-    ratio = float(size[:2].max() / front.size[:2].max())
-    return abs(math.log(max(ratio, 1e-6))) > math.log1p(_OFF)
+def _behind_it(front: Front, size: np.ndarray) -> bool:
+    """
+    Whether what is measured is too large, where it is, for the object's outline: it is behind.
+
+    Of what is smaller than the object the mask may show a part; its depth is the object's then.
+    """
+    return float(size[:2].max()) > (1 + _OFF) * float(front.size[:2].max())
 
 
 def _front(
