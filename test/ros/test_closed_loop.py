@@ -20,17 +20,18 @@ from drift_ros.simulation import closed_loop, measures  # noqa: E402
 from drift_ros.simulation.scenario import Scenario  # noqa: E402
 from drift_ros.simulation.world import RenderError, World  # noqa: E402
 
+# the object stands until the robot, whose speed is limited, can have come to its distance
 PATH = (
     (0.0, 1.9, 0.0),
-    (1.0, 1.9, 0.0),
-    (3.5, 2.9, 0.0),
-    (4.2, 2.9, 0.9),
-    (4.7, 2.4, 1.5),
-    (6.2, 2.4, 1.5),
-    (7.2, 2.9, 0.8),
-    (8.2, 2.9, 0.0),
+    (2.2, 1.9, 0.0),
+    (4.7, 2.9, 0.0),
+    (5.4, 2.9, 0.9),
+    (5.9, 2.4, 1.5),
+    (7.4, 2.4, 1.5),
+    (8.4, 2.9, 0.8),
+    (9.4, 2.9, 0.0),
 )
-SHORT = Scenario(8.6, (1.9, 0.45), np.array(PATH), np.array([(0.0, 3.9, 0.6), (8.6, 3.9, 0.6)]))
+SHORT = Scenario(9.8, (1.9, 0.45), np.array(PATH), np.array([(0.0, 3.9, 0.6), (9.8, 3.9, 0.6)]))
 
 
 @pytest.fixture
