@@ -4,7 +4,8 @@ A simulated robot driven by the real nodes: tracker and follower, over the real 
 
 This process is the robot and its camera. Time is simulated (/clock): it waits for the tracker's
 answer to each image, and for the follower's to each tick, so that how it goes does not depend on
-the machine. An answer takes between half a frame and a frame of simulated time.
+the machine, but for which tick a pose is in time for. An answer takes between half a frame and a
+frame of simulated time.
 """
 
 from __future__ import annotations
