@@ -2,11 +2,10 @@
 """
 The windowed propagation kernel on a CPU, in tiles of queries.
 
-The largest of a query's affinities are looked for twice. A rough product gives logits that are off
-by no more than is known: in bfloat16, where the processor has instructions for it, by rounding;
-elsewhere by what is left out, since only the components along the main axes of the frame's queries
-are multiplied, half of all. What could be among the largest by these, some dozens of keys of
-thousands, is then computed in float32 from all components. So the result is that of float32.
+The largest of a query's affinities are looked for twice. A matrix product in bfloat16, several
+times as fast as one in float32 where the processor has instructions for it, gives logits that are
+off by no more than rounding can make them. What could be among the largest by these, some twenty
+keys of thousands, is then computed in float32. So the result is that of float32.
 
 For the product, queries and keys lie in blocks of a few columns, the rows of a block one below the
 other: what a tile sees of a block is then one matrix, without a copy of its own.
@@ -35,14 +34,9 @@ from drift_ros.engine.device import has_bfloat16
 # computed in vain; the larger, the better the matrix products.
 _SIDE = 8
 _TILE = _SIDE * _SIDE
-# How far a rough product is off at most, as a share of both norms: the sum is rounded to 8 bits,
-# and queries and keys are, too, in bfloat16; sums in float32 add next to nothing.
-_ROUNDING = {torch.bfloat16: 1.6 * 2.0**-8, torch.float32: 0.6 * 2.0**-8}
-# Main axes hold all but so much of the squares of queries, are a multiple of some, and are used if
-# they are no more than a share of all. Axes are found from every so many queries.
-_LEFT_OUT, _LANES, _FEW, _EVERY = 2.0**-8, 8, 0.7, 4
-# How much of a square is lost to rounding when another is taken from it, at most.
-_LOST = 1e-5
+# How far a product is off at most, as a share of both norms: queries, keys and the sum are rounded
+# to 8 bits each, which makes 1.5; sums in float32 add next to nothing.
+_ROUNDING = 1.6 * 2.0**-8
 # Where the search for the largest starts: so much below what a neighbour ended with.
 _LEEWAY = np.float32(2.0)
 # Of a run of 64 keys, 8 columns of 8 rows: all, and the first of each row.
@@ -113,6 +107,7 @@ def propagate_tiles(
 
     """
     height, width = wanted.shape
+    dim = query.shape[-1]
     windows = [
         _Window(reach, tuple(i for i, own in enumerate(reaches) if own == reach))
         for reach in sorted(set(reaches))
@@ -123,39 +118,34 @@ def propagate_tiles(
     out = np.zeros((height, width, labels.shape[-1]), np.float32)
     dtype = torch.bfloat16 if has_bfloat16() else torch.float32
     count = -(-width // _SIDE)
+    rough_query = _room('query', (count, height + _SIDE - 1, _SIDE, dim), dtype)
+    rough_keys = [
+        _room(
+            f'keys {place}',
+            (count + 2 * w.aside, len(w.members), height + w.rows - 1, _SIDE, dim),
+            dtype,
+        )
+        for place, w in enumerate(windows)
+    ]
     # keys of half precision are widened where they are needed
     half = all(key.dtype == torch.float16 for key in keys)
     exact_keys = _room(
-        'exact keys', (len(keys), *query.shape[1:]), torch.float16 if half else torch.float32
+        'exact keys', (len(keys), height, width, dim), torch.float16 if half else torch.float32
     )
     tiles, threads = list(_tiles_of(wanted)), torch.get_num_threads()
     for head, weight in enumerate(mix.tolist()):
+        _fill(rough_query, query[head], 0, 0)
         for place, member in enumerate(order):
             exact_keys[place] = keys[member][head]
-        asked = query[head].float().contiguous()
-        axes = _main_axes(asked) if dtype == torch.float32 and top_k else None
-        rough, lengths, rests = _rough(asked, axes)
-        longest = [0.0, 0.0]
-        rough_query = _room('query', (count, height + _SIDE - 1, _SIDE, rough.shape[-1]), dtype)
-        _fill(rough_query, rough, 0, 0)
-        rough_keys, of_members = [], iter(exact_keys)
-        for place, window in enumerate(windows):
-            columns, rows = count + 2 * window.aside, height + window.rows - 1
-            shape = (columns, len(window.members), rows, _SIDE, rough.shape[-1])
-            rough_keys.append(_room(f'keys {place}', shape, dtype))
-            for member in range(len(window.members)):
-                known, *norms = _rough(next(of_members), axes)
-                _fill(rough_keys[-1][:, member], known, window.reach, window.aside)
-                longest = [max(most, float(norm.max())) for most, norm in zip(longest, norms)]
+        widened = iter(exact_keys)
+        for window, blocks in zip(windows, rough_keys, strict=True):
+            for place in range(len(window.members)):
+                _fill(blocks[:, place], next(widened), window.reach, window.aside)
+        exact_query = query[head].float().contiguous().numpy()
         exact = exact_keys.flatten(0, 2)
         exact = (exact.view(torch.int16) if half else exact).numpy()
-        margins = 2.0 * (_ROUNDING[dtype] * longest[0] * lengths + longest[1] * rests) + 1e-15
-        if not top_k:
-            margins.fill_(math.inf)
-        rest = (
-            *(layout, asked.numpy(), exact, values, wanted.numpy(), top_k),
-            *(margins.numpy(), weight, out),
-        )
+        slack = 2.0 * _ROUNDING * _longest(exact) if top_k else math.inf
+        rest = (layout, exact_query, exact, values, wanted.numpy(), top_k, slack, weight, out)
         one = _Head(windows, rough_query, rough_keys, rest)
         for _ in (
             map(one.answer, tiles) if threads == 1 else _threads(threads).map(one.answer, tiles)
@@ -231,27 +221,6 @@ def _room(name: str, shape: Sequence[int], dtype: torch.dtype = torch.float32) -
     return room[:size].view(shape)
 
 
-def _main_axes(queries: Tensor) -> Tensor | None:
-    """Find the axes along which (h, w, d) nearly is: (d, fewer); None where these are not few."""
-    dim = queries.shape[-1]
-    some = queries.flatten(0, 1)[::_EVERY]
-    squares, axes = torch.linalg.eigh(some.T @ some)  # ascending
-    few = dim - int((squares.cumsum(0) <= _LEFT_OUT * squares.sum()).sum())
-    few = max(-(-few // _LANES) * _LANES, _LANES)
-    return axes[:, dim - few :] if few <= _FEW * dim else None
-
-
-def _rough(vectors: Tensor, axes: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Give (h, w, d) along axes, and lengths (h, w) of the whole and of what is left out."""
-    wide = vectors.float()
-    squares = wide.square().sum(dim=-1)
-    if axes is None:
-        return vectors, squares.sqrt(), torch.zeros_like(squares)
-    along = wide @ axes
-    rests = (squares - along.square().sum(dim=-1)).clamp_(min=0.0) + _LOST * squares
-    return along, squares.sqrt(), rests.sqrt()
-
-
 def _fill(blocks: Tensor, values: Tensor, above: int, aside: int) -> None:
     """Put (h, w, d) into (blocks, rows, side, d), so many rows and blocks from the first."""
     height, width, _ = values.shape
@@ -289,6 +258,19 @@ def _widen(value):
         return -widened if value < 0 else widened
 
     return widen
+
+
+@compiled(['float64(int16[:, ::1])', 'float64(float32[:, ::1])'])
+def _longest(vectors):
+    """Give the largest norm of (n, d)."""
+    most = np.float32(0)
+    for n in range(len(vectors)):
+        square = np.float32(0)
+        for i in range(vectors.shape[1]):
+            value = _widened(vectors[n, i])
+            square += value * value
+        most = max(most, square)
+    return np.sqrt(most)
 
 
 @compiled('float32(int64)')
@@ -368,12 +350,12 @@ def _candidates(logits, place, y, x, top, layout, height, width, limit, margin, 
 @compiled(
     [
         'void(int16[:, ::1], int64, int64, int64[:, ::1], float32[:, :, ::1], '
-        f'{keys}[:, ::1], float32[:, ::1], boolean[:, :], int64, float32[:, ::1], float64, '
+        f'{keys}[:, ::1], float32[:, ::1], boolean[:, :], int64, float64, float64, '
         'float32[:, :, ::1])'
         for keys in ('int16', 'float32')
     ]
 )
-def _answer(logits, top, block, layout, query, keys, values, wanted, top_k, margins, weight, out):
+def _answer(logits, top, block, layout, query, keys, values, wanted, top_k, slack, weight, out):
     """Add what the queries of a tile find."""
     height, width, channels = out.shape
     dim, most = query.shape[2], 0
@@ -389,7 +371,10 @@ def _answer(logits, top, block, layout, query, keys, values, wanted, top_k, marg
         if y >= height or x >= width or not wanted[y, x]:
             continue
         asked = query[y, x]
-        margin = margins[y, x]
+        norm = np.float32(0)
+        for i in range(dim):
+            norm += asked[i] * asked[i]
+        margin = np.float32(slack * np.sqrt(norm + np.float32(1e-30)))
         found = _candidates(
             logits, place, y, x, top, layout, height, width, guess, margin, best, rough, at
         )

@@ -89,23 +89,6 @@ def test_agrees_with_the_dense_implementation(way, radius, top_k):
     torch.testing.assert_close(got.double(), want, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize('stray', [0.0, 30.0])
-@pytest.mark.parametrize('top_k', [0, 1, 5])
-def test_components_that_say_little_still_count(way, top_k, stray):
-    """Few axes hold most; the others decide between near equals, and where a key is odd."""
-    query, keys, labels = example(2, 9, 12, 24, 3)
-    shares = torch.full((24,), 0.04)
-    shares[:8] = 1.0
-    turn = torch.linalg.qr(torch.randn(24, 24, generator=torch.Generator().manual_seed(1)))[0]
-    keys[1, :, 4, 5, 20] = stray / 0.04
-    query, keys = 2.0 * query * shares @ turn, 2.0 * keys * shares @ turn
-    assert kernel_tiles._main_axes(query[0]).shape == (24, 8)
-    weights = torch.tensor([0.6, 0.4])
-    got = propagate(query, keys, labels, radius=4, top_k=top_k, head_weights=weights)
-    want = masked(query, keys, labels, [4, 4, 4], top_k, weights)
-    torch.testing.assert_close(got.double(), want, atol=1e-5, rtol=0)
-
-
 @pytest.mark.parametrize(('height', 'width', 'radius'), [(33, 20, 3), (17, 35, 6), (40, 16, 20)])
 def test_tiles_join_without_seams(height, width, radius):
     """Grids of several tiles equal one masked attention over everything."""
