@@ -36,17 +36,19 @@ def at_least(typing, values, row, floor):
     """
     Compare a row of 64 values with one: bits of an uint64, of those that are not below it.
 
-    Compiled functions alone can call it, with a C-contiguous (n, 64) int16, an int64 and an
-    int16. A row is one or two registers of a processor, which no loop over it comes near.
+    Compiled functions alone can call it, with a C-contiguous (n, 64) int16 or int32, an int64 and
+    a number of that type. A row is some registers of a processor, which no loop over it comes
+    near.
     """
-    result = types.uint64(values, types.int64, types.int16)
+    result = types.uint64(values, types.int64, values.dtype)
+    bits = values.dtype.bitwidth
 
     def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        vector = ir.VectorType(ir.IntType(16), 64)
+        vector = ir.VectorType(ir.IntType(bits), 64)
         data = context.make_array(signature.args[0])(context, builder, given[0]).data
         start = builder.mul(given[1], ir.Constant(ir.IntType(64), 64))
         place = builder.bitcast(builder.gep(data, [start]), vector.as_pointer())
-        held = builder.load(place, align=2)
+        held = builder.load(place, align=bits // 8)
         one = builder.insert_element(
             ir.Constant(vector, ir.Undefined), given[2], ir.Constant(ir.IntType(32), 0)
         )

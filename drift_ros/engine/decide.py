@@ -167,6 +167,13 @@ def assign(pieces: Iterable[tuple[int, Piece]], empty: np.ndarray) -> np.ndarray
     return labels
 
 
+def visible(labels: np.ndarray, ids: Iterable[int]) -> set[int]:
+    """Give those of some objects that have a pixel in a label image (H, W)."""
+    wanted = set(ids)
+    found = wanted & set(np.unique(labels[::4, ::4]).tolist())
+    return found | {number for number in wanted - found if (labels == number).any()}
+
+
 def _stretch(channel: np.ndarray) -> np.ndarray:
     """Min-max normalise (h, w), as DINO's video segmentation evaluation does."""
     low, high = float(channel.min()), float(channel.max())

@@ -2,6 +2,7 @@
 """What the engine needs to know of a frame: queries and keys on token grids."""
 
 from dataclasses import dataclass
+from functools import cached_property
 import math
 
 import numpy as np
@@ -9,6 +10,7 @@ from torch import Tensor
 import torch.nn.functional as F
 
 from drift_ros.engine.errors import FrameError
+from drift_ros.engine.key_tiles import Keys
 
 # Of pictures longer than this times their height, the number of pixels is bounded.
 _LONG = 2.4
@@ -39,6 +41,11 @@ class LayerFeatures:
 
     query: Tensor
     key: Tensor
+
+    @cached_property
+    def keys(self) -> Keys:
+        """The key, with what the kernel makes of it: that is made once."""
+        return Keys(self.key)
 
 
 @dataclass(frozen=True)

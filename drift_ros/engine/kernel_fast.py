@@ -14,6 +14,7 @@ import torch.nn.functional as F
 
 from drift_ros.engine.kernel import attend
 from drift_ros.engine.kernel_tiles import propagate_tiles
+from drift_ros.engine.key_tiles import Keys
 
 # Rows of the affinity held at once without the compiled loops.
 _CHUNK = 1024
@@ -21,7 +22,7 @@ _CHUNK = 1024
 
 def propagate(
     query: Tensor,
-    keys: Sequence[Tensor] | Tensor,
+    keys: Sequence[Tensor] | Sequence[Keys] | Tensor,
     labels: Tensor,
     *,
     radius: int | Sequence[int | None] | None = None,
@@ -36,9 +37,10 @@ def propagate(
     ----------
     query : Tensor
         (heads, h, w, d) floating point, queries of the current frame.
-    keys : Tensor or sequence of Tensor
+    keys : Tensor, or sequence of Tensor or Keys
         (R, heads, h, w, d), or R times (heads, h, w, d): keys of the R references, same device as
-        ``query``; half precision is widened to the query's.
+        ``query``; half precision is widened to the query's. What is made of :class:`Keys` is kept
+        for the next call.
     labels : Tensor
         (R, h, w, C) in [0, 1], one distribution over background and objects per position.
     radius : int or sequence of int, optional
@@ -64,94 +66,87 @@ def propagate(
 
     """
     _, height, width, dim = query.shape
-    if labels.shape[:3] != (len(keys), height, width) or any(
-        key.shape != query.shape for key in keys
+    held = [key if isinstance(key, Keys) else Keys(key) for key in keys]
+    if labels.shape[:3] != (len(held), height, width) or any(
+        each.key.shape != query.shape for each in held
     ):
         raise ValueError(
             f'shapes do not fit: query {tuple(query.shape)}, '
-            f'keys {[tuple(key.shape) for key in keys]}, labels {tuple(labels.shape)}'
+            f'keys {[tuple(each.key.shape) for each in held]}, labels {tuple(labels.shape)}'
         )
     if temperature <= 0:
         raise ValueError(f'temperature is {temperature}; it must be above 0')
     labels = labels.to(query.dtype)
-    radii = [radius] * len(keys) if radius is None or isinstance(radius, int) else list(radius)
-    if len(radii) != len(keys):
-        raise ValueError(f'{len(radii)} radii are given for {len(keys)} references')
+    radii = [radius] * len(held) if radius is None or isinstance(radius, int) else list(radius)
+    if len(radii) != len(held):
+        raise ValueError(f'{len(radii)} radii are given for {len(held)} references')
     whole = max(height, width)
     reaches = [whole if reach is None else min(reach, whole) for reach in radii]
     if head_weights is None:
         head_weights = query.new_full((len(query),), 1.0 / len(query))
-    used = head_weights.nonzero()[:, 0]
-    if 0 < len(used) < len(query):
-        query, head_weights = query[used], head_weights[used]
-        keys = [key[used] for key in keys]
     mix = head_weights.to(query.dtype)
     query = query * (dim**-0.5 / temperature)
     if min(reaches) == whole:
-        return _propagate_everywhere(query, keys, labels, top_k, mix)
+        return _propagate_everywhere(query, held, labels, top_k, mix)
     # Where all references hold one label vector only, that is the answer whatever the affinities
     # are: queries far from every object cost nothing. The smallest window decides; what only a
     # wider one holds has not come near yet.
-    settled = _uniform(labels, min(reaches))
-    out = labels[0].clone()
-    rows, columns = (_span(~settled.all(dim=axis)) for axis in (1, 0))
-    if rows.stop > rows.start:
-        # nothing beyond what these see is looked at
-        far = max(reaches)
-        seen = tuple(slice(max(part.start - far, 0), part.stop + far) for part in (rows, columns))
-        near = propagate_tiles if query.device.type == 'cpu' else propagate_rows
-        cut = (slice(None), *seen)
-        found = near(
-            query[cut],
-            [key[cut] for key in keys],
-            labels[cut],
-            reaches,
-            top_k,
-            mix,
-            ~settled[seen],
-        )
-        out[seen] = torch.where(settled[seen][..., None], out[seen], found)
-    return out
+    wanted = ~_uniform(labels, min(reaches))
+    if not wanted.any():
+        return labels[0].clone()
+    near = propagate_tiles if query.device.type == 'cpu' else propagate_rows
+    found = near(query, held, labels, reaches, top_k, mix, wanted)
+    return torch.where(wanted[..., None], found, labels[0])
 
 
 def _uniform(labels: Tensor, reach: int) -> Tensor:
     """Whether all references hold one label vector around a place: (R, h, w, C) to (h, w)."""
     first = labels[0]
-    differ = (labels[1:] != first).any(dim=-1).any(dim=0).float()  # (h, w)
-    broken = _dilated(differ, (2 * reach + 1, 2 * reach + 1), (reach, reach))
-    if reach:  # from one place to the next there is an edge; a window holds one edge fewer
-        for axis, size in enumerate(((2 * reach, 2 * reach + 1), (2 * reach + 1, 2 * reach))):
+    broken = _near((labels[1:] != first).any(dim=-1).any(dim=0), reach, (0, 0))
+    if reach:
+        for axis in (0, 1):
             count = first.shape[axis] - 1
             edges = first.narrow(axis, 1, count) != first.narrow(axis, 0, count)
-            broken = torch.maximum(
-                broken, _dilated(edges.any(dim=-1).float(), size, (reach, reach))
-            )
-    return broken == 0.0
+            broken |= _near(edges.any(dim=-1), reach, (int(axis == 0), int(axis == 1)))
+    return ~broken
 
 
-def _dilated(values: Tensor, size: tuple[int, int], around: tuple[int, int]) -> Tensor:
-    """Give the largest of (h, w) in rectangles of a size; there are 0s so far around."""
-    padded = F.pad(values, (around[1], around[1], around[0], around[0]))[None]
-    down = F.max_pool2d(padded, (size[0], 1), 1)
-    return F.max_pool2d(down, (1, size[1]), 1)[0]
+def _near(marked: Tensor, reach: int, fewer: tuple[int, int]) -> Tensor:
+    """
+    Tell whether anything is marked, (h, w) bool, within windows around places.
 
-
-def _span(wanted: Tensor) -> slice:
-    """From the first to the last that is True in (n,)."""
-    places = wanted.nonzero()[:, 0].tolist()
-    return slice(places[0], places[-1] + 1) if places else slice(0, 0)
+    From one place to the next there is an edge: of edges there are fewer, and a window holds
+    fewer.
+    """
+    padded = F.pad(marked.int(), (reach + 1, reach, reach + 1, reach))
+    count = padded.cumsum(dim=0).cumsum(dim=1)
+    high, wide = (2 * reach + 1 - less for less in fewer)
+    return (
+        count[high:, wide:] - count[:-high, wide:] - count[high:, :-wide] + count[:-high, :-wide]
+    ) > 0
 
 
 def propagate_rows(
     query: Tensor,
-    keys: Sequence[Tensor],
+    keys: Sequence[Keys],
     labels: Tensor,
     reaches: Sequence[int],
     top_k: int,
     mix: Tensor,
     wanted: Tensor,
 ) -> Tensor:
-    """Propagate by batched products of some rows of queries and all that they may see."""
+    """
+    Propagate by batched products of some rows of queries and all that they may see.
+
+    As :func:`~drift_ros.engine.kernel_tiles.propagate_tiles`; not computed is what lies further
+    than any radius from all that is wanted.
+    """
+    query, known, mix = _used(query, keys, mix)
+    whole = labels.new_zeros(labels.shape[1:])
+    # nothing beyond what those that are wanted see is looked at
+    cut = tuple(_span(wanted.any(dim=axis), max(reaches)) for axis in (1, 0))
+    near = (slice(None), *cut)
+    query, known, labels = query[near], [key[near] for key in known], labels[near]
     height, width = query.shape[1:3]
     place = torch.arange(width, device=query.device)
     aside = (place[:, None] - place).abs()  # (queries, keys) of a row
@@ -160,7 +155,7 @@ def propagate_rows(
     for top in range(0, height, step):
         bottom = min(top + step, height)
         seen, hidden, values = [], [], []
-        for key, label, reach in zip(keys, labels, reaches, strict=True):
+        for key, label, reach in zip(known, labels, reaches, strict=True):
             band = slice(max(top - reach, 0), bottom + reach)
             seen.append(key[:, band].to(query.dtype).flatten(1, 2))
             values.append(label[band].flatten(0, 1))
@@ -171,15 +166,31 @@ def propagate_rows(
         logits = logits.masked_fill_(torch.cat(hidden, dim=2).flatten(0, 1), float('-inf'))
         found = attend(logits, torch.cat(values), top_k)
         parts.append(torch.einsum('hnc,h->nc', found, mix))
-    return torch.cat(parts).view(height, width, -1)
+    whole[cut] = torch.cat(parts).view(height, width, -1)
+    return whole
+
+
+def _used(query: Tensor, keys: Sequence[Keys], mix: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
+    """Leave out heads of weight 0, if any has another."""
+    used = mix.nonzero()[:, 0]
+    if len(used) in (0, len(mix)):
+        return query, [each.key for each in keys], mix
+    return query[used], [each.key[used] for each in keys], mix[used]
+
+
+def _span(wanted: Tensor, reach: int) -> slice:
+    """From the first to the last that is True in (n,), and so many more on either side."""
+    places = wanted.nonzero()[:, 0].tolist()
+    return slice(max(places[0] - reach, 0), places[-1] + 1 + reach)
 
 
 def _propagate_everywhere(
-    query: Tensor, keys: Sequence[Tensor] | Tensor, labels: Tensor, top_k: int, mix: Tensor
+    query: Tensor, keys: Sequence[Keys], labels: Tensor, top_k: int, mix: Tensor
 ) -> Tensor:
+    query, known, mix = _used(query, keys, mix)
     height, width = query.shape[1:3]
     flat_query = query.flatten(1, 2)  # (heads, N, d)
-    flat_keys = torch.cat([key.flatten(1, 2).to(query.dtype) for key in keys], dim=1)
+    flat_keys = torch.cat([key.flatten(1, 2).to(query.dtype) for key in known], dim=1)
     values = labels.flatten(0, 2)  # (R * N, C)
     rows = []
     for chunk in flat_query.split(_CHUNK, dim=1):

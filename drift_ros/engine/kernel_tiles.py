@@ -2,13 +2,10 @@
 """
 The windowed propagation kernel on a CPU, in tiles of queries.
 
-The largest of a query's affinities are looked for twice. A matrix product in bfloat16, several
-times as fast as one in float32 where the processor has instructions for it, gives logits that are
-off by no more than rounding can make them. What could be among the largest by these, some twenty
-keys of thousands, is then computed in float32. So the result is that of float32.
-
-For the product, queries and keys lie in blocks of a few columns, the rows of a block one below the
-other: what a tile sees of a block is then one matrix, without a copy of its own.
+The largest of a query's affinities are looked for twice. A matrix product of rounded values,
+several times as fast as one in float32 (:mod:`drift_ros.engine.key_tiles`), gives logits that are
+off by no more than rounding can make them. What could be among the largest by these, some tens of
+thousands of keys, is then computed in float32. So the result is that of float32.
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,17 +25,12 @@ from torch import Tensor
 import torch.nn.functional as F
 
 from drift_ros.engine.compiled import at_least, compiled, lowest_bit
-from drift_ros.engine.device import has_bfloat16
+from drift_ros.engine.key_tiles import Keys, rough_queries, RoughKeys, RoughQueries, SIDE, TILE
 
-# Columns of a block, and rows of a tile: the smaller a tile, the fewer keys outside the window are
-# computed in vain; the larger, the better the matrix products.
-_SIDE = 8
-_TILE = _SIDE * _SIDE
-# How far a product is off at most, as a share of both norms: queries, keys and the sum are rounded
-# to 8 bits each, which makes 1.5; sums in float32 add next to nothing.
-_ROUNDING = 1.6 * 2.0**-8
 # Where the search for the largest starts: so much below what a neighbour ended with.
 _LEEWAY = np.float32(2.0)
+# Products and sums in float32 are off by less than this share of both norms.
+_FLOAT = 2e-5
 # Of a run of 64 keys, 8 columns of 8 rows: all, and the first of each row.
 _ALL, _EVERY_ROW = np.uint64(2**64 - 1), np.uint64(0x0101010101010101)
 
@@ -53,7 +45,7 @@ class _Window:
     @property
     def aside(self) -> int:
         """Blocks on either side of a tile's own."""
-        return -(-self.reach // _SIDE)
+        return -(-self.reach // SIDE)
 
     @property
     def blocks(self) -> int:
@@ -63,17 +55,17 @@ class _Window:
     @property
     def rows(self) -> int:
         """Rows a tile sees, from ``reach`` above its first on; as many tiles high as needed."""
-        return _SIDE * (1 + -(-2 * self.reach // _SIDE))
+        return SIDE * (1 + -(-2 * self.reach // SIDE))
 
     @property
     def seen(self) -> int:
         """Keys a tile sees."""
-        return self.blocks * len(self.members) * self.rows * _SIDE
+        return self.blocks * len(self.members) * self.rows * SIDE
 
 
 def propagate_tiles(
     query: Tensor,
-    keys: Sequence[Tensor],
+    keys: Sequence[Keys],
     labels: Tensor,
     reaches: Sequence[int],
     top_k: int,
@@ -87,7 +79,7 @@ def propagate_tiles(
     ----------
     query : Tensor
         (heads, h, w, d) floating point, scaled so that products with keys are logits.
-    keys : sequence of Tensor
+    keys : sequence of Keys
         R times (heads, h, w, d) floating point.
     labels : Tensor
         (R, h, w, C) floating point.
@@ -96,7 +88,7 @@ def propagate_tiles(
     top_k : int
         How many logits of a query count. 0: all.
     mix : Tensor
-        (heads,) weight of each.
+        (heads,) weight of each. Heads of weight 0 are not computed.
     wanted : Tensor
         (h, w) bool.
 
@@ -106,47 +98,36 @@ def propagate_tiles(
         (h, w, C) of ``query``'s type; 0 where not wanted.
 
     """
-    height, width = wanted.shape
-    dim = query.shape[-1]
     windows = [
         _Window(reach, tuple(i for i, own in enumerate(reaches) if own == reach))
         for reach in sorted(set(reaches))
     ]
-    order = [i for window in windows for i in window.members]
+    order = np.array([member for window in windows for member in window.members])
     layout = np.array([(w.reach, len(w.members), w.rows, w.blocks) for w in windows])
-    values = labels[order].float().flatten(0, 2).contiguous().numpy()
-    out = np.zeros((height, width, labels.shape[-1]), np.float32)
-    dtype = torch.bfloat16 if has_bfloat16() else torch.float32
-    count = -(-width // _SIDE)
-    rough_query = _room('query', (count, height + _SIDE - 1, _SIDE, dim), dtype)
-    rough_keys = [
-        _room(
-            f'keys {place}',
-            (count + 2 * w.aside, len(w.members), height + w.rows - 1, _SIDE, dim),
-            dtype,
-        )
-        for place, w in enumerate(windows)
-    ]
-    # keys of half precision are widened where they are needed
-    half = all(key.dtype == torch.float16 for key in keys)
-    exact_keys = _room(
-        'exact keys', (len(keys), height, width, dim), torch.float16 if half else torch.float32
-    )
+    values = labels.float().flatten(0, 2).contiguous().numpy()
+    out = np.zeros((*wanted.shape, labels.shape[-1]), np.float32)
+    half = all(each.key.dtype == torch.float16 for each in keys)
     tiles, threads = list(_tiles_of(wanted)), torch.get_num_threads()
     for head, weight in enumerate(mix.tolist()):
-        _fill(rough_query, query[head], 0, 0)
-        for place, member in enumerate(order):
-            exact_keys[place] = keys[member][head]
-        widened = iter(exact_keys)
-        for window, blocks in zip(windows, rough_keys, strict=True):
-            for place in range(len(window.members)):
-                _fill(blocks[:, place], next(widened), window.reach, window.aside)
+        if not weight:
+            continue
+        rough = [each.rough(head) for each in keys]
         exact_query = query[head].float().contiguous().numpy()
-        exact = exact_keys.flatten(0, 2)
-        exact = (exact.view(torch.int16) if half else exact).numpy()
-        slack = 2.0 * _ROUNDING * _longest(exact) if top_k else math.inf
-        rest = (layout, exact_query, exact, values, wanted.numpy(), top_k, slack, weight, out)
-        one = _Head(windows, rough_query, rough_keys, rest)
+        asked = rough_queries(exact_query, wanted.numpy())
+        # keys of half precision are widened where they are needed
+        held = _room('keys', (len(keys), *query.shape[1:]), torch.float16 if half else torch.float)
+        for place, each in enumerate(keys):
+            held[place] = each.key[head]
+        exact_keys = (held.view(torch.int16) if half else held).flatten(0, 2).numpy()
+        centres = np.stack([each.centre for each in rough])
+        longest = np.array([each.longest for each in rough], np.float32)
+        off = np.array([each.error for each in rough], np.float32)
+        off += _FLOAT * (longest + np.linalg.norm(centres, axis=1))
+        scales = np.array([each.scale for each in rough], np.float32)
+        rounding = (asked.scales, asked.errors, scales, centres, longest, off)
+        known = (exact_query, exact_keys, values, wanted.numpy())
+        rest = (layout, order, rounding, *known, top_k, weight, out)
+        one = _Head(windows, asked, rough, rest)
         for _ in (
             map(one.answer, tiles) if threads == 1 else _threads(threads).map(one.answer, tiles)
         ):
@@ -156,33 +137,47 @@ def propagate_tiles(
 
 @dataclass(frozen=True)
 class _Head:
-    """What is asked of a head, and what is known: blocks of queries, blocks of keys, and more."""
+    """What is asked of a head, and what is known: queries, the keys of references, and more."""
 
     windows: Sequence[_Window]
-    query: Tensor
-    keys: Sequence[Tensor]
+    query: RoughQueries
+    keys: Sequence[RoughKeys]
     rest: tuple[Any, ...]
 
     def answer(self, tiles: tuple[int, list[int]]) -> None:
         """Answer the queries of a row of tiles: its first row, and its blocks."""
         top, blocks = tiles
-        bands = []
-        for place, (window, known) in enumerate(zip(self.windows, self.keys, strict=True)):
-            band = known[:, :, top : top + window.rows]
-            bands.append(_room(f'band {place}', band.shape, band.dtype).copy_(band))
-        sizes = [_TILE * window.seen for window in self.windows]
-        logits = _room('logits', (sum(sizes),), torch.bfloat16)
-        parts = [part.view(_TILE, -1) for part in logits.split(sizes)]
-        runs = logits.view(torch.int16).view(-1, _TILE).numpy()
+        bands = [self._band(window, top, blocks) for window in self.windows]
+        sizes = [TILE * window.seen for window in self.windows]
+        whole = self.query.blocks.dtype == torch.int8
+        logits = _room('logits', (sum(sizes),), torch.int32 if whole else torch.bfloat16)
+        parts = [part.view(TILE, -1) for part in logits.split(sizes)]
+        runs = (logits if whole else logits.view(torch.int16)).view(-1, TILE).numpy()
         for block in blocks:
-            asked = self.query[block, top : top + _SIDE].flatten(0, 1)
+            asked = self.query.blocks[block, top : top + SIDE].flatten(0, 1)
             for window, band, part in zip(self.windows, bands, parts, strict=True):
-                seen = band[block : block + window.blocks].flatten(0, 3)
-                if seen.dtype == part.dtype:
+                first = block - blocks[0]
+                seen = band[first : first + window.blocks].flatten(0, 3)
+                if whole:
+                    torch._int_mm(asked, seen.t(), out=part)
+                elif seen.dtype == part.dtype:
                     torch.mm(asked, seen.t(), out=part)
                 else:
                     part.copy_(asked @ seen.t())
             _answer(runs, top, block, *self.rest)
+
+    def _band(self, window: _Window, top: int, blocks: Sequence[int]) -> Tensor:
+        """Put together what a row of tiles sees: (blocks, members, rows, SIDE, d)."""
+        left, right = blocks[0] - window.aside, blocks[-1] + window.aside + 1
+        above, like = top - window.reach, self.query.blocks
+        shape = (right - left, len(window.members), window.rows, SIDE, like.shape[-1])
+        band = _room(f'band {window.reach}', shape, like.dtype)  # what is beyond a frame is finite
+        across, down = slice(max(left, 0), right), slice(max(above, 0), above + window.rows)
+        for place, member in enumerate(window.members):
+            seen = self.keys[member].blocks[across, down]
+            ahead, over = across.start - left, down.start - above
+            band[ahead : ahead + seen.shape[0], place, over : over + seen.shape[1]] = seen
+        return band
 
 
 @lru_cache
@@ -221,24 +216,13 @@ def _room(name: str, shape: Sequence[int], dtype: torch.dtype = torch.float32) -
     return room[:size].view(shape)
 
 
-def _fill(blocks: Tensor, values: Tensor, above: int, aside: int) -> None:
-    """Put (h, w, d) into (blocks, rows, side, d), so many rows and blocks from the first."""
-    height, width, _ = values.shape
-    whole, rest = divmod(width, _SIDE)
-    rows = slice(above, above + height)
-    full = values[:, : whole * _SIDE].unflatten(1, (whole, _SIDE)).transpose(0, 1)
-    blocks[aside : aside + whole, rows] = full
-    if rest:
-        blocks[aside + whole, rows, :rest] = values[:, whole * _SIDE :]
-
-
 def _tiles_of(wanted: Tensor) -> Iterator[tuple[int, list[int]]]:
     """Give first row and blocks of rows of tiles that cover all that is True in (h, w)."""
-    padded = F.pad(wanted, (0, -wanted.shape[1] % _SIDE)).unflatten(1, (-1, _SIDE)).any(dim=2)
+    padded = F.pad(wanted, (0, -wanted.shape[1] % SIDE)).unflatten(1, (-1, SIDE)).any(dim=2)
     end = 0
     for row in padded.any(dim=1).nonzero()[:, 0].tolist():
         if row >= end:
-            end = row + _SIDE
+            end = row + SIDE
             yield row, padded[row:end].any(dim=0).nonzero()[:, 0].tolist()
 
 
@@ -247,30 +231,17 @@ def _widened(value):
 
 
 @overload(_widened)
-def _widen(value):
+def _wide(value):
     if isinstance(value, types.Float):
         return lambda value: value
 
     def widen(value):  # a finite one
         magnitude = np.int32((np.int32(value) & np.int32(0x7FFF)) << np.int32(13))
         # exponents differ by 112; the product is exact, and right for subnormal numbers as well
-        widened = np.int32(magnitude).view(np.float32) * np.float32(2.0**112)
-        return -widened if value < 0 else widened
+        wide = np.int32(magnitude).view(np.float32) * np.float32(2.0**112)
+        return -wide if value < 0 else wide
 
     return widen
-
-
-@compiled(['float64(int16[:, ::1])', 'float64(float32[:, ::1])'])
-def _longest(vectors):
-    """Give the largest norm of (n, d)."""
-    most = np.float32(0)
-    for n in range(len(vectors)):
-        square = np.float32(0)
-        for i in range(vectors.shape[1]):
-            value = _widened(vectors[n, i])
-            square += value * value
-        most = max(most, square)
-    return np.sqrt(most)
 
 
 @compiled('float32(int64)')
@@ -287,13 +258,43 @@ def _floor_bits(value):
     return np.int16(-32768)
 
 
+@compiled('int32(float64)')
+def _below(value):
+    """Give a whole number below a value, as near as there is one."""
+    return np.int32(min(max(np.floor(value) - 1.0, -(2.0**31)), 2.0**31 - 1))
+
+
+def _logit(product, scale, shift):
+    """Give a logit, in compiled loops: of a bfloat16 as an integer, or of a whole number."""
+
+
+@overload(_logit)
+def _logit_of(product, scale, shift):
+    if product == types.int16:
+        return lambda product, scale, shift: _float(product)
+    return lambda product, scale, shift: np.float32(product) * scale + shift
+
+
+def _floor(product, limit, scale, shift):
+    """Give what no product, of this one's type, is below whose logit is at least a limit."""
+
+
+@overload(_floor)
+def _floor_of(product, limit, scale, shift):
+    if product == types.int16:
+        return lambda product, limit, scale, shift: _floor_bits(limit)
+    return lambda product, limit, scale, shift: _below(
+        (np.float64(limit) - np.float64(shift)) / np.float64(scale)
+    )
+
+
 @compiled('uint64(int64, int64)')
 def _bits(low, high):
     """Set bits from one to before another; of those there are."""
-    low, high = max(low, 0), min(high, _TILE)
+    low, high = max(low, 0), min(high, TILE)
     if low >= high:
         return np.uint64(0)
-    return (_ALL >> np.uint64(_TILE - (high - low))) << np.uint64(low)
+    return (_ALL >> np.uint64(TILE - (high - low))) << np.uint64(low)
 
 
 @compiled('void(float32[::1], float32)')
@@ -307,56 +308,87 @@ def _insert(best, value):
 
 
 @compiled(
-    'int64(int16[:, ::1], int64, int64, int64, int64, int64[:, ::1], int64, int64, '
-    'float32, float32, float32[::1], float32[::1], int64[::1])'
+    [
+        f'int64({of}[:, ::1], int64, int64, int64, int64, int64[:, ::1], int64[::1], '
+        'float32[::1], float32[::1], int64, int64, float32, float32, float32[::1], '
+        'float32[::1], int64[::1])'
+        for of in ('int16', 'int32')
+    ]
 )
-def _candidates(logits, place, y, x, top, layout, height, width, limit, margin, best, rough, at):
+def _candidates(
+    products,
+    place,
+    y,
+    x,
+    top,
+    layout,
+    order,
+    scales,
+    shifts,
+    height,
+    width,
+    limit,
+    margin,
+    best,
+    rough,
+    at,
+):
     """Note keys that may be among the largest, and some more while these are not known yet."""
     found, ref, start = 0, 0, 0
-    block, floor = x // _SIDE, _floor_bits(limit)
+    block = x // SIDE
     best[:] = -np.inf
     for reach, members, rows, blocks in layout:
-        runs = rows // _SIDE
+        runs = rows // SIDE
         low, high = max(y - reach, 0), min(y + reach + 1, height)
         run = start + place * blocks * members * runs
         for b in range(block - blocks // 2, block + blocks // 2 + 1):
-            left = max(x - reach, b * _SIDE, 0)
-            right = min(x + reach + 1, (b + 1) * _SIDE, width)
-            columns = _bits(left - b * _SIDE, right - b * _SIDE) * _EVERY_ROW
+            left = max(x - reach, b * SIDE, 0)
+            right = min(x + reach + 1, (b + 1) * SIDE, width)
+            columns = _bits(left - b * SIDE, right - b * SIDE) * _EVERY_ROW
             for m in range(members):
-                for first in range(top - reach, top - reach + rows, _SIDE):
-                    inside = _bits(_SIDE * (low - first), _SIDE * (high - first)) & columns
-                    hits = at_least(logits, run, floor) & inside  # type: ignore[call-arg]
+                member = order[ref + m]
+                scale, shift = scales[member], shifts[member]
+                floor = _floor(products[0, 0], limit, scale, shift)
+                for first in range(top - reach, top - reach + rows, SIDE):
+                    inside = _bits(SIDE * (low - first), SIDE * (high - first)) & columns
+                    hits = at_least(products, run, floor) & inside  # type: ignore[call-arg]
                     while hits:
                         i = lowest_bit(hits)
                         hits &= hits - np.uint64(1)
-                        bits = logits[run, i]
-                        value = _float(bits)
-                        if bits >= floor and value >= limit:
-                            v, u = first + i // _SIDE, b * _SIDE + i % _SIDE
+                        product = products[run, i]
+                        value = _logit(product, scale, shift)
+                        if product >= floor and value >= limit:
+                            v, u = first + i // SIDE, b * SIDE + i % SIDE
                             rough[found] = value
-                            at[found] = ((ref + m) * height + v) * width + u
+                            at[found] = (member * height + v) * width + u
                             found += 1
                             if value > best[0]:
                                 _insert(best, value)
                                 limit = max(limit, best[0] - margin)
-                                floor = _floor_bits(limit)
+                                floor = _floor(product, limit, scale, shift)
                     run += 1
-        start += _TILE * blocks * members * runs
+        start += TILE * blocks * members * runs
         ref += members
     return found
 
 
+_ROUNDING = 'float32[:, ::1], float32[:, ::1], float32[::1], float32[:, ::1], float32[::1]'
+
+
 @compiled(
     [
-        'void(int16[:, ::1], int64, int64, int64[:, ::1], float32[:, :, ::1], '
-        f'{keys}[:, ::1], float32[:, ::1], boolean[:, :], int64, float64, float64, '
-        'float32[:, :, ::1])'
+        f'void({products}[:, ::1], int64, int64, int64[:, ::1], int64[::1], '
+        f'Tuple(({_ROUNDING}, float32[::1])), float32[:, :, ::1], {keys}[:, ::1], '
+        'float32[:, ::1], boolean[:, :], int64, float64, float32[:, :, ::1])'
+        for products in ('int16', 'int32')
         for keys in ('int16', 'float32')
     ]
 )
-def _answer(logits, top, block, layout, query, keys, values, wanted, top_k, slack, weight, out):
+def _answer(
+    products, top, block, layout, order, rounding, query, keys, values, wanted, top_k, weight, out
+):
     """Add what the queries of a tile find."""
+    query_scales, query_errors, key_scales, centres, longest, key_errors = rounding
     height, width, channels = out.shape
     dim, most = query.shape[2], 0
     for reach, members, _, _ in layout:
@@ -365,24 +397,48 @@ def _answer(logits, top, block, layout, query, keys, values, wanted, top_k, slac
     rough, exact = np.empty(most, np.float32), np.empty(most, np.float32)
     at = np.empty(most, np.int64)
     mixed = np.empty(channels, np.float32)
+    scales, shifts = np.empty_like(key_scales), np.empty_like(key_scales)
     guess = np.float32(-np.inf)
-    for place in range(_TILE):
-        y, x = top + place // _SIDE, block * _SIDE + place % _SIDE
+    for place in range(TILE):
+        y, x = top + place // SIDE, block * SIDE + place % SIDE
         if y >= height or x >= width or not wanted[y, x]:
             continue
         asked = query[y, x]
         norm = np.float32(0)
         for i in range(dim):
             norm += asked[i] * asked[i]
-        margin = np.float32(slack * np.sqrt(norm + np.float32(1e-30)))
-        found = _candidates(
-            logits, place, y, x, top, layout, height, width, guess, margin, best, rough, at
-        )
-        if best[0] - margin < guess:  # the neighbour's limit was too high
-            guess = np.float32(-np.inf)
+        norm = np.sqrt(norm)
+        margin = np.float32(0.0 if top_k else np.inf)
+        for r in range(len(scales)):
+            shift = np.float32(0)
+            for i in range(dim):
+                shift += asked[i] * centres[r, i]
+            scales[r], shifts[r] = query_scales[y, x] * key_scales[r], shift
+            # |q k - q' k'| <= |q - q'| |k| + |q'| |k - k'|, both ways
+            off = query_errors[y, x] * longest[r] + (norm + query_errors[y, x]) * key_errors[r]
+            margin = max(margin, np.float32(2) * off)
+        while True:
             found = _candidates(
-                logits, place, y, x, top, layout, height, width, guess, margin, best, rough, at
+                products,
+                place,
+                y,
+                x,
+                top,
+                layout,
+                order,
+                scales,
+                shifts,
+                height,
+                width,
+                guess,
+                margin,
+                best,
+                rough,
+                at,
             )
+            if best[0] - margin >= guess:
+                break
+            guess = np.float32(-np.inf)  # the neighbour's limit was too high
         limit = best[0] - margin
         guess = limit - _LEEWAY
         kept = 0

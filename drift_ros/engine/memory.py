@@ -21,6 +21,7 @@ from drift_ros.engine.config import TrackerConfig
 from drift_ros.engine.frame_features import FrameFeatures
 from drift_ros.engine.kernel import resize_labels
 from drift_ros.engine.kernel_fast import propagate
+from drift_ros.engine.key_tiles import Keys
 from drift_ros.engine.reference import (
     marked_area,
     moments,
@@ -271,11 +272,12 @@ class ReferenceMemory:
 
     @property
     def nbytes(self) -> int:
-        """Bytes held by features, labels and the frames in the network's size."""
-        held = [reference.labels for reference in self.references]
+        """Bytes held by features, what is made of them, labels and the frames' pictures."""
+        held: list[Tensor | Keys] = [reference.labels for reference in self.references]
         for reference in self.references:
             for layer in reference.features.layers:
                 held += [layer.key] if layer.key is layer.query else [layer.query, layer.key]
+                held.append(layer.keys)
         images = [r.features.image for r in self.references if r.features.image is not None]
         return sum(tensor.nbytes for tensor in held) + sum(image.nbytes for image in images)
 
@@ -363,7 +365,7 @@ class ReferenceMemory:
             scale = size[0] / grid[0]
             propagated = propagate(
                 layer.query.float(),
-                [reference.features.layers[index].key for reference in references],
+                [reference.features.layers[index].keys for reference in references],
                 resize_labels(labels, size, 'area'),
                 radius=[radius and math.ceil(radius * scale) for radius in radii],
                 top_k=kernel.top_k,

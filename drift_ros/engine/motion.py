@@ -32,6 +32,8 @@ _FEWEST, _ROUNDS = 6.0, 4
 _EXACT, _STIFF = 0.4, 30.0
 # Weight of the affine motion against what tokens nearby say.
 _ALONE = 0.05
+# Tokens of which a quarter is enough to fit an affine map.
+_MANY = 2000.0
 
 
 @dataclass(frozen=True)
@@ -112,11 +114,15 @@ def motion_votes(
     rest = _motion(places, flow, np.clip(4.0 * maps[0] - 3.0, 0.0, 1.0), options.bend_rest)
     if rest is None:
         return votes
+    near_any = maps[list(channels)].max(axis=0) >= options.floor
+    if not near_any.any():
+        return votes
     origin, inside = _origin(places + rest, pictures[1])
-    everywhere = (slice(0, maps.shape[1]), slice(0, maps.shape[2]))
-    away = _difference(pictures, rest, everywhere, options.reach)
+    whole = _extent(near_any)
+    away, noise = np.zeros_like(maps[0]), np.zeros_like(maps[0])
+    away[whole] = _difference(pictures, rest, whole, options.reach)
     aside = np.full_like(places, options.slip)
-    noise = options.noise + _difference([pictures[0]] * 2, aside, everywhere, options.reach)
+    noise[whole] = _difference([pictures[0]] * 2, aside, whole, options.reach)
     for channel in channels:
         near = maps[channel] >= options.floor
         weight = np.clip(2.0 * maps[channel] - 1.0, 0.0, 1.0)
@@ -125,7 +131,8 @@ def motion_votes(
             continue
         area = _extent(near)
         along = _difference(pictures, own, area, options.reach)
-        contrast = (away[area] - along) / (away[area] + along + noise[area])
+        contrast = away[area] - along
+        contrast /= away[area] + along + noise[area] + options.noise
         contrast[~(near & inside & _origin(places + own, pictures[1])[1])[area]] = 0.0
         # what the object has just uncovered is not to be found in the background of before
         free = 1.0 - np.clip(2.0 * held[channel][origin][area], 0.0, 1.0)
@@ -163,10 +170,13 @@ def _motion(
     things bend. Places, flow and the result are (h, w, 2), (x, y) in pixels; flow and result from
     where a token is. None: too few weigh anything.
     """
-    used = weight > 0.0
     if weight.sum() < _FEWEST:
         return None
-    count, place, shift = weight[used], places[used], flow[used]
+    # of many tokens every second of each axis tells the affine map as well
+    every = slice(None, None, 2 if weight.sum() > _MANY else 1)
+    some = weight[every, every]
+    used = some > 0.0
+    count, place, shift = some[used], places[every, every][used], flow[every, every][used]
     centre = np.average(place, axis=0, weights=count)
     spread = 2.0 * np.sqrt(np.average(((place - centre) ** 2).sum(axis=1), weights=count)) + 1.0
     basis = np.concatenate([np.ones((len(place), 1)), (place - centre) / spread], axis=1)
@@ -174,8 +184,9 @@ def _motion(
         moments = (basis * count[:, None]).T @ basis + np.diag([1e-3, _STIFF, _STIFF])
         solution = np.linalg.solve(moments, (basis * count[:, None]).T @ shift)
         off = np.linalg.norm(shift - basis @ solution, axis=1)
-        count = weight[used] / (1.0 + (off / max(_EXACT, 1.5 * float(np.median(off)))) ** 2)
-    affine = ((places - centre) @ (solution[1:] / spread) + solution[0]).astype(np.float32)
+        count = some[used] / (1.0 + (off / max(_EXACT, 1.5 * float(np.median(off)))) ** 2)
+    turn, shift = (part.astype(np.float32) for part in (solution[1:] / spread, solution[0]))
+    affine = (places - centre.astype(np.float32)) @ turn + shift
     if not bend:
         return affine
     weight = weight.astype(np.float32)[..., None]

@@ -365,7 +365,7 @@ class OnlineTracker:
             pieces = ((number, refined.piece(number)) for number in coarse)
             labels = decide.assign(pieces, labels)
         # an object of which no pixel is left was not found, whatever its tokens say
-        found = set(np.unique(labels).tolist()) & set(sure)
+        found = decide.visible(labels, sure)
 
         def observe(table: ObjectTable) -> ObjectTable:
             return table.observe(seen, found, states.lost_after)

@@ -4,7 +4,7 @@
 import pytest
 import torch
 
-from drift_ros.engine import kernel_fast, kernel_tiles
+from drift_ros.engine import kernel_fast, key_tiles
 from drift_ros.engine.kernel_fast import propagate
 
 
@@ -68,11 +68,14 @@ def example(heads=2, height=5, width=7, dim=6, references=2, channels=3):
     return query, keys, labels
 
 
-@pytest.fixture(params=['bfloat16', 'float32', 'rows'])
+@pytest.fixture(params=['int8', 'bfloat16', 'float32', 'rows'])
 def way(request, monkeypatch):
-    """Every way to compute it: with fast products in bfloat16, without, and without loops."""
-    monkeypatch.setattr(kernel_tiles, 'has_bfloat16', lambda: request.param == 'bfloat16')
-    if request.param == 'rows':
+    """Every way to compute it: with fast products in each type, and without loops."""
+    if request.param == 'int8' and not key_tiles.multiplies_whole_numbers():
+        pytest.skip('this processor cuts sums of products of 8 bits off')
+    if request.param != 'rows':
+        monkeypatch.setattr(key_tiles, 'rough_type', lambda: getattr(torch, request.param))
+    else:
         monkeypatch.setattr(kernel_fast, 'propagate_tiles', kernel_fast.propagate_rows)
         monkeypatch.setattr(kernel_fast, '_CHUNK', 100)
 
@@ -213,3 +216,57 @@ def test_threads_of_other_numbers_give_the_same():
             assert torch.get_num_threads() == count
     finally:
         torch.set_num_threads(threads)
+
+
+def test_keys_that_stand_out_cost_no_exactness(way):
+    """Rounded to multiples of what the largest needs, the others are hardly told apart."""
+    query, keys, labels = example(2, 20, 26, 12, 3)
+    keys[1, :, 4, 7] *= 300.0
+    query[:, 11, 13] *= 50.0
+    keys[2] += 40.0  # what is common to all keys of a frame
+    weights = torch.tensor([0.5, 0.5])
+    got = propagate(query, keys, labels, radius=(5, 3, 3), top_k=6)
+    want = masked(query, keys, labels, (5, 3, 3), 6, weights)
+    torch.testing.assert_close(got.double(), want, atol=2e-4, rtol=0)  # logits of 1e4 in float32
+
+
+def test_what_is_made_of_keys_is_kept(way):
+    query, keys, labels = example(2, 24, 30, 8, 3)
+    held = [key_tiles.Keys(key) for key in keys]
+    want = propagate(query, keys, labels, radius=(5, 2, 2), top_k=5)
+    assert torch.equal(propagate(query, held, labels, radius=(5, 2, 2), top_k=5), want)
+    kept = [each.nbytes for each in held]
+    assert torch.equal(propagate(query, held, labels, radius=(5, 2, 2), top_k=5), want)
+    assert [each.nbytes for each in held] == kept
+    # the other reference keeps its own place and window
+    want = propagate(query, keys[[2, 0]], labels[[2, 0]], radius=(2, 4), top_k=5)
+    assert torch.equal(
+        propagate(query, [held[2], held[0]], labels[[2, 0]], radius=(2, 4), top_k=5), want
+    )
+
+
+def test_whole_numbers_are_used_only_where_they_are_exact_and_fast(monkeypatch):
+    """Where sums are cut off, or there is no such product, floating point does it."""
+    monkeypatch.setattr(key_tiles, 'has_bfloat16', lambda: False)
+    plain = key_tiles.rough_type.__wrapped__
+
+    def cut_off(one, two):
+        return (one.int() @ two.int()).clamp(-(2**15), 2**15 - 1)
+
+    monkeypatch.setattr(torch, '_int_mm', cut_off)
+    assert plain() == torch.float32
+    monkeypatch.delattr(torch, '_int_mm')
+    assert plain() == torch.float32
+
+
+@pytest.mark.parametrize('kind', [torch.float16, torch.float32])
+def test_rounded_keys_are_off_by_no_more_than_is_said(kind, monkeypatch):
+    monkeypatch.setattr(key_tiles, 'rough_type', lambda: torch.int8)
+    key = (torch.randn(1, 13, 21, 24) * torch.rand(24) * 9 + 3).to(kind)
+    made = key_tiles.Keys(key).rough(0)
+    blocks = made.blocks.float().transpose(0, 1).flatten(1, 2)[:, :21]  # (h, w, d)
+    centre = torch.from_numpy(made.centre)
+    off = (key[0].float() - centre - made.scale * blocks).norm(dim=-1)
+    assert float(off.max()) == pytest.approx(made.error, rel=1e-3)
+    assert float((key[0].float() - centre).norm(dim=-1).max()) == pytest.approx(made.longest)
+    assert made.blocks.abs().max() == 127

@@ -217,12 +217,13 @@ def test_memory_does_not_grow_with_the_video():
     tracker = make(recent=2, older=2, older_interval=3)
     frame = scene((16, 16, 24, RED))
     tracker.seed(frame, square_mask((16, 16, 24)))
-    one = tracker.memory_bytes
-    sizes = []
+    counts, sizes = [], []
     for _ in range(14):
         tracker.step(frame)
-        sizes.append(tracker.memory_bytes // one)
-    assert sizes == [2, 3, 4, 4, 4] + [5] * 9
+        counts.append(len(tracker.state.memory.references))
+        sizes.append(tracker.memory_bytes)
+    assert counts == [2, 3, 4, 4, 4] + [5] * 9
+    assert sizes[:3] == sorted(set(sizes[:3])) and len(set(sizes[-8:])) == 1
 
 
 def test_after_a_reset_all_is_as_at_the_start():
