@@ -8,7 +8,9 @@ image, the object may go on behind: the front that was seen before tells how far
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
+from functools import cached_property
 import math
 
 import cv2
@@ -18,7 +20,6 @@ _LARGEST = 48  # pixels, of a front's longer side while it is sought: enough for
 _ROUNDS = 8
 _SETTLED = 0.002  # of the distance: less is no further round
 _COVERED = 0.7  # of what is seen that a front has to cover, or it is another view
-_ASTRAY = 0.2  # of a front that may lie where it would be seen, but is not
 _TURNED = 0.05  # of the size: deviation of a front as the object has turned since
 
 
@@ -41,6 +42,8 @@ class Front:
         (3,) metres along the axes.
     spread : np.ndarray
         (3, 3) square metres, of its points.
+    first_area : float
+        Square metres, of the first of the fronts of which this is the last one.
 
     """
 
@@ -50,6 +53,17 @@ class Front:
     middle: tuple[float, float]
     size: np.ndarray
     spread: np.ndarray
+    first_area: float
+
+    @cached_property
+    def area(self) -> float:
+        """Square metres across the view."""
+        return float(np.count_nonzero(self.mask)) * self.cell**2
+
+    @property
+    def least_area(self) -> float:
+        """Square metres: the smaller one of the first front and of this one."""
+        return min(self.area, self.first_area)
 
 
 @dataclass(frozen=True)
@@ -67,6 +81,8 @@ class Fit:
         (2, 2) square pixels, of the middle.
     hidden : float
         Share of the front that lies where it cannot be seen, 0 to 1.
+    missing : float
+        Share of the front that lies where it would be seen, but is not, 0 to 1.
 
     """
 
@@ -74,6 +90,7 @@ class Fit:
     depth: float
     covariance: np.ndarray
     hidden: float
+    missing: float
 
 
 def fit(
@@ -101,7 +118,7 @@ def fit(
     Returns
     -------
     Fit, optional
-        None where it fits nowhere: the object shows another side than it did.
+        None where it covers what is seen nowhere: the object shows another side than it did.
 
     """
     rows, columns = np.nonzero(seen)
@@ -125,7 +142,7 @@ def fit(
         if abs(distance - before) < _SETTLED * distance:
             break
     assert found is not None
-    return Fit(found.middle, distance, found.covariance, found.hidden)
+    return dataclasses.replace(found, depth=distance)
 
 
 def _fit_at(
@@ -152,8 +169,6 @@ def _fit_at(
     best = np.unravel_index(score.argmax(), score.shape)
     if covered[best] < _COVERED * picture[1].sum():
         return None
-    if covered[best] - score[best] > _ASTRAY * area:
-        return None
     weight = np.exp((score - score[best]) / math.sqrt(area)).astype(float)
     weight /= weight.sum()
     places = np.stack(np.meshgrid(*(np.arange(n) for n in score.shape[::-1])), -1).reshape(-1, 2)
@@ -167,9 +182,9 @@ def _fit_at(
     middle = (mean - np.array(shape[::-1]) + anchor) * ratio - 0.5
     turned = (_TURNED * np.array(shape[::-1]) * ratio) ** 2
     hidden = 1 - (2 * covered[best] - score[best]) / area
-    return Fit(
-        middle, distance, covariance * np.outer(ratio, ratio) + np.diag(turned), float(hidden)
-    )
+    missing = (covered[best] - score[best]) / area
+    covariance = covariance * np.outer(ratio, ratio) + np.diag(turned)
+    return Fit(middle, distance, covariance, float(hidden), float(missing))
 
 
 def _resized(part: np.ndarray, shape: list[int]) -> np.ndarray:

@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 
 from drift_ros.space.camera import Camera
-from drift_ros.space.front import fit, Front
+from drift_ros.space.front import Fit, fit, Front
 
 UNKNOWN = 1e6
 """Variance, in square metres, along a ray whose length is not known: a kilometre's deviation."""
@@ -31,6 +31,8 @@ _NEARER = 0.05  # of the depth by which what hides an object is nearer
 _FLUSH = 0.25  # of the depth: deviation where the mask may show what is behind the object
 _WHOLE = 0.1  # of the outline that may border something nearer, or the image's border, when whole
 _PART = 0.05  # of the front that is hidden: from here on the place is that of the front
+_ASTRAY = 0.2  # of a front that may be missing where it would be seen
+_FEW = 0.25  # of what would be seen of an object: less is not it; nor is what is so much more
 _OFF = 0.3  # of the distance by which depth and size may differ
 _LEAST_PIXELS = 8
 _ENOUGH = 3000  # pixels of a mask that are looked at, more or less
@@ -59,7 +61,9 @@ class Place:
         (3, 3) square metres, of the position.
     kind : str
         'depth': measured. 'size': from the known size of the object. 'bearing': no distance; the
-        variance along the bearing is :data:`UNKNOWN`.
+        variance along the bearing is :data:`UNKNOWN`. 'part': the mask shows less than a quarter
+        of the object, and nothing hides the rest; so it may be something else. There is no
+        distance either.
     share : float
         Of the mask's pixels with a depth, 0 to 1.
     cut : bool
@@ -85,7 +89,7 @@ class Place:
     @property
     def known(self) -> bool:
         """Whether the distance is known."""
-        return self.kind != 'bearing'
+        return self.kind in ('depth', 'size')
 
 
 def locate(
@@ -137,7 +141,19 @@ def locate(
             known_size = float(front.size[:2].max())
         found, share = _measure(mask, depth, camera, (left, top, width, height), front)
         if found is not None:
-            return Place(bearing=direction, kind='depth', share=share, cut=cut, **found)
+            if found.part:
+                return _bare(direction, tilt, 'part', share, cut)
+            return Place(
+                found.position,
+                direction,
+                found.size,
+                found.covariance,
+                'depth',
+                share,
+                cut,
+                found.hidden,
+                found.front,
+            )
     across = _angle(outline, camera)
     # an outline that the border cuts off tells no distance
     distance = 0.0
@@ -145,17 +161,30 @@ def locate(
         distance = known_size / 2 / math.tan(across / 2)
     # nor does one of which something nearer may hide a part
     if distance and (depth is None or not _is_behind(mask, depth, distance)):
+        area = np.count_nonzero(mask) * (distance / camera.focal) ** 2
+        if front is not None and area < _FEW * front.least_area:
+            return _bare(direction, tilt, 'part', share, cut)
         # a pixel more or less on each side, and a view of the object that is not its longest
         along = distance * max(0.1, 2 / max(width, height))
         covariance = _covariance(direction, (distance * tilt) ** 2, along**2)
         size = np.array([distance * width, distance * height, 0.0]) / camera.focal
         return Place(direction * distance, direction, size, covariance, 'size', share, cut)
+    return _bare(direction, tilt, 'bearing', share, cut)
+
+
+def _bare(direction: np.ndarray, tilt: float, kind: str, share: float, cut: bool) -> Place:
+    """Make a place without a distance."""
     covariance = _covariance(direction, tilt**2, UNKNOWN)
-    return Place(direction, direction, np.zeros(3), covariance, 'bearing', share, cut)
+    return Place(direction, direction, np.zeros(3), covariance, kind, share, cut)
 
 
 def _is_behind(mask: np.ndarray, depth: np.ndarray, distance: float) -> bool:
     """Whether a quarter of what lies around a mask is nearer than the object."""
+    left, top, width, height = cv2.boundingRect(mask.astype(np.uint8))
+    window = np.s_[
+        max(0, top - _RING) : top + height + _RING, max(0, left - _RING) : left + width + _RING
+    ]
+    mask, depth = mask[window], depth[window]
     around = depth[_dilated(mask, _RING) & ~mask]
     around = around[np.isfinite(around)]
     return len(around) > 0 and float(np.mean(around < (1 - _OFF) * distance)) > _ON
@@ -243,14 +272,34 @@ class _Grid:
         return touching * self.step / (2 * (np.ptp(x) + np.ptp(y) + 2 * self.step))
 
 
+@dataclass(frozen=True)
+class _Measured:
+    """
+    What a mask's depths tell: as in :class:`Place`.
+
+    Attributes
+    ----------
+    part : bool
+        Too little of the object is seen for nothing hiding the rest.
+
+    """
+
+    position: np.ndarray
+    size: np.ndarray
+    covariance: np.ndarray
+    hidden: float
+    front: Front | None
+    part: bool
+
+
 def _measure(
     mask: np.ndarray,
     depth: np.ndarray,
     camera: Camera,
     box: tuple[int, int, int, int],
     front: Front | None,
-) -> tuple[dict[str, Any] | None, float]:
-    """Find what a Place has of the depths of a mask; and the share of it that has a depth."""
+) -> tuple[_Measured | None, float]:
+    """Find what the depths of a mask tell; and the share of it that has a depth."""
     mask, depth, grid = _window(mask, depth, camera, box, front)
     measured = np.isfinite(depth)
     share = float(np.count_nonzero(measured & mask) / np.count_nonzero(mask))
@@ -270,10 +319,11 @@ def _measure(
     blocked = _blocked(seen, filled, everywhere, measured)
     cut = grid.at_border(seen)
     whole = blocked + cut <= _WHOLE
-    hidden, guess = 0.0, np.zeros((3, 3))
+    area = np.count_nonzero(seen) * (float(position[2]) / grid.focal) ** 2
+    hidden, guess, found = 0.0, np.zeros((3, 3)), None
     if not whole:
         found = None if front is None else fit(front, seen, nearer, filled, grid.focal)
-        if front is None or found is None:
+        if front is None or found is None or found.missing > _ASTRAY:
             # never seen whole, or another side of it: the middle may be at the end of what is seen
             guess = np.diag((size / 2) ** 2)
         elif found.hidden > _PART:
@@ -287,16 +337,13 @@ def _measure(
     if flush:
         ray = position / position[2]
         covariance = covariance + np.outer(ray, ray) * (_FLUSH * position[2]) ** 2
+    part = front is not None and _is_part(front, area, found)
     made = None
-    if whole and not flush:
-        made = _front(seen, filled, grid, position, size, spread)
-    return {
-        'position': position,
-        'size': size,
-        'covariance': covariance,
-        'hidden': hidden,
-        'front': made,
-    }, share
+    # what has grown at once shows more than the object
+    if whole and not flush and not part and (front is None or _FEW * area < front.area):
+        first = area if front is None else front.first_area
+        made = _front(seen, filled, grid, position, size, spread, first)
+    return _Measured(position, size, covariance, hidden, made, part), share
 
 
 def _window(
@@ -415,6 +462,19 @@ def _behind_it(front: Front, size: np.ndarray) -> bool:
     return float(size[:2].max()) > (1 + _OFF) * float(front.size[:2].max())
 
 
+def _is_part(front: Front, area: float, found: Fit | None) -> bool:
+    """
+    Whether too little of an object is seen, square metres, for nothing hiding the rest.
+
+    It is compared with the smaller one of the first and the last front: objects turn, and a mask
+    that was too large for a moment must not make the right one too small.
+    """
+    if found is not None:
+        area = (1 - found.hidden - found.missing) * front.area
+        return area < _FEW * (1 - found.hidden) * front.least_area
+    return area < _FEW * front.least_area
+
+
 def _front(
     seen: np.ndarray,
     filled: np.ndarray,
@@ -422,6 +482,7 @@ def _front(
     position: np.ndarray,
     size: np.ndarray,
     spread: np.ndarray,
+    first_area: float,
 ) -> Front:
     """Cut a front out of a picture."""
     left, top, width, height = cv2.boundingRect(seen.astype(np.uint8))
@@ -429,7 +490,8 @@ def _front(
     column, row = grid.project(position)
     relief = filled[part].astype(float) - position[2]
     middle = (float(column) - left, float(row) - top)
-    return Front(float(position[2]) / grid.focal, seen[part], relief, middle, size, spread)
+    cell = float(position[2]) / grid.focal
+    return Front(cell, seen[part], relief, middle, size, spread, first_area)
 
 
 def _radius(mask: np.ndarray) -> int:

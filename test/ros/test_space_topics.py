@@ -202,6 +202,25 @@ def test_the_pose_is_reliable_with_depth_one_and_silent_while_the_object_is_not_
     assert tracks.header.stamp in told and not [stamp for stamp in gone if stamp in told]
 
 
+def test_what_is_far_too_small_for_the_object_is_not_told_until_a_person_says_it_is(tracker):
+    (cup,) = seed(tracker, 'cup')
+    assert poses(tracker, show(tracker, depth=depths()))
+    for _ in range(3):
+        tracks = show(tracker, depth=depths(0.5))  # it looks as large, and is much nearer
+        assert tracks.tracks[0].state == 1
+        assert places(tracker, tracks) == {} and not poses(tracker, tracks)
+    bearings = [item.header.stamp for item in tracker.messages['bearing']]
+    assert tracks.header.stamp not in bearings
+    words = 'only a small part of object'
+    tracker.diagnostics(lambda values: 'target' in values and words in values['message'])
+    assert poses(tracker, show(tracker, depth=depths()))  # as large as it was
+    tracks = show(tracker, depth=depths(0.5))
+    answer = tracker.ask_seed(square_mask(CUP), tracks.header, ['cup'], object_ids=[cup])
+    assert answer.success, answer.message
+    (pose,) = poses(tracker, show(tracker, depth=depths(0.5)))
+    assert pose.pose.position.z == pytest.approx(0.5, abs=0.02)
+
+
 def test_without_depth_there_is_a_bearing_and_with_a_known_size_a_distance(tracker):
     (cup,) = seed(tracker, 'cup')
     tracks = show(tracker)

@@ -189,6 +189,67 @@ class TestPlaces:
         place = locate(picture.mask, CAMERA, picture.depth, front=front)
         np.testing.assert_allclose(place.position, alone.position)
 
+    def front(self, solid):
+        picture = take_picture(solid, CAMERA)
+        return locate(picture.mask, CAMERA, picture.depth).front
+
+    def test_a_patch_of_something_else_is_not_the_object(self):
+        front = self.front(self.box)
+        other = take_picture(Solid((0.6, 0.2, 2.0), (0.3, 0.3, 0.2)), CAMERA)
+        rows, columns = np.nonzero(other.mask)
+        patch = other.mask & (np.arange(240)[:, None] < rows.min() + 8)
+        patch &= np.arange(320) < columns.min() + 12
+        place = locate(patch, CAMERA, other.depth, front=front)
+        assert place.kind == 'part' and not place.known and place.front is None
+        # all of it could be the object from another side, and so could that patch
+        assert locate(other.mask, CAMERA, other.depth, front=front).kind == 'depth'
+        assert locate(patch, CAMERA, other.depth).known
+
+    def test_patches_that_lie_as_far_apart_as_the_object_is_large_are_not_the_object(self):
+        front = self.front(self.ball)
+        mask = np.zeros((240, 320), bool)
+        mask[100:106, 60:66] = mask[100:106, 100:106] = True
+        assert locate(mask, CAMERA, None, 0.3).kind == 'size'
+        assert locate(mask, CAMERA, None, 0.3, front).kind == 'part'
+
+    def test_two_patches_far_apart_beside_something_nearer_are_not_the_object(self):
+        front = self.front(self.ball)
+        depth = np.full((240, 320), 4.0, np.float32)
+        mask = np.zeros((240, 320), bool)
+        mask[100:112, 60:72] = mask[100:112, 150:162] = True
+        depth[mask] = 2.0
+        depth[:, 72:150] = 0.8
+        assert locate(mask, CAMERA, depth, front=front).kind == 'part'
+
+    def test_an_object_that_turns_its_narrow_side_stays_the_object(self):
+        front = self.front(Solid((0.0, 0.0, 1.5), (0.3, 0.3, 0.1)))
+        narrow = take_picture(Solid((0.0, 0.0, 1.5), (0.1, 0.3, 0.3)), CAMERA)
+        place = locate(narrow.mask, CAMERA, narrow.depth, front=front)
+        assert place.kind == 'depth' and place.front is not None
+        assert place.front.area < front.area / 2 and place.front.first_area == front.first_area
+
+    def test_a_mask_that_is_too_large_for_a_while_does_not_make_the_right_one_too_small(self):
+        picture = take_picture(self.box, CAMERA)
+        first = last = locate(picture.mask, CAMERA, picture.depth).front
+        depth = np.full_like(picture.depth, 8.0)
+        depth[30:210, 20:300] = 1.6  # as large as what the mask has leaked into
+        rows, columns = (int(np.median(each)) for each in np.nonzero(picture.mask))
+        for reach in (30, 55, 85):
+            leak = np.zeros_like(picture.mask)
+            leak[
+                max(rows - reach, 32) : rows + reach, max(columns - reach, 22) : columns + reach
+            ] = 1
+            around = np.where(leak, depth, 8.0).astype(np.float32)
+            last = locate(leak, CAMERA, around, front=last).front or last
+        assert last.area > 5 * first.area
+        place = locate(picture.mask, CAMERA, picture.depth, front=last)
+        assert place.kind == 'depth'
+        assert place.front.area == pytest.approx(first.area, rel=0.05)
+        # what grows more than that at once is not remembered
+        whole = np.zeros_like(picture.mask)
+        whole[32:208, 22:298] = True
+        assert locate(whole, CAMERA, depth, front=first).front is None
+
     def test_the_covariance_grows_where_the_middle_is_a_guess(self):
         picture = take_picture(self.box, CAMERA, Fault(noise=0.002))
         whole = locate(picture.mask, CAMERA, picture.depth).covariance

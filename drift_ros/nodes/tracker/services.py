@@ -11,7 +11,7 @@ one place.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
 import contextlib
 from functools import partial
@@ -83,6 +83,7 @@ class Services:
         group: CallbackGroup,
         prefix: str = '',
         elsewhere: Callable[[int], Tracker] | None = None,
+        on_seeds: Callable[[Sequence[int]], None] = lambda numbers: None,
     ) -> None:
         """
         Create them on a node.
@@ -103,8 +104,11 @@ class Services:
         elsewhere : callable, optional
             Gives the tracker of another camera that follows an object, by id; raises
             UnknownObjectError. None: there is no other camera.
+        on_seeds : callable
+            Told the ids of objects that were marked, on the worker's thread.
 
         """
+        self._on_seeds = on_seeds
         self._elsewhere = elsewhere
         self._worker, self._image, self._outputs = worker, images.find, outputs
         self._on_error, self._log = on_error, node.get_logger()
@@ -171,6 +175,7 @@ class Services:
         """Carry a prepared seed out, on the worker's thread, and tell those who listen."""
         tracker.apply_seed(seed)
         try:
+            self._on_seeds(seed.object_ids)
             listed = (f'{number} ({name})' for number, name in zip(seed.object_ids, seed.names))
             self._log.info(f'seeded {", ".join(listed)}')
             self._outputs.names(tracker)

@@ -10,7 +10,7 @@ being known is kept for the diagnostics, by cause. Nothing that goes wrong here 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 import threading
 import time
@@ -233,8 +233,9 @@ class Space:
             return
         depth = self._depth(look)
         sizes = read_sizes(self.options.sizes)
+        known = self._fronts
         live = {item.id for item in look.objects}
-        fronts = {number: kept for number, kept in list(self._fronts.items()) if number in live}
+        fronts = {number: kept for number, kept in known.items() if number in live}
         for item in look.objects:
             if item.box is None or int(item.state) != space_messages.SEEN:
                 continue
@@ -242,6 +243,14 @@ class Space:
             mask = look.labels == item.id
             place = locate(mask, camera, depth, size, fronts.get(item.id))
             if place is None:
+                continue
+            if place.kind == 'part':
+                self._cause(
+                    'part',
+                    f'the mask shows only a small part of object {item.id} {item.name!r}, and '
+                    'nothing hides the rest: it may be something else, so no place is told; if '
+                    'it is right, correct the object',
+                )
                 continue
             if place.front is not None:
                 fronts[item.id] = place.front
@@ -253,7 +262,16 @@ class Space:
                     'no depth on an object',
                     f'{place.share:.0%} of object {item.id} {item.name!r} has a depth: too little',
                 )
-        self._fronts = fronts
+        with self._lock:
+            if self._fronts is known:  # else they were forgotten meanwhile
+                self._fronts = fronts
+
+    def forget(self, numbers: Sequence[int]) -> None:
+        """Know no more how objects looked as a whole: a person has marked them anew."""
+        with self._lock:
+            self._fronts = {
+                number: kept for number, kept in self._fronts.items() if number not in numbers
+            }
 
     def _mismatch(self, look: Look) -> str:
         """Say why camera_info does not belong to the images; empty when it does."""

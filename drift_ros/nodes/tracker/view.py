@@ -99,13 +99,21 @@ class View:
         self._unheard: Callable[[Sequence[Any]], tuple[str, bool]] = lambda _: ('', False)
         self._images = Images(self._warn, self._sources)
         self.outputs = Outputs(node, prefix)
+        self.space = Space(node, self.outputs.publish, prefix)
         self._services = Services(
-            node, self._running, self._images, self.outputs, self.refuse, group, prefix, elsewhere
+            node,
+            self._running,
+            self._images,
+            self.outputs,
+            self.refuse,
+            group,
+            prefix,
+            elsewhere,
+            self.space.forget,
         )
         self._optimize = OptimizeAction(
             node, self._running, lambda: self.outputs.active, group, prefix
         )
-        self.space = Space(node, self.outputs.publish, prefix)
         self.status = Status(node, self._condition, prefix)
         self._stream = StreamCheck(self._warn)
         self._remedy = runtime.loss_remedy()
