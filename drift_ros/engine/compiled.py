@@ -2,15 +2,19 @@
 """Compiled loops."""
 
 from collections.abc import Callable
+import platform
 from typing import Any
 
-from llvmlite import ir
+from llvmlite import binding, ir
 import numba
 from numba import types
-from numba.extending import intrinsic
+from numba.extending import intrinsic, overload
+import numpy as np
 
 # Sums may be reordered, so that they use all lanes; NaN and infinity stay what they are.
 _FAST = {'reassoc', 'contract', 'arcp', 'nsz'}
+# Whether the processor has an instruction that widens float16.
+_EXTENDS = platform.machine() == 'aarch64' or bool(binding.get_host_cpu_features().get('f16c'))
 
 
 def compiled(signature: str | list[str]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -67,3 +71,34 @@ def lowest_bit(typing, bits):
         return builder.cttz(given[0], ir.Constant(ir.IntType(1), 1))
 
     return types.int64(types.uint64), generate
+
+
+def widened(value):
+    """Widen a float16, given as an integer, in compiled functions; a float32 stays as it is."""
+
+
+@overload(widened)
+def _widened(value):
+    if isinstance(value, types.Float):
+        return lambda value: value
+    if _EXTENDS:
+        return lambda value: _extended(value)  # type: ignore[call-arg]
+    return _widen
+
+
+@intrinsic
+def _extended(typing, value):
+    """Widen a float16 by the processor's instruction."""
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        return builder.fpext(builder.bitcast(given[0], ir.HalfType()), ir.FloatType())
+
+    return types.float32(types.int16), generate
+
+
+def _widen(value):
+    """Widen a finite float16 without an instruction for it."""
+    magnitude = np.int32((np.int32(value) & np.int32(0x7FFF)) << np.int32(13))
+    # exponents differ by 112; the product is exact, and right for subnormal numbers as well
+    wide = np.int32(magnitude).view(np.float32) * np.float32(2.0**112)
+    return -wide if value < 0 else wide

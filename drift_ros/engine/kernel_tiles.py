@@ -4,8 +4,8 @@ The windowed propagation kernel on a CPU, in tiles of queries.
 
 The largest of a query's affinities are looked for twice. A matrix product of rounded values,
 several times as fast as one in float32 (:mod:`drift_ros.engine.key_tiles`), gives logits that are
-off by no more than rounding can make them. What could be among the largest by these, some tens of
-thousands of keys, is then computed in float32. So the result is that of float32.
+off by no more than rounding can make them. What could be among the largest by these, some dozens
+of keys out of thousands, is then computed in float32. So the result is that of float32.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 import torch.nn.functional as F
 
-from drift_ros.engine.compiled import at_least, compiled, lowest_bit
+from drift_ros.engine.compiled import at_least, compiled, lowest_bit, widened
 from drift_ros.engine.key_tiles import Keys, rough_queries, RoughKeys, RoughQueries, SIDE, TILE
 
 # Where the search for the largest starts: so much below what a neighbour ended with.
@@ -224,24 +224,6 @@ def _tiles_of(wanted: Tensor) -> Iterator[tuple[int, list[int]]]:
         if row >= end:
             end = row + SIDE
             yield row, padded[row:end].any(dim=0).nonzero()[:, 0].tolist()
-
-
-def _widened(value):
-    """Widen a float16, given as an integer, in compiled loops; what is float32 stays as it is."""
-
-
-@overload(_widened)
-def _wide(value):
-    if isinstance(value, types.Float):
-        return lambda value: value
-
-    def widen(value):  # a finite one
-        magnitude = np.int32((np.int32(value) & np.int32(0x7FFF)) << np.int32(13))
-        # exponents differ by 112; the product is exact, and right for subnormal numbers as well
-        wide = np.int32(magnitude).view(np.float32) * np.float32(2.0**112)
-        return -wide if value < 0 else wide
-
-    return widen
 
 
 @compiled('float32(int64)')
@@ -446,7 +428,7 @@ def _answer(
             if rough[n] >= limit:
                 key, product = keys[at[n]], np.float32(0)
                 for i in range(dim):
-                    product += asked[i] * _widened(key[i])
+                    product += asked[i] * widened(key[i])
                 exact[kept] = product
                 at[kept] = at[n]
                 kept += 1

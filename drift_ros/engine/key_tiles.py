@@ -29,7 +29,7 @@ TILE = SIDE * SIDE
 # How far a product of what is rounded to 8 bits is off at most, as a share of both norms: queries,
 # keys and the sum are, which makes 1.5; sums in float32 add next to nothing.
 _ROUNDING = 1.6 * 2.0**-8
-# Largest whole number; every second row and column tells the middle of a frame's keys.
+# Largest whole number; every fourth row and column tells the middle of a frame's keys.
 _MOST, _SOME = 127.0, 4
 # Whole numbers leave more to be looked at again: what else there is has to take so much longer.
 _GAIN = 1.3

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The propagation kernel agrees with a deliberately plain, dense implementation."""
 
+import numba
+import numpy as np
 import pytest
 import torch
 
-from drift_ros.engine import kernel_fast, key_tiles
+from drift_ros.engine import compiled, kernel_fast, key_tiles
 from drift_ros.engine.kernel_fast import propagate
 
 
@@ -270,3 +272,21 @@ def test_rounded_keys_are_off_by_no_more_than_is_said(kind, monkeypatch):
     assert float(off.max()) == pytest.approx(made.error, rel=1e-3)
     assert float((key[0].float() - centre).norm(dim=-1).max()) == pytest.approx(made.longest)
     assert made.blocks.abs().max() == 127
+
+
+@pytest.mark.parametrize('way', ['instruction', 'integers'])
+def test_every_float16_is_widened_exactly(way):
+    if way == 'instruction' and not compiled._EXTENDS:
+        pytest.skip('this processor has no instruction for it')
+    widen = compiled._extended if way == 'instruction' else numba.njit(compiled._widen)
+
+    @numba.njit
+    def widen_all(values, out):
+        for i in range(len(values)):
+            out[i] = widen(values[i])
+
+    bits = np.arange(2**16, dtype=np.uint16).view(np.int16)
+    values = bits.view(np.float16).astype(np.float32)
+    finite, out = np.isfinite(values), np.empty(2**16, np.float32)
+    widen_all(bits, out)
+    assert np.array_equal(out[finite].view(np.int32), values[finite].view(np.int32))
