@@ -24,7 +24,7 @@ import lazy_loader  # noqa: E402
 # torch's threads wait awake for some 50 microseconds, from one operation to the next, and then
 # leave the processor to others; their own default of 300,000 turns spins for over 10 ms, during
 # which the thread that is waited for may get no processor. OpenMP reads this when torch is loaded.
-if 'OMP_WAIT_POLICY' not in os.environ:
+if not os.environ.get('OMP_WAIT_POLICY'):
     os.environ.setdefault('GOMP_SPINCOUNT', '1000')
 
 __version__ = '0.2.0'
