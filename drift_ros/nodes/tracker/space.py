@@ -95,6 +95,7 @@ class Space:
         self._last_depth = -1e9
         self._number: int | None = None
         self._fronts: dict[int, Front] = {}  # of objects that were seen whole, by id
+        self._doubted: frozenset[int] = frozenset()  # whose mask last showed too little
 
     def activate(self, options: SpaceOptions, replay: bool) -> None:
         """Subscribe; in replay to every depth image."""
@@ -236,6 +237,7 @@ class Space:
         known = self._fronts
         live = {item.id for item in look.objects}
         fronts = {number: kept for number, kept in known.items() if number in live}
+        doubts = self._doubted & live
         for item in look.objects:
             if item.box is None or int(item.state) != space_messages.SEEN:
                 continue
@@ -245,12 +247,16 @@ class Space:
             if place is None:
                 continue
             if place.kind == 'part':
+                doubts |= {item.id}
                 self._cause(
                     'part',
                     f'the mask shows only a small part of object {item.id} {item.name!r}, and '
                     'nothing hides the rest: it may be something else, so no place is told; if '
                     'it is right, correct the object',
                 )
+                continue
+            if item.id in doubts:  # what comes back is believed when it is seen twice
+                doubts -= {item.id}
                 continue
             if place.front is not None:
                 fronts[item.id] = place.front
@@ -264,7 +270,7 @@ class Space:
                 )
         with self._lock:
             if self._fronts is known:  # else they were forgotten meanwhile
-                self._fronts = fronts
+                self._fronts, self._doubted = fronts, doubts
 
     def forget(self, numbers: Sequence[int]) -> None:
         """Know no more how objects looked as a whole: a person has marked them anew."""
@@ -272,6 +278,7 @@ class Space:
             self._fronts = {
                 number: kept for number, kept in self._fronts.items() if number not in numbers
             }
+            self._doubted = self._doubted - set(numbers)
 
     def _mismatch(self, look: Look) -> str:
         """Say why camera_info does not belong to the images; empty when it does."""
