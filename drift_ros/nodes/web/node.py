@@ -236,7 +236,7 @@ def main(args: Sequence[str] | None = None) -> None:
     """Run the node as a process: ``ros2 run drift_ros web``."""
     logging.basicConfig(format='[%(levelname)s] [%(name)s]: %(message)s', level=logging.WARNING)
     with contextlib.suppress(OSError):
-        os.nice(5)  # tracking goes first
+        os.nice(10)  # tracking goes first
     runtime.run(WebNode, args)
 
 
