@@ -251,8 +251,8 @@ class Space:
                 self._cause(
                     'part',
                     f'the mask shows only a small part of object {item.id} {item.name!r}, and '
-                    'nothing hides the rest: it may be something else, so no place is told; if '
-                    'it is right, correct the object',
+                    'nothing nearer explains that: it may be something else, so no place is '
+                    'told; if it is right, correct the object',
                 )
                 continue
             if item.id in doubts:  # what comes back is believed when it is seen twice
