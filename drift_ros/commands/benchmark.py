@@ -361,3 +361,47 @@ def space(repeats: int) -> None:
             if not item.distance:
                 click.echo(f'{row} {item.honest:.1%} |')
                 row = ''
+
+
+@benchmark.command()
+@click.argument('root', type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option('--sequences', default='', help='Names, separated by commas [default: all].')
+@click.option(
+    '-e',
+    '--engine',
+    default='tracker',
+    show_default=True,
+    metavar='NAME[:OPTION=VALUE,...]',
+    help='Whose ~/segment.',
+)
+def prompts(root: Path, sequences: str, engine: str) -> None:
+    """
+    Mark the first frames of the DAVIS-layout folder ROOT by boxes and clicks: IoU with the truth.
+
+    A box is the bounding box of the truth. The first click is at the pixel farthest from the
+    object's edge, further ones where the largest remaining error is widest.
+    """
+    import numpy as np
+    from rich.progress import track
+
+    from drift_ros.api import Tracker
+    from drift_ros.evaluation.datasets import find_sequences
+    from drift_ros.evaluation.engines import parse_engine
+    from drift_ros.experiments.prompt_masks import measure, WAYS
+
+    table = Table('', *(Column(way, justify='right') for way in WAYS))
+    overlaps: dict[str, list[float]] = {way: [] for way in WAYS}
+    with user_errors():
+        chosen = [name for name in sequences.split(',') if name]
+        found = find_sequences(root, names=chosen)
+        tracker = parse_engine(engine).make()
+        if not isinstance(tracker, Tracker):
+            raise ValueError(f'{engine} makes no masks of boxes and clicks; choose a tracker')
+        for sequence in track(found, 'marking', console=Console(stderr=True)):
+            one = measure(sequence, tracker.segment)
+            table.add_row(sequence.name, *(f'{np.mean(one[way]):.2f}' for way in WAYS))
+            for way in WAYS:
+                overlaps[way] += one[way]
+    table.add_section()
+    table.add_row('mean over objects', *(f'{np.mean(overlaps[way]):.3f}' for way in WAYS))
+    Console().print(table)

@@ -126,6 +126,18 @@ def describe(features: FrameFeatures) -> Tensor:
     return torch.cat(layers, dim=-1) if len(layers) > 1 else layers[0]
 
 
+def waves(inputs: Tensor, options: PromptOptions) -> Tensor:
+    """
+    Give random Fourier features of tokens: inner products of them fall with distance.
+
+    (n, c) to (n, ``options.fourier``) float32; Rahimi and Recht, "Random features for large-scale
+    kernel machines", NIPS 2007.
+    """
+    frequencies, phases = _frequencies(inputs.shape[1], options.fourier, inputs.device)
+    made = torch.addmm(phases, inputs, frequencies * options.width).cos_()
+    return made.mul_(options.amplitude * (2.0 / options.fourier) ** 0.5)
+
+
 @dataclass(frozen=True)
 class TargetModel:
     """
@@ -325,7 +337,7 @@ class TargetModel:
         weights = self.weights[:, columns]
         looked = tokens.flatten(0, 1) if where is None else tokens[where]
         found = torch.addmm(
-            weights[-1], self._waves(looked), weights[:-1]
+            weights[-1], waves(looked, self.options), weights[:-1]
         )  # the last feature is 1
         if where is None:
             return found.unflatten(0, tokens.shape[:2])
@@ -389,14 +401,7 @@ class TargetModel:
 
     def _lift(self, inputs: Tensor) -> Tensor:
         """(n, c) to features (n, D)."""
-        return F.pad(self._waves(inputs), (0, 1), value=1.0)
-
-    def _waves(self, inputs: Tensor) -> Tensor:
-        """(n, c) to all features but the last, (n, D - 1)."""
-        options = self.options
-        frequencies, phases = _frequencies(inputs.shape[1], options.fourier, inputs.device)
-        waves = torch.addmm(phases, inputs, frequencies * options.width).cos_()
-        return waves.mul_(options.amplitude * (2.0 / options.fourier) ** 0.5)
+        return F.pad(waves(inputs, self.options), (0, 1), value=1.0)
 
     def _rest_moments(
         self, inputs: Tensor, weight: Tensor, count: int, near: Tensor | None

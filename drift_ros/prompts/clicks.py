@@ -114,10 +114,7 @@ def spread(features: FrameFeatures, size: tuple[int, int], points: Sequence[Poin
 
     """
     rows, columns = features.grid
-    layer = next(
-        item for item in features.layers if tuple(item.query.shape[1:3]) == (rows, columns)
-    )
-    weights = attention_graph(layer)
+    weights = attention_graph(finest(features))
     leak = np.full((rows, columns), _RESTART)
     starts = []
     for (row, column), positive in _tokens(points, size, (rows, columns)):
@@ -136,6 +133,11 @@ def spread(features: FrameFeatures, size: tuple[int, int], points: Sequence[Poin
         # each point has its own: one in a small part must not hide what another one says
         reached = np.maximum(reached, (found / found.max()).reshape(rows, columns))
     return np.maximum(reached, 1e-12)
+
+
+def finest(features: FrameFeatures) -> LayerFeatures:
+    """Give the first layer on the finest token grid."""
+    return next(item for item in features.layers if tuple(item.query.shape[1:3]) == features.grid)
 
 
 def attention_graph(layer: LayerFeatures) -> sparse.csr_matrix:

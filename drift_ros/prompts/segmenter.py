@@ -14,6 +14,7 @@ from drift_ros.engine.config import TrackerConfig
 from drift_ros.engine.errors import PromptError
 from drift_ros.engine.frame_features import FrameFeatures
 from drift_ros.engine.seeds import check_frame
+from drift_ros.prompts.boxes import in_boxes, likely
 from drift_ros.prompts.clicks import mark
 from drift_ros.prompts.grabcut import foreground, grab_cut
 from drift_ros.refinement.colour import ColourSolver, Surroundings
@@ -333,41 +334,55 @@ class GrabCutSegmenter:
             cv2.circle(mask, (x, y), dot, cv2.GC_FGD if positive else cv2.GC_BGD, -1)
         grab_cut(part, mask, self._iterations)  # where it can not, the marks are taken
         full = window.paste(foreground(mask).astype(np.float32))
-        if prompt.box is not None and not prompt.points:
-            full = complete_cut(frame, window, prompt.box, full)
+        if prompt.box is not None:
+            full = self._told_apart(frame, window, prompt, full)
         cut = window.crop(full) > 0.5
         score = _BELIEVED * _edge_share(part, cut.astype(np.uint8))
         return Segmentation(_inside(full > 0.5, prompt), score)
+
+    def _told_apart(
+        self, frame: np.ndarray, window: Window, prompt: Prompt, cut: np.ndarray
+    ) -> np.ndarray:
+        """Go on from a cut (H, W) with the network's queries, where there are such."""
+        assert prompt.box is not None
+        found = None
+        if self._extract is not None:
+            features = self._extract(frame)
+            features.check()
+            found = likely(features, prompt.box, cut > 0.5)
+        if found is None and prompt.points:
+            return cut
+        size = (frame.shape[0], frame.shape[1])
+        if found is None:
+            guess = 0.5 * (cut + in_boxes(prompt.box, size, size))
+        else:
+            guess = cv2.resize(found, size[::-1], interpolation=cv2.INTER_LINEAR)
+            if prompt.points:  # they are known to the cut only
+                guess = 0.5 * (cut + guess)
+        full = complete_cut(frame, window, prompt.box, guess)
+        for x, y, positive in prompt.points:
+            dot = max(round(0.012 * max(size)), 1)
+            cv2.circle(full, (int(x), int(y)), dot, 1.0 if positive else 0.0, -1)
+        return full
 
 
 def complete_cut(
     frame: np.ndarray,
     window: Window,
     box: tuple[float, float, float, float],
-    cut: np.ndarray,
+    guess: np.ndarray,
 ) -> np.ndarray:
     """
-    Go on from a cut (H, W) with the colour solver; it is told where in boxes objects are.
+    Take a guess (H, W) in [0, 1] of what is the object to the edges of the frame.
 
-    That is likely in the middle and unlikely in the corners. GrabCut does not know, and is easily
-    caught by a large thing in the background.
+    The result is (H, W) in [0, 1], and 0 outside the box.
     """
-    solver = ColourSolver(weight=1.0, rounds=3)
+    size = (frame.shape[0], frame.shape[1])
     seen = Surroundings.of(frame, [window])
-    window, (width, height) = seen.window, seen.window.size
-    x = window.left + (np.arange(width, dtype=np.float32) + 0.5) * (
-        (window.right - window.left) / width
-    )
-    y = window.top + (np.arange(height, dtype=np.float32) + 0.5) * (
-        (window.bottom - window.top) / height
-    )
-    # from -1 to 1 across the box
-    across = ((2 * x - box[0] - box[2]) / (box[2] - box[0]))[None]
-    down = ((2 * y - box[1] - box[3]) / (box[3] - box[1]))[:, None]
-    prior = 0.5 * np.clip(0.85 - 0.45 * (across**2 + down**2), 0.05, 0.95)
-    prior += 0.5 * window.crop(cut)
-    prior[(np.abs(across) > 1) | (np.abs(down) > 1)] = 0.0
-    return window.paste(solver.solve(seen, [prior.astype(np.float32)], [None])[0])
+    inside = seen.window.crop((in_boxes(box, size, size) > 0.0).astype(np.float32))
+    prior = np.where(inside > 0.5, np.clip(seen.window.crop(guess), 0.02, 0.98), 0.0)
+    solver = ColourSolver(weight=1.0, rounds=3)
+    return seen.window.paste(solver.solve(seen, [prior.astype(np.float32)], [None])[0])
 
 
 def _edge_share(image: np.ndarray, mask: np.ndarray) -> float:

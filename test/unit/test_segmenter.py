@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Masks from boxes and clicks, and the engine's use of them."""
 
+import cv2
 import numpy as np
 import pytest
 from sam_models import random_sam, save_folder
@@ -8,6 +9,9 @@ from scenes import BLUE, ColourFeatures, configure, GREEN, overlap, RED, scene, 
 import torch
 
 from drift_ros import Prompt, PromptError, SeedError, Tracker
+from drift_ros.engine.frame_features import FrameFeatures, LayerFeatures
+from drift_ros.experiments.prompt_masks import measure, next_click, WAYS
+from drift_ros.prompts.boxes import in_boxes, likely
 from drift_ros.prompts.clicks import attention_graph, mark
 from drift_ros.prompts.segmenter import (
     check_prompts,
@@ -261,9 +265,42 @@ def test_a_cut_is_completed_by_colour_and_place():
     frame = np.clip(frame + np.random.default_rng(0).normal(0, 4, frame.shape), 0, 255)
     half = np.where(np.arange(truth.shape[1]) < 60, truth, False).astype(np.float32)
     half[16:22, 24:30] = 1.0
-    window = Window.clipped((8, 4, 104, 92), truth.shape)
-    found = complete_cut(frame.astype(np.uint8), window, (24, 16, 88, 80), half) > 0.5
+    window, box = Window.clipped((8, 4, 104, 92), truth.shape), (24, 16, 88, 80)
+    guess = 0.5 * (half + in_boxes(box, truth.shape, truth.shape))
+    found = complete_cut(frame.astype(np.uint8), window, box, guess) > 0.5
     assert overlap(found, truth) > 0.9 > overlap(half > 0.5, truth)
+
+
+def two_things(size=(96, 128)):
+    """Give what a network says where a thing of two kinds of tokens stands: features, thing."""
+    generator = torch.Generator().manual_seed(0)
+    kinds = torch.nn.functional.normalize(torch.randn(3, 16, generator=generator), dim=-1)
+    rows, columns = torch.meshgrid(torch.arange(24), torch.arange(32), indexing='ij')
+    thing = (rows >= 6) & (rows < 18) & (columns >= 10) & (columns < 22)
+    kind = torch.where(thing, 1 + (columns >= 16).long(), 0)
+    tokens = kinds[kind] + 0.05 * torch.randn(24, 32, 16, generator=generator)
+    layer = LayerFeatures(8.0 * tokens[None], 8.0 * tokens[None])
+    truth = np.kron(thing.numpy(), np.ones((4, 4), bool))
+    assert truth.shape == size
+    return FrameFeatures((layer,)), truth
+
+
+def test_queries_tell_in_a_box_what_a_cut_by_colour_leaves_out_or_takes():
+    features, truth = two_things()
+    ys, xs = np.nonzero(truth)
+    box = (xs.min() - 14, ys.min() - 10, xs.max() + 15, ys.max() + 11)
+    cut = truth & (np.arange(128) < 66)  # a little more than the half of one colour
+    cut[14:24, 28:44] = True  # and a corner of the box
+    found = cv2.resize(likely(features, box, cut), truth.shape[::-1]) > 0.5
+    assert overlap(found, truth) > 0.9 > 0.6 > overlap(cut, truth)
+    outside = in_boxes(box, truth.shape, features.grid) == 0
+    assert outside.sum() > 300 and not likely(features, box, cut)[outside].any()
+
+
+@pytest.mark.parametrize('box', [(0, 0, 128, 96), (40, 40, 52, 52)], ids=['all', 'tiny'])
+def test_queries_tell_nothing_without_tokens_in_and_around_a_box(box):
+    features, truth = two_things()
+    assert likely(features, box, truth) is None
 
 
 @pytest.mark.parametrize(
@@ -293,3 +330,42 @@ def test_a_prompt_corrects_a_live_object():
     tracker.step(FRAME)
     again, _ = tracker.seed_prompts(FRAME, [Prompt(box=RED_BOX, object_id=number)])
     assert again == [number] and [item.name for item in tracker.objects] == ['cup']
+
+
+def test_the_next_click_is_where_the_error_is_widest():
+    truth, mask = np.zeros((40, 60), bool), np.zeros((40, 60), bool)
+    truth[10:30, 10:30] = True
+    assert next_click(truth, mask)[2] and 18 <= next_click(truth, mask)[0] <= 21
+    mask[:] = truth
+    mask[4:28, 34:58] = True
+    x, y, positive = next_click(truth, mask)
+    assert not positive and 44 <= x <= 47 and 14 <= y <= 17
+
+
+def test_boxes_and_clicks_are_measured_with_the_masks_they_make():
+    """Who marks exactly what is under a click, or the box, gets what that is worth."""
+    asked = []
+
+    class One:
+        image = FRAME
+
+    def segment(image, prompts):
+        (prompt,) = prompts
+        asked.append(prompt)
+        mask = TRUTH > 0 if prompt.box is None else TRUTH == 1
+        return [Segmentation(mask, 1.0)]
+
+    import drift_ros.evaluation.protocol as protocol
+
+    before, protocol.seed_mask = protocol.seed_mask, lambda *_: (TRUTH == 1).astype(np.uint8)
+    try:
+        found = measure([One()], segment)
+    finally:
+        protocol.seed_mask = before
+    share = np.count_nonzero(TRUTH == 1) / np.count_nonzero(TRUTH)
+    assert tuple(found) == WAYS
+    assert found['box'] == found['box, 2 clicks'] == [1.0]
+    assert found['1 click'] == found['3 clicks'] == [pytest.approx(share)]
+    assert [len(prompt.points) for prompt in asked] == [1, 2, 3, 0, 1, 2]
+    assert not asked[1].points[1][2]  # the other thing does not belong to it
+    assert asked[3].box == (16, 16, 48, 48)
