@@ -94,7 +94,7 @@ def likely(features: FrameFeatures, box: Box, cut: np.ndarray) -> np.ndarray | N
         return None
     prior = np.clip(_MIDDLE * middle + (1.0 - _MIDDLE) * guess, 1e-3, 1.0 - 1e-3)
     found = np.where(inside, 0.5 * (guess + middle), 0.0)
-    tokens = waves(describe(features).flatten(0, 1), PromptOptions())  # (n, D)
+    tokens = waves(describe(features).flatten(0, 1).cpu(), PromptOptions())  # (n, D)
     graph = attention_graph(finest(features))
     for _ in range(_ROUNDS):
         odds = np.exp(_STEEP * _regressed(tokens, found, inside | outside)).reshape(grid)
