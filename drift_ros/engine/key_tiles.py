@@ -158,7 +158,8 @@ def multiplies_whole_numbers() -> bool:
 def rough_queries(query: np.ndarray, wanted: np.ndarray) -> RoughQueries:
     """Prepare those of a head's queries (h, w, d) float32 that are wanted, (h, w) bool."""
     height, width, dim = query.shape
-    blocks = _blank(height + SIDE - 1, width, dim)  # a tile may reach beyond the last row
+    # a tile may reach beyond the last row
+    blocks = _blank(height + SIDE - 1, width, dim, rough_type())
     scales, errors = np.ones((height, width), np.float32), np.empty((height, width), np.float32)
     if blocks.dtype == torch.int8:
         _round_queries(query, wanted, blocks.numpy(), scales, errors)
@@ -170,7 +171,7 @@ def rough_queries(query: np.ndarray, wanted: np.ndarray) -> RoughQueries:
 
 def _rough_keys(key: Tensor, dtype: torch.dtype) -> RoughKeys:
     height, width, dim = key.shape
-    blocks, values = _blank(height, width, dim), key.float().contiguous().numpy()
+    blocks, values = _blank(height, width, dim, dtype), key.float().contiguous().numpy()
     centre = np.zeros(dim, np.float32)
     if dtype != torch.int8:
         _fill(blocks, key)
@@ -184,8 +185,8 @@ def _rough_keys(key: Tensor, dtype: torch.dtype) -> RoughKeys:
     return RoughKeys(blocks, centre, scale, longest, error)
 
 
-def _blank(height: int, width: int, dim: int) -> Tensor:
-    return torch.zeros((-(-width // SIDE), height, SIDE, dim), dtype=rough_type())
+def _blank(height: int, width: int, dim: int, dtype: torch.dtype) -> Tensor:
+    return torch.zeros((-(-width // SIDE), height, SIDE, dim), dtype=dtype)
 
 
 def _fill(blocks: Tensor, values: Tensor) -> None:
